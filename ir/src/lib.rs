@@ -1,0 +1,17 @@
+//! The graph IR of Weldment: op table, dtypes, dims, graph, text form, verifier and reference interpreters.
+#![forbid(unsafe_code)]
+
+pub mod attr;
+pub mod dtype;
+pub mod error;
+pub mod graph;
+pub mod op;
+mod shape_rules;
+pub mod types;
+
+pub use attr::{Attr, AttrKind, Real};
+pub use dtype::DType;
+pub use error::IrError;
+pub use graph::{Graph, Node, NodeId, Output, OutputKind, Range, Value};
+pub use op::{Category, Op, OpInfo, OpKind};
+pub use types::{Dim, Shape, TensorType};

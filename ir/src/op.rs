@@ -1,0 +1,251 @@
+//! The op table: every op of the graph IR, declared once.
+//!
+//! A row gives the doc line, variant, text name, operands (a trailing `..` makes the last one variadic), attributes,
+//! results, category and shape rule. The enum, the parser, the printer, the e-graph language, the arity check, the
+//! docs page and the interpreter's exhaustive match all follow from it.
+
+use crate::attr::{Attr, AttrKind, AttrValue, Real};
+use crate::dtype::DType;
+use crate::error::IrError;
+use crate::shape_rules as rule;
+use crate::types::{Shape, TensorType};
+use std::fmt;
+use std::sync::Arc;
+
+/// Broad behaviour that passes may rely on without naming ops.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Category {
+    /// No operands: input, weight, state, constant.
+    Leaf,
+    /// Each result element depends on the operand elements at the same (broadcast) place.
+    Elementwise,
+    /// Moves or renames elements, computes nothing.
+    View,
+    /// Reduces or normalises along an axis.
+    Reduction,
+    /// Contracts operands.
+    Contraction,
+    /// Indexed reads and position-dependent ops.
+    Indexed,
+    /// Gives a new version of a state operand (operand 0).
+    StateWrite,
+}
+
+/// What the table says of one op.
+#[derive(Debug)]
+pub struct OpInfo {
+    /// Text name.
+    pub name: &'static str,
+    /// Doc lines.
+    pub doc: &'static str,
+    /// Operand names.
+    pub operands: &'static [&'static str],
+    /// True if the last operand may repeat.
+    pub variadic: bool,
+    /// Attribute names and kinds, in order.
+    pub attrs: &'static [(&'static str, AttrKind)],
+    /// Result names.
+    pub results: &'static [&'static str],
+    /// Behaviour.
+    pub category: Category,
+}
+
+macro_rules! ops {
+    ($($(#[doc = $doc:literal])+ $variant:ident $name:literal ($($operand:ident),* $(; $rest:ident ..)?)
+        {$($attr:ident: $ty:ty),*} -> ($($result:ident),+) $category:ident $rule:ident;)*) => {
+        /// An op with its attributes. See the table in this file (and docs/ops.md) for semantics.
+        #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub enum Op { $($(#[doc = $doc])+ $variant {$(
+            #[doc = concat!("Attribute `", stringify!($attr), "`.")] $attr: $ty),*},)* }
+
+        /// An op without its attributes.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub enum OpKind { $($(#[doc = $doc])+ $variant,)* }
+
+        impl OpKind {
+            /// Every op, in table order.
+            pub const ALL: &'static [OpKind] = &[$(OpKind::$variant,)*];
+
+            /// The table row.
+            pub fn info(self) -> &'static OpInfo {
+                match self { $(OpKind::$variant => {
+                    const INFO: OpInfo = OpInfo {
+                        name: $name, doc: concat!($($doc, "\n"),+),
+                        operands: &[$(stringify!($operand),)* $(stringify!($rest),)?],
+                        variadic: false $(|| { let _ = stringify!($rest); true })?,
+                        attrs: &[$((stringify!($attr), <$ty as AttrValue>::KIND)),*],
+                        results: &[$(stringify!($result)),+],
+                        category: Category::$category,
+                    };
+                    &INFO
+                })* }
+            }
+        }
+
+        impl Op {
+            /// The op without attributes.
+            pub fn kind(&self) -> OpKind { match self { $(Op::$variant { .. } => OpKind::$variant,)* } }
+
+            /// Attribute values in table order.
+            pub fn attrs(&self) -> Vec<Attr> {
+                match self { $(Op::$variant { $($attr),* } => vec![$($attr.to_attr()),*],)* }
+            }
+
+            /// Builds an op from dynamic attributes in table order.
+            ///
+            /// # Errors
+            /// If the number or kind of attributes is not the table's.
+            pub fn from_attrs(kind: OpKind, attrs: &[Attr]) -> Result<Op, IrError> {
+                let info = kind.info();
+                let wrong = |message: String| IrError::InvalidOp { op: info.name, message };
+                if attrs.len() != info.attrs.len() {
+                    return Err(wrong(format!("{} attributes given, {} expected", attrs.len(), info.attrs.len())));
+                }
+                let mut at = 0usize;
+                let mut next = || { at += 1; (&attrs[at - 1], info.attrs[at - 1]) };
+                let _ = &mut next;
+                match kind { $(OpKind::$variant => Ok(Op::$variant { $($attr: {
+                    let (value, (name, kind)) = next();
+                    <$ty as AttrValue>::from_attr(value)
+                        .ok_or_else(|| wrong(format!("attribute {name} is {value}, a {kind:?} is expected")))?
+                }),* }),)* }
+            }
+
+            /// Result types for operand types: arity, then the row's shape rule.
+            ///
+            /// # Errors
+            /// Says which operand or attribute was found and what would be accepted.
+            pub fn infer(&self, operands: &[TensorType]) -> Result<Vec<TensorType>, IrError> {
+                self.kind().check_arity(operands.len())?;
+                let types = match self { $(Op::$variant { .. } => rule::$rule(self, operands),)* };
+                types.map_err(|message| IrError::InvalidOp { op: self.kind().info().name, message })
+            }
+        }
+    };
+}
+
+ops! {
+    /// A tensor given at every step.
+    Input "input" () {name: Arc<str>, dtype: DType, shape: Shape} -> (out) Leaf leaf;
+    /// A constant tensor of the checkpoint; `name` is its canonical tensor name.
+    Weight "weight" () {name: Arc<str>, dtype: DType, shape: Shape} -> (out) Leaf leaf;
+    /// A tensor that outlives the step (a KV cache); this is the version at the step's start.
+    State "state" () {name: Arc<str>, dtype: DType, shape: Shape} -> (out) Leaf leaf;
+    /// A scalar constant.
+    Constant "constant" () {value: Real, dtype: DType} -> (out) Leaf constant;
+    /// Rotary angles, f32 [positions, dim]: cos of position * frequency[i] for i < dim/2, then sin. frequency[i] = theta^(-2i/dim),
+    /// divided by `factors[i]` where that weight operand is given.
+    /// Llama 3 scaling applies when factor != 1: wavelengths over original/low are divided by factor, those under original/high kept,
+    /// those between interpolated (Llama 3.1 reference, as in transformers' modeling_rope_utils).
+    RopeTable "rope_table" (; factors ..) {positions: i64, dim: i64, theta: Real, factor: Real, low: Real, high: Real, original: i64} -> (out) Leaf rope_table;
+
+    /// a + b, numpy broadcasting.
+    Add "add" (a, b) {} -> (out) Elementwise arithmetic;
+    /// a - b.
+    Sub "sub" (a, b) {} -> (out) Elementwise arithmetic;
+    /// a * b.
+    Mul "mul" (a, b) {} -> (out) Elementwise arithmetic;
+    /// a / b.
+    Div "div" (a, b) {} -> (out) Elementwise arithmetic;
+    /// The larger of a and b.
+    Maximum "maximum" (a, b) {} -> (out) Elementwise arithmetic;
+    /// The smaller of a and b.
+    Minimum "minimum" (a, b) {} -> (out) Elementwise arithmetic;
+    /// a < b as bool.
+    Less "less" (a, b) {} -> (out) Elementwise compare;
+    /// b where condition (bool) holds, else c.
+    Select "select" (condition, b, c) {} -> (out) Elementwise select;
+    /// -a.
+    Neg "neg" (a) {} -> (out) Elementwise float_unary;
+    /// e^a.
+    Exp "exp" (a) {} -> (out) Elementwise float_unary;
+    /// a / (1 + e^-a).
+    Silu "silu" (a) {} -> (out) Elementwise float_unary;
+    /// Gaussian error linear unit, tanh form.
+    Gelu "gelu" (a) {} -> (out) Elementwise float_unary;
+    /// tanh a.
+    Tanh "tanh" (a) {} -> (out) Elementwise float_unary;
+    /// 1 / (1 + e^-a).
+    Sigmoid "sigmoid" (a) {} -> (out) Elementwise float_unary;
+    /// 1 / sqrt a.
+    Rsqrt "rsqrt" (a) {} -> (out) Elementwise float_unary;
+    /// Rounds to `dtype` (nearest even; saturating for f8; to q8a: blocks of 32 along the last dim, d = amax/127, q = round(a/d)). From a block format: dequantises.
+    Cast "cast" (a) {dtype: DType} -> (out) Elementwise cast;
+
+    /// Sum along `axis`, kept with size 1.
+    ReduceSum "reduce_sum" (a) {axis: i64} -> (out) Reduction reduce;
+    /// Mean along `axis`, kept with size 1.
+    ReduceMean "reduce_mean" (a) {axis: i64} -> (out) Reduction reduce;
+    /// Maximum along `axis`, kept with size 1.
+    ReduceMax "reduce_max" (a) {axis: i64} -> (out) Reduction reduce;
+    /// e^(a - max) / sum, along the last dim.
+    Softmax "softmax" (a) {} -> (out) Reduction float_unary;
+    /// x * rsqrt(mean(x^2, last dim) + eps) * w, w over the last dim; computed in f32, rounded to `dtype` once.
+    RmsNorm "rms_norm" (x, w) {eps: Real, dtype: DType} -> (out) Reduction rms_norm;
+    /// sum = x + residual (in residual's dtype), norm = rms_norm(sum, w).
+    AddRmsNorm "add_rms_norm" (x, residual, w) {eps: Real, dtype: DType} -> (norm, sum) Reduction add_rms_norm;
+
+    /// The same elements in row-major order under another shape.
+    Reshape "reshape" (a) {shape: Shape} -> (out) View reshape;
+    /// Dims permuted: result dim i is operand dim permutation[i].
+    Transpose "transpose" (a) {permutation: Vec<i64>} -> (out) View transpose;
+    /// Elements start..end along `axis`.
+    Slice "slice" (a) {axis: i64, start: i64, end: i64} -> (out) View slice;
+    /// Operands joined along `axis`.
+    Concat "concat" (; parts ..) {axis: i64} -> (out) View concat;
+    /// Size-1 dims (and missing leading ones) repeated to `shape`.
+    Broadcast "broadcast" (a) {shape: Shape} -> (out) View broadcast;
+
+    /// x [.., K] times w [N, K] transposed: out [.., N], sums in f32 (i32 within a block where x is q8a), rounded to `dtype`.
+    Matmul "matmul" (x, w) {dtype: DType} -> (out) Contraction matmul;
+    /// matmul(x, w) + addend, the addend broadcast over leading dims, rounded once.
+    MatmulAdd "matmul_add" (x, w, addend) {dtype: DType} -> (out) Contraction matmul_add;
+    /// silu(matmul(x, w_gate)) * matmul(x, w_up), rounded once.
+    MatmulSiluMul "matmul_silu_mul" (x, w_gate, w_up) {dtype: DType} -> (out) Contraction matmul_silu_mul;
+    /// silu(gate) * up, rounded once.
+    SiluMul "silu_mul" (gate, up) {dtype: DType} -> (out) Elementwise silu_mul;
+
+    /// Rows of `table` [V, H] picked by integer `indices` [..]: out [.., H] in `dtype`.
+    Gather "gather" (table, indices) {dtype: DType} -> (out) Indexed gather;
+    /// Rotary embedding of x [T, H, D] by table rows positions [T] of table [P, R], R <= D, the first R elements of each head:
+    /// pairs (i, i + R/2), or (2i, 2i + 1) when interleaved; (a, b) -> (a cos - b sin, b cos + a sin).
+    Rope "rope" (x, positions, table) {interleaved: bool} -> (out) Indexed rope;
+    /// Writes x [T, H, D] into a paged cache at each token's block and slot: block = block_tables[sequence_ids[t], positions[t] / S], slot = positions[t] % S.
+    /// The cache is [N, H, S, D], or [N, H, D, S] when transposed. A block of -1 drops the write.
+    CacheWrite "cache_write" (cache, x, positions, sequence_ids, block_tables) {transposed: bool} -> (out) StateWrite cache_write;
+    /// rope, then cache_write.
+    RopeCacheWrite "rope_cache_write" (cache, x, positions, table, sequence_ids, block_tables) {interleaved: bool, transposed: bool} -> (out) StateWrite rope_cache_write;
+    /// Causal attention over a paged cache: q [T, Hq, D], k_cache [N, Hkv, D, S], v_cache [N, Hkv, S, D]; query head h reads KV head h / (Hq / Hkv);
+    /// token t sees positions 0..=positions[t] of its sequence; softmax of scale * q.k; out [T, Hq, D], rounded to `dtype`.
+    Attention "attention" (q, k_cache, v_cache, positions, sequence_ids, block_tables) {scale: Real, dtype: DType} -> (out) Contraction attention;
+}
+
+impl OpKind {
+    /// The op of that text name.
+    ///
+    /// # Errors
+    /// If the table has none.
+    pub fn from_name(name: &str) -> Result<OpKind, IrError> {
+        OpKind::ALL.iter().copied().find(|k| k.info().name == name).ok_or_else(|| IrError::UnknownOp(name.to_owned()))
+    }
+
+    /// Checks an operand count against the table.
+    ///
+    /// # Errors
+    /// If it is not accepted.
+    pub fn check_arity(self, found: usize) -> Result<(), IrError> {
+        let info = self.info();
+        let fixed = info.operands.len() - usize::from(info.variadic);
+        if found == fixed || (info.variadic && found > fixed) {
+            return Ok(());
+        }
+        let more = if info.variadic { " or more" } else { "" };
+        Err(IrError::InvalidOp { op: info.name, message: format!("{found} operands given, {fixed}{more} expected") })
+    }
+}
+
+impl fmt::Display for OpKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.info().name)
+    }
+}
