@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod attr;
+pub mod codec;
 pub mod dtype;
 pub mod error;
 pub mod graph;

@@ -7,6 +7,14 @@ fn half_at(block: &[u8], i: usize) -> f32 {
     f16::from_le_bytes([block[2 * i], block[2 * i + 1]]).to_f32()
 }
 
+/// 32 x i8, f32 scale, f32 scale times the sum of the quants (which serves dot products and is not needed here).
+pub(super) fn q8a(block: &[u8; 40], out: &mut [f32; 32]) {
+    let d = f32::from_le_bytes([block[32], block[33], block[34], block[35]]);
+    for (value, q) in out.iter_mut().zip(&block[..32]) {
+        *value = f32::from(*q as i8) * d;
+    }
+}
+
 /// f16 scale, 32 x i8.
 pub(super) fn q8_0(block: &[u8; 34], out: &mut [f32; 32]) {
     let d = half_at(block, 0);

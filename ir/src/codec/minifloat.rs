@@ -95,7 +95,7 @@ impl MiniFloat {
         }
         let sign = if value.is_sign_negative() { self.sign_bit() } else { 0 };
         let code = self.encode_magnitude(value.abs());
-        if code > self.max_code() {
+        let Some(code) = u8::try_from(code).ok().filter(|c| *c <= self.max_code()) else {
             let beyond = match (overflow, self.specials) {
                 (Overflow::Saturate, _) | (_, Specials::None) => self.max_code(),
                 (Overflow::Ieee, Specials::Ieee) => self.max_code() + 1,
@@ -103,7 +103,7 @@ impl MiniFloat {
                 (Overflow::Ieee, Specials::AllOnesNan) => self.sign_bit() - 1,
             };
             return sign | beyond;
-        }
+        };
         if code == 0 && self.specials == Specials::NegativeZeroNan {
             return 0;
         }
@@ -111,17 +111,16 @@ impl MiniFloat {
     }
 
     /// The code of a non-negative value as if exponents had no upper end; anything above [`Self::max_code`] overflowed.
-    fn encode_magnitude(self, value: f32) -> u8 {
+    fn encode_magnitude(self, value: f32) -> u32 {
         let lowest = 1 - self.bias;
         // No format here has subnormals below f32's normals, so reading f32's exponent field is enough.
         let exponent = ((value.to_bits() >> 23) as i32 - 127).max(lowest);
         if exponent > 127 - self.mantissa_bits as i32 {
-            return u8::MAX >> 1;
+            return u32::MAX;
         }
         let units = (value * power_of_two(self.mantissa_bits as i32 - exponent)).round_ties_even() as u32;
         // `units` holds the hidden bit, so that a carry moves into the exponent by itself.
-        let code = (((exponent - lowest) as u32) << self.mantissa_bits) + units;
-        code.min(0x7f) as u8
+        (((exponent - lowest) as u32) << self.mantissa_bits) + units
     }
 }
 

@@ -40,7 +40,7 @@ pub enum CodecError {
         found: usize,
     },
     /// There is no encoder for this dtype.
-    #[error("{0} cannot be encoded; f32, f16, bf16, the f8 types, f4e2m1, q8_0, q4_0 and q4_1 can")]
+    #[error("{0} cannot be encoded; f32, f16, bf16, the f8 types, f4e2m1, q8a, q8_0, q4_0 and q4_1 can")]
     NoEncoder(DType),
 }
 
@@ -100,6 +100,7 @@ pub fn decode(dtype: DType, bytes: &[u8], out: &mut [f32]) -> Result<(), CodecEr
         DType::U32 => each(bytes, out, |b| u32::from_le_bytes(b) as f32),
         DType::I64 => each(bytes, out, |b| i64::from_le_bytes(b) as f32),
         DType::Bool => each(bytes, out, |[b]| if b == 0 { 0.0 } else { 1.0 }),
+        DType::Q8A => blocks(bytes, out, block::q8a),
         DType::Q8_0 => blocks(bytes, out, block::q8_0),
         DType::Q4_0 => blocks(bytes, out, block::q4_0),
         DType::Q4_1 => blocks(bytes, out, block::q4_1),
@@ -130,7 +131,7 @@ pub fn decode_vec(dtype: DType, bytes: &[u8], elements: usize) -> Result<Vec<f32
 
 /// Encodes `values` as little-endian bytes of `dtype`, rounding to nearest, ties to even.
 ///
-/// `q8_0`, `q4_0` and `q4_1` use GGML's reference quantiser and ignore `overflow`.
+/// `q8_0`, `q4_0` and `q4_1` use GGML's reference quantiser and ignore `overflow`, as does `q8a`.
 ///
 /// # Errors
 /// If `values` is not whole blocks, or `dtype` has no encoder.
@@ -152,9 +153,12 @@ pub fn encode(dtype: DType, values: &[f32], overflow: Overflow) -> Result<Vec<u8
         DType::F8E4M3Fnuz => mini(&mut out, MiniFloat::E4M3_FNUZ),
         DType::F8E5M2 => mini(&mut out, MiniFloat::E5M2),
         DType::F8E5M2Fnuz => mini(&mut out, MiniFloat::E5M2_FNUZ),
-        DType::F4E2M1 => out.extend(values.chunks_exact(2).map(|pair| {
-            MiniFloat::E2M1.encode(pair[0], overflow) | MiniFloat::E2M1.encode(pair[1], overflow) << 4
-        })),
+        DType::F4E2M1 => out.extend(
+            values
+                .chunks_exact(2)
+                .map(|pair| MiniFloat::E2M1.encode(pair[0], overflow) | MiniFloat::E2M1.encode(pair[1], overflow) << 4),
+        ),
+        DType::Q8A => values.chunks_exact(32).for_each(|v| quantise::q8a(v, &mut out)),
         DType::Q8_0 => values.chunks_exact(32).for_each(|v| quantise::q8_0(v, &mut out)),
         DType::Q4_0 => values.chunks_exact(32).for_each(|v| quantise::q4_0(v, &mut out)),
         DType::Q4_1 => values.chunks_exact(32).for_each(|v| quantise::q4_1(v, &mut out)),

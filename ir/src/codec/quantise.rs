@@ -1,10 +1,21 @@
-//! GGML's reference quantisers for three formats: enough to build test models without another tool.
+//! GGML's reference quantisers for three formats, enough to build test models without another tool, and our own of activations.
 
 use half::f16;
 
 /// 1 / `d`, or 0 for a block of zeros.
 fn inverse(d: f32) -> f32 {
     if d == 0.0 { 0.0 } else { 1.0 / d }
+}
+
+/// Appends the activation block of 32 `values`: quants, scale amax / 127, scale times the sum of the quants.
+pub(super) fn q8a(values: &[f32], out: &mut Vec<u8>) {
+    let d = values.iter().fold(0.0f32, |m, v| m.max(v.abs())) / 127.0;
+    let id = inverse(d);
+    let quant = |v: &f32| (v * id).round_ties_even() as i8;
+    out.extend(values.iter().map(|v| quant(v) as u8));
+    let sum: i32 = values.iter().map(|v| i32::from(quant(v))).sum();
+    out.extend(d.to_le_bytes());
+    out.extend((d * sum as f32).to_le_bytes());
 }
 
 /// Appends the block of 32 `values`.
