@@ -1,0 +1,316 @@
+//! Every index, offset and count of a manifest, checked once: after this the runtime indexes without surprises.
+
+use super::limits::*;
+use super::manifest::*;
+use crate::error::{Error, Result};
+use std::collections::BTreeSet;
+use std::path::Path;
+
+/// Checks that `manifest` is consistent in itself.
+///
+/// # Errors
+/// [`Error::Corrupt`] naming the first thing that is off, [`Error::Limit`] where a count passes `limits.rs`.
+pub fn check_manifest(manifest: &Manifest, path: &Path) -> Result<()> {
+    let c = Checker { manifest, path };
+    c.limit("symbols", manifest.symbols.len(), MAX_SYMBOLS)?;
+    c.limit("sections", manifest.sections.len(), MAX_SECTIONS)?;
+    c.limit("programs", manifest.programs.len(), MAX_PROGRAMS)?;
+    c.limit("tensors", manifest.weights.tensors.len(), MAX_TENSORS)?;
+    for (what, n) in
+        [("inputs", manifest.inputs.len()), ("outputs", manifest.outputs.len()), ("states", manifest.states.len())]
+    {
+        c.limit(what, n, MAX_BINDINGS)?;
+    }
+    c.model()?;
+    c.bindings()?;
+    c.tensors()?;
+    for program in &manifest.programs {
+        c.program(program)?;
+    }
+    Ok(())
+}
+
+struct Checker<'a> {
+    manifest: &'a Manifest,
+    path: &'a Path,
+}
+
+impl Checker<'_> {
+    fn limit(&self, what: &str, found: usize, limit: usize) -> Result<()> {
+        let (found, limit) = (found as u64, limit as u64);
+        let what = format!("{}: manifest: number of {what}", self.path.display());
+        if found > limit { Err(Error::Limit { what, found, limit }) } else { Ok(()) }
+    }
+
+    fn bad<T>(&self, place: &str, detail: impl Into<String>) -> Result<T> {
+        Err(Error::corrupt(self.path, format!("manifest, {place}"), detail))
+    }
+
+    fn model(&self) -> Result<()> {
+        let model = &self.manifest.model;
+        if model.vocab_size == 0 || model.vocab_size > i32::MAX as u32 || model.kv_block == 0 || model.max_seq == 0 {
+            return self.bad("model", "vocab_size, max_seq and kv_block must be positive");
+        }
+        let mut names = BTreeSet::new();
+        for symbol in &self.manifest.symbols {
+            if symbol.min > symbol.max || symbol.max > MAX_SYMBOL_VALUE {
+                let detail = format!("range {}..={} is empty or passes {MAX_SYMBOL_VALUE}", symbol.min, symbol.max);
+                return self.bad(&format!("symbol {}", symbol.name), detail);
+            }
+            if !names.insert(&symbol.name) {
+                return self.bad(&format!("symbol {}", symbol.name), "declared twice");
+            }
+        }
+        Ok(())
+    }
+
+    fn shape(&self, place: &str, shape: &[Dim]) -> Result<()> {
+        if shape.len() > MAX_RANK {
+            return self.bad(place, format!("rank {} passes {MAX_RANK}", shape.len()));
+        }
+        for dim in shape {
+            if let Dim::Symbol(name) = dim
+                && !self.manifest.symbols.iter().any(|s| s.name == *name)
+            {
+                return self.bad(place, format!("unknown symbol {name}"));
+            }
+        }
+        if self.manifest.max_elements(shape).is_none() { self.bad(place, "its size overflows") } else { Ok(()) }
+    }
+
+    fn bindings(&self) -> Result<()> {
+        for binding in self.manifest.inputs.iter().chain(&self.manifest.outputs) {
+            self.shape(&format!("binding {}", binding.name), &binding.shape)?;
+        }
+        for state in &self.manifest.states {
+            let place = format!("state {}", state.name);
+            self.shape(&place, &state.shape)?;
+            let inner: Option<Vec<u64>> = state
+                .shape
+                .iter()
+                .skip(1)
+                .map(|d| if let Dim::Const(n) = d { Some(*n) } else { None })
+                .collect();
+            let size = inner.and_then(|inner| state.dtype.byte_size(&inner));
+            if size != Some(state.unit_bytes) || state.shape.is_empty() {
+                return self.bad(&place, format!("unit_bytes {} disagrees with shape and dtype", state.unit_bytes));
+            }
+        }
+        Ok(())
+    }
+
+    fn tensors(&self) -> Result<()> {
+        let weights = &self.manifest.weights;
+        for file in &weights.files {
+            if file.name.contains(['/', '\\', '\0']) || file.name == ".." || file.name.is_empty() {
+                return self.bad("weights", format!("file name {:?} is not a base name", file.name));
+            }
+        }
+        for tensor in &weights.tensors {
+            let place = format!("tensor {}", tensor.name);
+            if tensor.shape.len() > MAX_RANK {
+                return self.bad(&place, format!("rank {} passes {MAX_RANK}", tensor.shape.len()));
+            }
+            let Some(bytes) = tensor.dtype.byte_size(&tensor.shape) else {
+                return self.bad(&place, "its size overflows or its last dim is not whole blocks");
+            };
+            let available = match tensor.at {
+                TensorPlace::File(file, offset) => {
+                    let Some(file) = weights.files.get(file as usize) else {
+                        return self.bad(&place, "names a file that is not listed");
+                    };
+                    Some((offset, file.bytes))
+                }
+                TensorPlace::Constant(offset) => {
+                    Some((offset, self.manifest.section(CONSTANTS_SECTION).map_or(0, |s| s.bytes)))
+                }
+                TensorPlace::Random => None,
+            };
+            if let Some((offset, end)) = available
+                && offset.checked_add(bytes).is_none_or(|n| n > end)
+            {
+                return self.bad(&place, format!("{bytes} bytes at {offset} pass the end {end}"));
+            }
+            let random = matches!(tensor.at, TensorPlace::Random);
+            if random != tensor.blake3.is_empty() || (!random && tensor.blake3.len() != 64) {
+                return self.bad(&place, "blake3 must be 64 hex digits, and empty for random tensors");
+            }
+            if random && !matches!(weights.mode, WeightMode::Random(_)) {
+                return self.bad(&place, "random, but the weights are not");
+            }
+        }
+        Ok(())
+    }
+
+    fn program(&self, program: &Program) -> Result<()> {
+        let place = format!("program {}", program.target.name);
+        let Some(code) = self.manifest.section(&program.code) else {
+            return self.bad(&place, format!("its code section {:?} is missing", program.code));
+        };
+        self.limit("kernels", program.kernels.len(), MAX_KERNELS)?;
+        if program.arena_bytes > i64::MAX as u64 / 2 {
+            return self.bad(&place, "arena_bytes overflows");
+        }
+        for kernel in &program.kernels {
+            if kernel.entry >= code.bytes {
+                return self.bad(&format!("kernel {}", kernel.name), "its entry lies past the code section");
+            }
+        }
+        self.pack(&place, &program.pack)?;
+        for entry in &program.entries {
+            self.limit("variants", entry.variants.len(), MAX_VARIANTS)?;
+            for variant in &entry.variants {
+                self.limit("launches", variant.launches.len(), MAX_LAUNCHES)?;
+                for guard in &variant.guards {
+                    if guard.symbol as usize >= self.manifest.symbols.len() || guard.min > guard.max {
+                        return self.bad(&place, "a guard names no symbol or an empty range");
+                    }
+                }
+                for (index, launch) in variant.launches.iter().enumerate() {
+                    self.launch(&format!("{place}, launch {index}"), program, launch)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn pack(&self, place: &str, pack: &Pack) -> Result<()> {
+        let mut end = 0u64;
+        let hex = pack.key.bytes().all(|b| b.is_ascii_hexdigit());
+        if pack.bytes > i64::MAX as u64 / 2 || pack.key.len() > 64 || !hex {
+            return self.bad(place, "pack size overflows, or its key is not hex");
+        }
+        for (index, item) in pack.items.iter().enumerate() {
+            let place = format!("{place}, pack item {index}");
+            if !item.offset.is_multiple_of(64) || item.offset < end {
+                return self.bad(&place, format!("offset {} is unaligned or overlaps", item.offset));
+            }
+            end = match item.offset.checked_add(item.bytes) {
+                Some(end) if end <= pack.bytes => end,
+                _ => return self.bad(&place, "passes the end of the pack"),
+            };
+            let expected = self.manifest.item_bytes(item);
+            if expected != Some(item.bytes) {
+                let detail = format!("{} bytes, but layout and tensors need {expected:?}", item.bytes);
+                return self.bad(&place, detail);
+            }
+        }
+        Ok(())
+    }
+
+    fn launch(&self, place: &str, program: &Program, launch: &Launch) -> Result<()> {
+        let m = self.manifest;
+        if launch.kernel as usize >= program.kernels.len() {
+            return self.bad(place, format!("kernel {} is not listed", launch.kernel));
+        }
+        if launch.source as usize >= m.sources.len().max(1) {
+            return self.bad(place, format!("source {} is not listed", launch.source));
+        }
+        if launch.grid.len() > 3 || launch.args.len() > MAX_ARGS {
+            return self.bad(place, "more than 3 grid dims or too many arguments");
+        }
+        let mut programs = 1u64;
+        for dim in &launch.grid {
+            let n = match *dim {
+                GridDim::Const(n) => Some(n),
+                GridDim::Symbol { symbol, mul, div } => m
+                    .symbols
+                    .get(symbol as usize)
+                    .and_then(|s| s.max.checked_mul(mul))
+                    .filter(|_| div > 0)
+                    .map(|n| n.div_ceil(div)),
+            };
+            let Some(total) = n.and_then(|n| programs.checked_mul(n)).filter(|n| *n <= i64::MAX as u64 / 2) else {
+                return self.bad(place, "its grid overflows, divides by zero or names no symbol");
+            };
+            programs = total;
+        }
+        for arg in &launch.args {
+            let size = match arg.region {
+                Region::Arena => Some(program.arena_bytes),
+                Region::Weights => Some(program.pack.bytes),
+                // A state grows with N; the session checks it against what it allocates.
+                Region::State(i) => m.states.get(i as usize).map(|_| u64::MAX),
+                Region::Input(i) => m.inputs.get(i as usize).and_then(|b| m.max_bytes(b)),
+                Region::Output(i) => m.outputs.get(i as usize).and_then(|b| m.max_bytes(b)),
+            };
+            match size {
+                Some(size) if arg.offset <= size => {}
+                Some(size) => return self.bad(place, format!("offset {} passes {:?} ({size} bytes)", arg.offset, arg.region)),
+                None => return self.bad(place, format!("{:?} is not listed", arg.region)),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Manifest {
+    /// The section called `name`.
+    pub fn section(&self, name: &str) -> Option<&Section> {
+        self.sections.iter().find(|s| s.name == name)
+    }
+
+    /// Index and declaration of the symbol called `name`.
+    pub fn symbol(&self, name: &str) -> Option<(usize, &Symbol)> {
+        self.symbols.iter().enumerate().find(|(_, s)| s.name == name)
+    }
+
+    /// Elements of `shape` with every symbol at its maximum; `None` on overflow.
+    pub fn max_elements(&self, shape: &[Dim]) -> Option<u64> {
+        shape.iter().try_fold(1u64, |n, dim| {
+            let dim = match dim {
+                Dim::Const(n) => *n,
+                Dim::Symbol(name) => self.symbol(name)?.1.max,
+            };
+            n.checked_mul(dim)
+        })
+    }
+
+    /// Bytes of an input or output with every symbol at its maximum; `None` on overflow.
+    pub fn max_bytes(&self, binding: &Binding) -> Option<u64> {
+        binding.dtype.byte_size(&[self.max_elements(&binding.shape)?])
+    }
+
+    /// Bytes that `item` must have by its layout and tensors; `None` if they do not fit together.
+    pub fn item_bytes(&self, item: &PackItem) -> Option<u64> {
+        let mut rows = Vec::with_capacity(item.tensors.len());
+        let mut columns = None;
+        for index in &item.tensors {
+            let shape = &self.weights.tensors.get(*index as usize)?.shape;
+            let k = shape.last().copied().unwrap_or(1);
+            if *columns.get_or_insert(k) != k {
+                return None;
+            }
+            rows.push(shape.iter().rev().skip(1).try_fold(1u64, |n, d| n.checked_mul(*d))?);
+        }
+        item.layout.packed_bytes(&rows, columns?)
+    }
+}
+
+impl Pack {
+    /// The key of a pack: blake3 over the content of its tensors, its layouts and the target. Two artifacts that want the
+    /// same bytes share one cached pack.
+    pub fn compute_key(&self, weights: &Weights, target: &str) -> String {
+        let mut hash = blake3::Hasher::new();
+        hash.update(b"weldment pack 1\0");
+        hash.update(target.as_bytes());
+        hash.update(&[0]);
+        hash.update(&self.bytes.to_le_bytes());
+        for item in &self.items {
+            hash.update(&item.offset.to_le_bytes());
+            // Layouts are plain data: their JSON is a stable spelling.
+            hash.update(serde_json::to_string(&item.layout).unwrap_or_default().as_bytes());
+            for index in &item.tensors {
+                if let Some(tensor) = weights.tensors.get(*index as usize) {
+                    hash.update(format!("|{}|{:?}|", tensor.dtype, tensor.shape).as_bytes());
+                    if let (WeightMode::Random(seed), TensorPlace::Random) = (weights.mode, tensor.at) {
+                        hash.update(format!("random {seed} {}", tensor.name).as_bytes());
+                    } else {
+                        hash.update(tensor.blake3.as_bytes());
+                    }
+                }
+            }
+        }
+        hash.finalize().to_hex().to_string()
+    }
+}

@@ -1,0 +1,30 @@
+//! Every limit on what a file may claim, in one place. Counts are checked before anything is allocated for them.
+
+/// Bytes of the JSON manifest.
+pub const MAX_MANIFEST_BYTES: u64 = 64 << 20;
+/// Sections of one artifact.
+pub const MAX_SECTIONS: usize = 64;
+/// Programs (one per target) of one artifact.
+pub const MAX_PROGRAMS: usize = 16;
+/// Symbolic dims; the dims block has a fixed size.
+pub const MAX_SYMBOLS: usize = 16;
+/// The largest value of a symbolic dim.
+pub const MAX_SYMBOL_VALUE: u64 = 1 << 31;
+/// Kernels of one program.
+pub const MAX_KERNELS: usize = 1 << 16;
+/// Launches of one variant.
+pub const MAX_LAUNCHES: usize = 1 << 20;
+/// Arguments of one launch.
+pub const MAX_ARGS: usize = 64;
+/// Variants of one entry.
+pub const MAX_VARIANTS: usize = 256;
+/// Inputs, outputs or states of the model.
+pub const MAX_BINDINGS: usize = 1 << 14;
+/// Weight tensors.
+pub const MAX_TENSORS: usize = 1 << 20;
+/// Dimensions of one tensor.
+pub const MAX_RANK: usize = 8;
+/// Threads of a host device.
+pub const MAX_THREADS: usize = 1024;
+/// Bytes of a tokens file.
+pub const MAX_TOKENS_FILE_BYTES: u64 = 256 << 20;

@@ -1,0 +1,412 @@
+//! The manifest: everything the runtime knows about a model, as JSON. Field names of what occurs by the hundred are short.
+
+use super::layout::Layout;
+use crate::dtype::DType;
+use serde::{Deserialize, Serialize};
+
+/// The root of the manifest. Holds no path, time or machine name: the same input gives the same bytes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// Version of the compiler that wrote the artifact.
+    pub weldment_version: String,
+    /// The model.
+    pub model: Model,
+    /// Symbolic dims in the order of the dims block.
+    pub symbols: Vec<Symbol>,
+    /// Inputs of a step; launches address them by index.
+    pub inputs: Vec<Binding>,
+    /// Outputs of a step; launches address them by index.
+    pub outputs: Vec<Binding>,
+    /// State that outlives a step (KV caches); launches address them by index.
+    pub states: Vec<State>,
+    /// Where the weights come from.
+    pub weights: Weights,
+    /// Source paths (`layers.3.mlp.down_proj`) of launches: each entry is the sorted set that one launch stands for.
+    #[serde(default)]
+    pub sources: Vec<Vec<String>>,
+    /// One program per target, the preferred first.
+    pub programs: Vec<Program>,
+    /// How the artifact was compiled (policy, dims, disabled passes, ...), for people.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub options: Vec<(String, String)>,
+    /// Chat template (Jinja), if the checkpoint has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chat_template: Option<String>,
+    /// The sections that follow. Filled by the writer.
+    #[serde(default)]
+    pub sections: Vec<Section>,
+}
+
+/// Facts about the model.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Model {
+    /// Architecture family, as the front end names it.
+    pub architecture: String,
+    /// Display name, if the checkpoint has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Token ids are `0..vocab_size`.
+    pub vocab_size: u32,
+    /// Beginning of sequence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bos_id: Option<u32>,
+    /// Generation ends at any of these.
+    #[serde(default)]
+    pub eos_ids: Vec<u32>,
+    /// Positions a sequence may have.
+    pub max_seq: u32,
+    /// Positions per KV block.
+    pub kv_block: u32,
+}
+
+/// A symbolic dim and its compiled range, both ends included.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Symbol {
+    /// Short name: T, B, P, R, N.
+    pub name: String,
+    /// Smallest value.
+    pub min: u64,
+    /// Largest value.
+    pub max: u64,
+}
+
+/// A dim of a shape: a number, or a symbol by name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Dim {
+    /// A constant.
+    Const(u64),
+    /// The value of a symbol.
+    Symbol(String),
+}
+
+/// An input or output of a step.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Binding {
+    /// Name in the entry's signature.
+    pub name: String,
+    /// Element type.
+    pub dtype: DType,
+    /// Dims, outermost first.
+    pub shape: Vec<Dim>,
+}
+
+/// State that outlives a step, allocated by the session as `N` units.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    /// `layers.{i}.k_cache`, ...
+    pub name: String,
+    /// Element type.
+    pub dtype: DType,
+    /// Dims; the first is the symbol N.
+    pub shape: Vec<Dim>,
+    /// Bytes of one unit of the first dim (one KV block).
+    pub unit_bytes: u64,
+}
+
+/// The machine a program is for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Target {
+    /// `x86-64-v3`, or the CPU's LLVM name where compiled for `host`.
+    pub name: String,
+    /// `x86_64`, `amdgcn`, `nvptx64`.
+    pub arch: String,
+    /// CPU features the code uses, as LLVM spells them (`avx2`, `fma`, `avx512vnni`), sorted. All are checked at load.
+    #[serde(default)]
+    pub features: Vec<String>,
+}
+
+/// Everything that depends on the target.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Program {
+    /// The machine it is for.
+    pub target: Target,
+    /// Name of the section that holds the code image.
+    pub code: String,
+    /// Kernels of the image.
+    pub kernels: Vec<Kernel>,
+    /// Bytes of the arena, one allocation, at the maximum of every symbol.
+    pub arena_bytes: u64,
+    /// How the weights lie for this program.
+    pub pack: Pack,
+    /// Entries; today one, `step`.
+    pub entries: Vec<Entry>,
+}
+
+/// One kernel of a code image.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kernel {
+    /// Symbol in the object, unique.
+    pub name: String,
+    /// Byte offset of the entry point in the code section.
+    pub entry: u64,
+    /// Kernel family (`gemv`, `attention`, ...).
+    pub family: String,
+    /// One line for people: shapes, dtypes, tile.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub summary: String,
+}
+
+/// An entry point of the model.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Entry {
+    /// `step`.
+    pub name: String,
+    /// Tried in order; the first whose guards all accept is replayed.
+    pub variants: Vec<Variant>,
+}
+
+/// A specialisation of an entry with what it assumed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Variant {
+    /// Assumptions, checked on every launch. Symbols without one accept their whole range.
+    #[serde(default)]
+    pub guards: Vec<Guard>,
+    /// Launches in order.
+    pub launches: Vec<Launch>,
+}
+
+/// `min <= symbol <= max`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Guard {
+    /// Index into [`Manifest::symbols`].
+    pub symbol: u32,
+    /// Smallest accepted value.
+    pub min: u64,
+    /// Largest accepted value.
+    pub max: u64,
+}
+
+/// One kernel launch.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Launch {
+    /// Index into [`Program::kernels`].
+    #[serde(rename = "k")]
+    pub kernel: u32,
+    /// Programs per grid dim, x (fastest) first; missing dims are 1.
+    #[serde(rename = "g")]
+    pub grid: Vec<GridDim>,
+    /// Pointers handed to the kernel, in order.
+    #[serde(rename = "a")]
+    pub args: Vec<Arg>,
+    /// Waits for all earlier launches.
+    #[serde(rename = "b", default, skip_serializing_if = "is_default")]
+    pub barrier: bool,
+    /// Index into [`Manifest::sources`].
+    #[serde(rename = "s", default, skip_serializing_if = "is_default")]
+    pub source: u32,
+    /// What it moves and computes, for reports.
+    #[serde(rename = "c", default, skip_serializing_if = "is_default")]
+    pub cost: Cost,
+}
+
+/// Work estimate of a launch: `fixed + T * per_token`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "[u64; 3]", into = "[u64; 3]")]
+pub struct Cost {
+    /// Bytes moved whatever the dims are (weights).
+    pub bytes: u64,
+    /// Bytes moved per token.
+    pub bytes_per_token: u64,
+    /// Floating-point operations per token.
+    pub flops_per_token: u64,
+}
+
+impl From<[u64; 3]> for Cost {
+    fn from([bytes, bytes_per_token, flops_per_token]: [u64; 3]) -> Self {
+        Cost { bytes, bytes_per_token, flops_per_token }
+    }
+}
+
+impl From<Cost> for [u64; 3] {
+    fn from(c: Cost) -> Self {
+        [c.bytes, c.bytes_per_token, c.flops_per_token]
+    }
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+/// Programs of one grid dim: `ceil(dim * mul / div)`. JSON: `n` for a constant, `[symbol, mul, div]` otherwise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum GridDim {
+    /// A constant count.
+    Const(u64),
+    /// `ceil(value(symbol) * mul / div)`, `div` is not 0.
+    Symbol {
+        /// Index into [`Manifest::symbols`].
+        symbol: u32,
+        /// Multiplier.
+        mul: u64,
+        /// Divisor.
+        div: u64,
+    },
+}
+
+/// A pointer argument: a byte offset into a region. JSON: `[region code, offset]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Arg {
+    /// The allocation.
+    pub region: Region,
+    /// Byte offset in it.
+    pub offset: u64,
+}
+
+/// An allocation that launches address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Region {
+    /// Intermediates.
+    Arena,
+    /// The pack.
+    Weights,
+    /// State by index.
+    State(u32),
+    /// Input by index.
+    Input(u32),
+    /// Output by index.
+    Output(u32),
+}
+
+impl Region {
+    /// The number that stands for the region in JSON: 0 arena, 1 weights, `2 + 3 i` state, `3 + 3 i` input, `4 + 3 i` output.
+    pub const fn code(self) -> u64 {
+        match self {
+            Region::Arena => 0,
+            Region::Weights => 1,
+            Region::State(i) => 2 + 3 * i as u64,
+            Region::Input(i) => 3 + 3 * i as u64,
+            Region::Output(i) => 4 + 3 * i as u64,
+        }
+    }
+
+    /// Inverse of [`Region::code`]; `None` if the index does not fit.
+    pub fn from_code(code: u64) -> Option<Region> {
+        Some(match code {
+            0 => Region::Arena,
+            1 => Region::Weights,
+            _ => {
+                let index = u32::try_from((code - 2) / 3).ok()?;
+                match (code - 2) % 3 {
+                    0 => Region::State(index),
+                    1 => Region::Input(index),
+                    _ => Region::Output(index),
+                }
+            }
+        })
+    }
+}
+
+/// Where the weights come from and what they are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Weights {
+    /// How they are found.
+    pub mode: WeightMode,
+    /// The checkpoint's files, by base name. Empty for random weights.
+    #[serde(default)]
+    pub files: Vec<SourceFile>,
+    /// Logical tensors that pack items name by index.
+    pub tensors: Vec<Tensor>,
+}
+
+/// How the weights are found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WeightMode {
+    /// In the checkpoint's own files; packed at load, the pack is cached.
+    External,
+    /// Packed, in section `weights` of the artifact (of the first program).
+    Embedded,
+    /// Made at load from this seed.
+    Random(u64),
+}
+
+/// A file of the checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceFile {
+    /// Base name, no folder.
+    pub name: String,
+    /// Size in bytes.
+    pub bytes: u64,
+    /// Hex content hash that names the file in the cache's registry (see `weights::content_id`).
+    pub id: String,
+}
+
+/// A logical weight tensor.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tensor {
+    /// Name in the checkpoint, or of the hoisted constant.
+    pub name: String,
+    /// Element type of the logical bytes.
+    pub dtype: DType,
+    /// Dims, outermost first (a GGUF's dims reversed).
+    pub shape: Vec<u64>,
+    /// Where its bytes are.
+    pub at: TensorPlace,
+    /// Hex blake3 of its logical bytes; empty for random ones.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub blake3: String,
+}
+
+/// Where a tensor's logical bytes are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TensorPlace {
+    /// In the checkpoint: `(index into Weights::files, byte offset)`.
+    File(u32, u64),
+    /// In the section `constants` of the artifact (computed by the compiler: rope tables, hoisted values), at this offset.
+    Constant(u64),
+    /// Made from the seed and the name.
+    Random,
+}
+
+/// How the weights lie in the one region that launches address.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pack {
+    /// Size of the region.
+    pub bytes: u64,
+    /// Hex key of (content, layout, target); see `Pack::compute_key`. Empty means not cacheable.
+    pub key: String,
+    /// Items in ascending offset, not overlapping, each 64-byte aligned.
+    pub items: Vec<PackItem>,
+}
+
+/// One packed weight.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PackItem {
+    /// Byte offset in the pack, a multiple of 64.
+    #[serde(rename = "o")]
+    pub offset: u64,
+    /// Bytes, `layout.packed_bytes(...)`.
+    #[serde(rename = "n")]
+    pub bytes: u64,
+    /// How they lie.
+    #[serde(rename = "l")]
+    pub layout: Layout,
+    /// Indices into [`Weights::tensors`], concatenated along N (the first dim).
+    #[serde(rename = "t")]
+    pub tensors: Vec<u32>,
+}
+
+/// A section of the file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Section {
+    /// `code.<n>`, `report`, `tokenizer`, `constants`, `weights`.
+    pub name: String,
+    /// Byte offset in the file: a multiple of 64, of 4096 for `weights`.
+    pub offset: u64,
+    /// Bytes.
+    pub bytes: u64,
+    /// Hex blake3.
+    pub blake3: String,
+}
+
+/// The section that holds packed weights; hashed when a session is created and by `inspect` and `verify`, not on opening.
+pub const WEIGHTS_SECTION: &str = "weights";
+/// The section that holds constants computed by the compiler.
+pub const CONSTANTS_SECTION: &str = "constants";
+/// The section that holds the match report (JSON).
+pub const REPORT_SECTION: &str = "report";
+/// The section that holds the ready-built tokenizer.
+pub const TOKENIZER_SECTION: &str = "tokenizer";

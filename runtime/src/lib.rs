@@ -1,0 +1,13 @@
+//! Maps a Weldment artifact (`model.weld`), captures it once and replays it.
+//!
+//! The crate depends on no compiler crate. [`artifact`] declares the file format once, for the compiler that writes it and the
+//! runtime that reads it; [`pack`] declares the weight layouts; [`session`] is the road from a file to logits.
+
+pub mod artifact;
+pub mod dtype;
+pub mod error;
+pub mod map;
+
+pub use artifact::Artifact;
+pub use dtype::DType;
+pub use error::{Error, Result};
