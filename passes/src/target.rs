@@ -1,0 +1,127 @@
+//! What passes ask of a target: may this op run there, and what would it cost. Kernel libraries implement it from the
+//! one declaration each kernel family makes, so match guards, near-miss texts and selection cannot disagree.
+
+use std::fmt;
+use weldment_ir::{Category, DType, Dim, Op, OpKind, TensorType};
+
+/// Why a target has no kernel for an op: the precondition that failed, what was found and what would be accepted.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Refusal {
+    /// The precondition's name: `hidden size`, `weight dtype`.
+    pub precondition: &'static str,
+    /// The value found.
+    pub found: String,
+    /// The values accepted.
+    pub accepted: String,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {} found, {} accepted", self.precondition, self.found, self.accepted)
+    }
+}
+
+/// The kernels of a target, seen from the graph.
+pub trait TargetModel {
+    /// Has the target a kernel for this op with these operand and result types?
+    ///
+    /// # Errors
+    /// The failing precondition.
+    fn supports(&self, op: &Op, operands: &[TensorType], results: &[TensorType]) -> Result<(), Refusal>;
+
+    /// Nanoseconds of one execution (launch, bytes over bandwidth, work) with the symbols at `dims`.
+    fn cost(&self, op: &Op, operands: &[TensorType], results: &[TensorType], dims: &dyn Fn(&str) -> u64) -> f64;
+}
+
+/// A target that has every kernel and prices launches, bytes and multiply-adds: a test double, and the model used
+/// where no target is given.
+#[derive(Clone, Debug)]
+pub struct ReferenceTarget {
+    /// Nanoseconds a launch.
+    pub launch: f64,
+    /// Bytes a nanosecond.
+    pub bandwidth: f64,
+    /// f32 multiply-adds a nanosecond; integer ones are four times as fast.
+    pub rate: f64,
+}
+
+impl Default for ReferenceTarget {
+    fn default() -> Self {
+        ReferenceTarget { launch: 1000.0, bandwidth: 40.0, rate: 50.0 }
+    }
+}
+
+/// Bytes of one value with the symbols at `dims`; 0 where they do not fit in 63 bits or leave a partial block.
+pub fn bytes_at(t: &TensorType, dims: &dyn Fn(&str) -> u64) -> u64 {
+    let shape: Vec<u64> = t.shape.iter().map(|d| dim_at(d, dims)).collect();
+    t.dtype.byte_size(&shape).unwrap_or(0)
+}
+
+/// A dim with the symbols at `dims`.
+pub fn dim_at(dim: &Dim, dims: &dyn Fn(&str) -> u64) -> u64 {
+    match dim {
+        Dim::Const(n) => *n,
+        Dim::Sym(s) => dims(s),
+    }
+}
+
+impl TargetModel for ReferenceTarget {
+    fn supports(&self, _: &Op, _: &[TensorType], _: &[TensorType]) -> Result<(), Refusal> {
+        Ok(())
+    }
+
+    fn cost(&self, op: &Op, operands: &[TensorType], results: &[TensorType], dims: &dyn Fn(&str) -> u64) -> f64 {
+        match op.kind().info().category {
+            Category::Leaf => return 0.0,
+            // Views are renamed places, except where elements would have to move.
+            Category::View if !matches!(op.kind(), OpKind::Concat | OpKind::Transpose) => return 0.0,
+            _ => {}
+        }
+        let bytes = |types: &[TensorType]| types.iter().map(|t| bytes_at(t, dims) as f64).sum::<f64>();
+        let elements = |t: &TensorType| t.shape.iter().map(|d| dim_at(d, dims) as f64).product::<f64>();
+        let (mut read, written) = (bytes(operands), bytes(results));
+        let mut work = 0.0;
+        match op {
+            Op::Gather { .. } => read = 2.0 * written,
+            // A write touches the new positions only.
+            Op::CacheWrite { .. } | Op::RopeCacheWrite { .. } => {
+                let moved = operands.get(1).map_or(0.0, |x| bytes_at(x, dims) as f64);
+                return self.launch + 2.0 * moved / self.bandwidth;
+            }
+            Op::Matmul { .. } | Op::MatmulAdd { .. } | Op::MatmulSiluMul { .. } => {
+                if let [x, w, ..] = operands {
+                    let weights = if matches!(op, Op::MatmulSiluMul { .. }) { 2.0 } else { 1.0 };
+                    let rows = elements(x) / x.shape.last().map_or(1.0, |k| (dim_at(k, dims) as f64).max(1.0));
+                    // int8 dot products, or f32 ones that first expand a block format.
+                    let rate = match (x.dtype, w.dtype.is_block()) {
+                        (DType::Q8A, _) => self.rate * 4.0,
+                        (_, true) => self.rate * 0.5,
+                        _ => self.rate,
+                    };
+                    work = weights * rows * elements(w) / rate;
+                }
+            }
+            _ => {}
+        }
+        self.launch + ((read + written) / self.bandwidth).max(work)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn integer_matmul_is_cheaper_and_views_are_free() {
+        let target = ReferenceTarget::default();
+        let dims = |_: &str| 1u64;
+        let (x, xq) = (TensorType::fixed(DType::F32, &[1, 576]), TensorType::fixed(DType::Q8A, &[1, 576]));
+        let (w, y) = (TensorType::fixed(DType::Q4_1, &[576, 576]), TensorType::fixed(DType::F32, &[1, 576]));
+        let op = Op::Matmul { dtype: DType::F32 };
+        let float = target.cost(&op, &[x.clone(), w.clone()], std::slice::from_ref(&y), &dims);
+        let int = target.cost(&op, &[xq, w], std::slice::from_ref(&y), &dims);
+        assert!(int < float, "{int} < {float}");
+        let view = Op::Reshape { shape: vec![Dim::Const(576)] };
+        assert_eq!(target.cost(&view, &[x], &[TensorType::fixed(DType::F32, &[576])], &dims), 0.0);
+    }
+}
