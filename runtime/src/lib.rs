@@ -4,9 +4,12 @@
 //! runtime that reads it; [`pack`] declares the weight layouts; [`session`] is the road from a file to logits.
 
 pub mod artifact;
+pub mod cpu;
+pub mod driver;
 pub mod dtype;
 pub mod error;
 pub mod map;
+pub mod pack;
 
 pub use artifact::Artifact;
 pub use dtype::DType;

@@ -1,0 +1,202 @@
+//! Weights into the layout the kernels want, in parallel, and back (for tests).
+//!
+//! A pack is one region of [`Pack::bytes`](crate::artifact::Pack) bytes. Items are cut into runs of tiles, and threads take
+//! runs until none is left; bytes depend on the content alone, never on the number of threads.
+
+pub mod formats;
+pub mod random;
+pub mod tiles;
+pub mod unpack;
+
+use crate::artifact::{Layout, Manifest, PackItem, Program, Tensor, TensorPlace, WeightMode};
+use crate::error::{Error, Result};
+pub use formats::layout_for;
+use random::RandomTensor;
+use std::borrow::Cow;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Gives logical tensors by index into [`Weights::tensors`](crate::artifact::Weights).
+pub trait TensorSource: Sync {
+    /// The logical bytes of tensor `index`, of exactly the size its dtype and shape need. Not asked for random tensors.
+    ///
+    /// # Errors
+    /// If the tensor cannot be found or is not what the manifest says.
+    fn tensor(&self, index: u32) -> Result<&[u8]>;
+}
+
+/// Bytes of packed output that one job writes, about.
+const JOB_BYTES: usize = 256 << 10;
+
+enum Rows<'a> {
+    Bytes(&'a [u8]),
+    Random(RandomTensor),
+}
+
+struct Matrix<'a> {
+    rows: u64,
+    row_bytes: usize,
+    data: Rows<'a>,
+}
+
+struct Job<'a, 'out> {
+    item: &'a ItemPlan<'a>,
+    first_tile: u64,
+    out: &'out mut [u8],
+}
+
+struct ItemPlan<'a> {
+    layout: Layout,
+    dtype: crate::DType,
+    columns: usize,
+    tile_bytes: usize,
+    rows: Vec<u64>,
+    matrices: Vec<Matrix<'a>>,
+}
+
+/// Packs every item of `program` into `out` (`program.pack.bytes` bytes; gaps between items are zeroed) with `threads` threads.
+///
+/// # Errors
+/// [`Error::Weights`] if `source` cannot give a tensor or a dtype does not fit its layout.
+pub fn pack_all(
+    manifest: &Manifest,
+    program: &Program,
+    source: &dyn TensorSource,
+    out: &mut [u8],
+    threads: usize,
+) -> Result<()> {
+    if out.len() as u64 != program.pack.bytes {
+        return Err(Error::Weights(format!("the pack has {} bytes, its buffer {}", program.pack.bytes, out.len())));
+    }
+    let mut plans = Vec::with_capacity(program.pack.items.len());
+    for item in &program.pack.items {
+        plans.push(plan_item(manifest, item, source)?);
+    }
+    let mut jobs = Vec::new();
+    let (mut rest, mut at) = (out, 0u64);
+    for (item, plan) in program.pack.items.iter().zip(&plans) {
+        // Offsets ascend and sizes agree: `check_manifest`.
+        let (gap, tail) = rest.split_at_mut((item.offset - at) as usize);
+        gap.fill(0);
+        let (mut body, tail) = tail.split_at_mut(item.bytes as usize);
+        (rest, at) = (tail, item.offset + item.bytes);
+        let run = (JOB_BYTES / plan.tile_bytes.max(1)).max(1);
+        let mut first_tile = 0;
+        while !body.is_empty() {
+            let (head, tail) = body.split_at_mut((run * plan.tile_bytes).min(body.len()));
+            jobs.push(Mutex::new(Some(Job { item: plan, first_tile, out: head })));
+            (body, first_tile) = (tail, first_tile + run as u64);
+        }
+    }
+    rest.fill(0);
+    for_each_parallel(jobs.len(), threads, |index| {
+        let job = jobs[index].lock().ok().and_then(|mut job| job.take());
+        if let Some(job) = job {
+            run_job(job);
+        }
+    });
+    Ok(())
+}
+
+/// Calls `body` with every index below `count`, on `threads` threads; indices are handed out in ascending order.
+pub fn for_each_parallel(count: usize, threads: usize, body: impl Fn(usize) + Sync) {
+    let next = AtomicUsize::new(0);
+    let work = || {
+        loop {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            if index >= count {
+                return;
+            }
+            body(index);
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 1..threads.min(count) {
+            scope.spawn(work);
+        }
+        work();
+    });
+}
+
+fn plan_item<'a>(manifest: &Manifest, item: &PackItem, source: &'a dyn TensorSource) -> Result<ItemPlan<'a>> {
+    let mut matrices = Vec::with_capacity(item.tensors.len());
+    let mut dtype = None;
+    let mut columns = 1;
+    for index in &item.tensors {
+        let tensor: &Tensor = manifest
+            .weights
+            .tensors
+            .get(*index as usize)
+            .ok_or_else(|| Error::Weights(format!("tensor {index} is not listed")))?;
+        let name = &tensor.name;
+        if *dtype.get_or_insert(tensor.dtype) != tensor.dtype {
+            return Err(Error::Weights(format!("{name}: one item of a pack mixes dtypes")));
+        }
+        if let Some(reason) = tiles::refusal(&item.layout, tensor.dtype) {
+            return Err(Error::Weights(format!("{name}: {reason}")));
+        }
+        let (Some(bytes), Some(row_bytes)) = (
+            tensor.dtype.byte_size(&tensor.shape),
+            tensor.dtype.byte_size(&[tensor.shape.last().copied().unwrap_or(1)]),
+        ) else {
+            return Err(Error::Weights(format!("{name}: its size overflows")));
+        };
+        columns = tensor.shape.last().copied().unwrap_or(1) as usize;
+        let data = match (tensor.at, manifest.weights.mode) {
+            (TensorPlace::Random, WeightMode::Random(seed)) => {
+                Rows::Random(RandomTensor::new(name, seed, tensor.dtype, &tensor.shape))
+            }
+            _ => {
+                let data = source.tensor(*index)?;
+                if data.len() as u64 != bytes {
+                    return Err(Error::Weights(format!("{name}: {} bytes where {bytes} are needed", data.len())));
+                }
+                Rows::Bytes(data)
+            }
+        };
+        let rows = bytes.checked_div(row_bytes).unwrap_or(0);
+        matrices.push(Matrix { rows, row_bytes: row_bytes as usize, data });
+    }
+    let rows: Vec<u64> = matrices.iter().map(|m| m.rows).collect();
+    let dtype = dtype.ok_or_else(|| Error::Weights("a pack item names no tensor".into()))?;
+    let tile_bytes = item.layout.tile_bytes(columns as u64);
+    match (tile_bytes, item.layout.packed_bytes(&rows, columns as u64)) {
+        (Some(tile), Some(bytes)) if bytes == item.bytes && (tile > 0 || bytes == 0) => {
+            Ok(ItemPlan { layout: item.layout, dtype, columns, tile_bytes: tile as usize, rows, matrices })
+        }
+        _ => Err(Error::Weights("a pack item's size disagrees with its layout".into())),
+    }
+}
+
+fn run_job(job: Job) {
+    let Job { item, first_tile, out } = job;
+    let n_tile = item.layout.n_tile() as usize;
+    let mut scratch = Vec::new();
+    for (index, out) in out.chunks_exact_mut(item.tile_bytes).enumerate() {
+        let tile = first_tile + index as u64;
+        let rows: Vec<Cow<[u8]>> = (0..n_tile)
+            .map(|lane| match row_of_item(item, tile, lane as u64) {
+                Some(row) => row,
+                None => Cow::Borrowed(&[][..]),
+            })
+            .collect();
+        let rows: Vec<&[u8]> = rows.iter().map(AsRef::as_ref).collect();
+        tiles::pack_tile(&item.layout, item.dtype, &rows, item.columns, out, &mut scratch);
+    }
+}
+
+fn row_of_item<'a>(item: &ItemPlan<'a>, tile: u64, lane: u64) -> Option<Cow<'a, [u8]>> {
+    let (source, row) = tiles::row_of(&item.layout, &item.rows, tile, lane)?;
+    let matrix = item.matrices.get(source)?;
+    match &matrix.data {
+        Rows::Bytes(bytes) => {
+            let start = row as usize * matrix.row_bytes;
+            bytes.get(start..start + matrix.row_bytes).map(Cow::Borrowed)
+        }
+        Rows::Random(random) => {
+            let mut bytes = vec![0u8; matrix.row_bytes];
+            random.fill_row(row, &mut bytes);
+            Some(Cow::Owned(bytes))
+        }
+    }
+}
