@@ -8,8 +8,11 @@ pub mod cpu;
 pub mod driver;
 pub mod dtype;
 pub mod error;
+pub mod graph;
 pub mod map;
+pub mod memory;
 pub mod pack;
+pub mod weights;
 
 pub use artifact::Artifact;
 pub use dtype::DType;

@@ -1,9 +1,11 @@
 //! The one place that maps files: read-only, private.
 
+use crate::driver::SharedBytes;
 use crate::error::{Error, Result};
 use std::fs::File;
 use std::ops::Deref;
 use std::path::Path;
+use std::sync::Arc;
 
 /// A read-only mapping of a whole file.
 #[derive(Debug)]
@@ -45,5 +47,32 @@ impl Deref for FileMap {
 
     fn deref(&self) -> &[u8] {
         self.map.as_deref().unwrap_or(&[])
+    }
+}
+
+/// A range of a shared mapping.
+#[derive(Clone, Debug)]
+pub struct MappedRange {
+    map: Arc<FileMap>,
+    start: usize,
+    bytes: usize,
+}
+
+impl MappedRange {
+    /// `bytes` bytes of `map` from `start`; `None` if they pass its end.
+    pub fn new(map: Arc<FileMap>, start: usize, bytes: usize) -> Option<MappedRange> {
+        let fits = start.checked_add(bytes).is_some_and(|end| end <= map.len());
+        fits.then_some(MappedRange { map, start, bytes })
+    }
+
+    /// The first `count` bytes of the file the range lies in, or all of them.
+    pub fn header(&self, count: usize) -> &[u8] {
+        &self.map[..count.min(self.map.len())]
+    }
+}
+
+impl SharedBytes for MappedRange {
+    fn bytes(&self) -> &[u8] {
+        &self.map[self.start..self.start + self.bytes]
     }
 }

@@ -5,14 +5,15 @@ use super::format::{HEADER_BYTES, Header, section_align};
 use super::limits::{MAX_MANIFEST_BYTES, MAX_SECTIONS};
 use super::manifest::{CONSTANTS_SECTION, Manifest, Section, WEIGHTS_SECTION};
 use crate::error::{Error, Result};
-use crate::map::FileMap;
+use crate::map::{FileMap, MappedRange};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// A mapped, checked artifact.
 #[derive(Debug)]
 pub struct Artifact {
     path: PathBuf,
-    map: FileMap,
+    map: Arc<FileMap>,
     manifest: Manifest,
 }
 
@@ -27,7 +28,7 @@ impl Artifact {
         let map = FileMap::open(path)?;
         let manifest = read_manifest(&map, path)?;
         check_sections(&manifest, &map, path)?;
-        let artifact = Artifact { path: path.to_owned(), map, manifest };
+        let artifact = Artifact { path: path.to_owned(), map: Arc::new(map), manifest };
         for section in &artifact.manifest.sections {
             if section.name != WEIGHTS_SECTION {
                 artifact.check_hash(section)?;
@@ -55,6 +56,11 @@ impl Artifact {
     /// The bytes of the section called `name`.
     pub fn section(&self, name: &str) -> Option<&[u8]> {
         self.manifest.section(name).map(|s| self.section_bytes(s))
+    }
+
+    /// A section that stays mapped for as long as the range lives.
+    pub fn map_section(&self, section: &Section) -> Option<MappedRange> {
+        MappedRange::new(Arc::clone(&self.map), section.offset as usize, section.bytes as usize)
     }
 
     /// The bytes of constants computed by the compiler; empty if there are none.

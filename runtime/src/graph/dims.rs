@@ -1,0 +1,66 @@
+//! The dims block: the value of every symbol for one step.
+
+use crate::artifact::limits::MAX_SYMBOLS;
+use crate::artifact::{Manifest, Symbol};
+use crate::error::{Error, Result};
+
+/// Values of the manifest's symbols, in its order.
+#[derive(Clone, Copy, Debug)]
+pub struct Dims {
+    values: [i64; MAX_SYMBOLS],
+    count: usize,
+}
+
+impl Dims {
+    /// Every symbol at its smallest value.
+    pub fn new(symbols: &[Symbol]) -> Dims {
+        let mut values = [0; MAX_SYMBOLS];
+        for (value, symbol) in values.iter_mut().zip(symbols) {
+            *value = symbol.min as i64;
+        }
+        Dims { values, count: symbols.len().min(MAX_SYMBOLS) }
+    }
+
+    /// Sets the symbol called `name`, if the manifest has it.
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`] naming symbol, value and compiled range if it is outside.
+    pub fn set(&mut self, manifest: &Manifest, name: &str, value: usize) -> Result<()> {
+        let Some((index, symbol)) = manifest.symbol(name) else { return Ok(()) };
+        let value = value as u64;
+        if value < symbol.min || value > symbol.max {
+            return Err(Error::InvalidInput(format!(
+                "{} = {value} is outside the compiled range {}..={} ({})",
+                name,
+                symbol.min,
+                symbol.max,
+                meaning(name)
+            )));
+        }
+        if let Some(slot) = self.values.get_mut(index) {
+            *slot = value as i64;
+        }
+        Ok(())
+    }
+
+    /// The values.
+    pub fn values(&self) -> &[i64] {
+        &self.values[..self.count]
+    }
+
+    /// The value of symbol `index`; 0 if there is none.
+    pub fn get(&self, index: usize) -> i64 {
+        self.values().get(index).copied().unwrap_or(0)
+    }
+}
+
+fn meaning(name: &str) -> &'static str {
+    match name {
+        "T" => "tokens in a step, --dim tokens=",
+        "B" => "sequences, --dim seqs=",
+        "P" => "KV blocks of a sequence, --max-seq",
+        "R" => "rows of logits",
+        "N" => "KV blocks in the pool",
+        _ => "a symbolic dim",
+    }
+}

@@ -1,0 +1,7 @@
+//! Capture once, replay many. Every driver is used through this code.
+
+mod capture;
+mod dims;
+
+pub use capture::{Regions, StepGraph};
+pub use dims::Dims;
