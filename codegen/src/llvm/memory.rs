@@ -1,0 +1,142 @@
+//! Loads and stores of tiles.
+
+use super::LlvmError;
+use super::elementwise::constant_splat;
+use super::lower::{Lower, Rows};
+use crate::tile::{Address, TileType, V};
+use inkwell::values::{BasicValue, BasicValueEnum, IntValue, PointerValue};
+
+/// Byte offset of each row: the strides of all dims but the last.
+fn row_offsets(ty: &TileType, strides: &[i64]) -> Vec<i64> {
+    let lead = ty.shape.len().saturating_sub(1);
+    let mut offsets = vec![0i64];
+    for axis in 0..lead {
+        offsets = offsets.iter().flat_map(|o| (0..i64::from(ty.shape[axis])).map(move |i| o + i * strides[axis])).collect();
+    }
+    offsets
+}
+
+impl<'c> Lower<'c, '_> {
+    fn base(&self, address: &Address) -> Result<PointerValue<'c>, LlvmError> {
+        self.dynamic_offset(self.params[address.param.0 as usize], self.scalar(address.offset)?)
+    }
+
+    /// The mask's value for a row, if there is a mask.
+    fn row_mask(&self, mask: Option<V>, row: usize) -> Result<Option<BasicValueEnum<'c>>, LlvmError> {
+        let Some(mask) = mask else { return Ok(None) };
+        let rows = self.get(mask)?;
+        Ok(Some(if rows.len() == 1 { rows[0] } else { rows[row] }))
+    }
+
+    pub fn load(&mut self, address: &Address, ty: &TileType, mask: Option<V>) -> Result<Rows<'c>, LlvmError> {
+        let base = self.base(address)?;
+        let mut rows = Vec::with_capacity(ty.rows());
+        for (i, offset) in row_offsets(ty, &address.strides).into_iter().enumerate() {
+            let at = self.byte_offset(base, offset)?;
+            let lane_stride = address.strides.last().copied().unwrap_or(0);
+            rows.push(match self.row_mask(mask, i)? {
+                None => self.load_row(at, ty, lane_stride, address.align)?,
+                Some(BasicValueEnum::IntValue(condition)) => self.load_if(condition, at, ty, lane_stride, address.align)?,
+                Some(condition) => self.load_masked(condition, at, ty, address.align)?,
+            });
+        }
+        Ok(rows)
+    }
+
+    fn load_row(&self, at: PointerValue<'c>, ty: &TileType, lane_stride: i64, align: u32) -> Result<BasicValueEnum<'c>, LlvmError> {
+        let lanes = ty.lanes();
+        if lanes == 1 || lane_stride == ty.elem.bytes() as i64 {
+            let loaded = self.builder.build_load(self.row_type(ty.elem, lanes), at, "")?;
+            if let Some(i) = loaded.as_instruction_value() {
+                i.set_alignment(align).map_err(|e| LlvmError::Llvm(e.to_string()))?;
+            }
+            return Ok(loaded);
+        }
+        let scalar = TileType { elem: ty.elem, shape: vec![] };
+        if lane_stride == 0 {
+            let one = self.load_row(at, &scalar, 0, align)?;
+            return self.splat(one, lanes);
+        }
+        let mut values = Vec::with_capacity(lanes as usize);
+        for lane in 0..lanes {
+            let at = self.byte_offset(at, i64::from(lane) * lane_stride)?;
+            values.push(self.load_row(at, &scalar, 0, ty.elem.bytes() as u32)?);
+        }
+        self.gather_lanes(&values)
+    }
+
+    /// Loads a row under a scalar condition, zeros otherwise.
+    fn load_if(&mut self, condition: IntValue<'c>, at: PointerValue<'c>, ty: &TileType, lane_stride: i64, align: u32) -> Result<BasicValueEnum<'c>, LlvmError> {
+        let row_type = self.row_type(ty.elem, ty.lanes());
+        let before = self.current_block()?;
+        let mut inside = None;
+        self.when(condition, |lower| {
+            let row = lower.load_row(at, ty, lane_stride, align)?;
+            inside = Some((row, lower.current_block()?));
+            Ok(())
+        })?;
+        let (row, block) = inside.ok_or_else(|| LlvmError::Llvm("a masked load without a body".into()))?;
+        let phi = self.builder.build_phi(row_type, "")?;
+        phi.add_incoming(&[(&row_type.const_zero(), before), (&row, block)]);
+        Ok(phi.as_basic_value())
+    }
+
+    fn load_masked(&self, mask: BasicValueEnum<'c>, at: PointerValue<'c>, ty: &TileType, align: u32) -> Result<BasicValueEnum<'c>, LlvmError> {
+        let row = self.row_type(ty.elem, ty.lanes());
+        let align = self.context.i32_type().const_int(u64::from(align), false);
+        let pointer = at.get_type().into();
+        match self.intrinsic("llvm.masked.load", &[row, pointer], &[at.into(), align.into(), mask, row.const_zero()], row) {
+            // LLVM 22 moved the alignment from an operand to an attribute.
+            Err(LlvmError::Builder(_)) | Err(LlvmError::Intrinsic(_)) => self.intrinsic("llvm.masked.load", &[row, pointer], &[at.into(), mask, row.const_zero()], row),
+            other => other,
+        }
+    }
+
+    pub fn store(&mut self, address: &Address, value: V, mask: Option<V>) -> Result<(), LlvmError> {
+        let base = self.base(address)?;
+        let ty = self.ty(value).clone();
+        let rows = self.get(value)?.clone();
+        let lane_stride = address.strides.last().copied().unwrap_or(0);
+        for ((i, offset), row) in row_offsets(&ty, &address.strides).into_iter().enumerate().zip(rows) {
+            let at = self.byte_offset(base, offset)?;
+            match self.row_mask(mask, i)? {
+                None => self.store_row(at, row, &ty, lane_stride, address.align)?,
+                Some(BasicValueEnum::IntValue(condition)) => {
+                    self.when(condition, |lower| lower.store_row(at, row, &ty, lane_stride, address.align))?;
+                }
+                Some(condition) => {
+                    for lane in 0..ty.lanes() {
+                        let (bit, x) = (self.extract(condition, lane)?.into_int_value(), self.extract(row, lane)?);
+                        let at = self.byte_offset(at, i64::from(lane) * lane_stride)?;
+                        self.when(bit, |lower| Ok(lower.builder.build_store(at, x).map(|_| ())?))?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn store_row(&self, at: PointerValue<'c>, row: BasicValueEnum<'c>, ty: &TileType, lane_stride: i64, align: u32) -> Result<(), LlvmError> {
+        if ty.lanes() == 1 || lane_stride == ty.elem.bytes() as i64 {
+            let store = self.builder.build_store(at, row)?;
+            return store.set_alignment(align).map_err(|e| LlvmError::Llvm(e.to_string()));
+        }
+        for lane in 0..ty.lanes() {
+            let at = self.byte_offset(at, i64::from(lane) * lane_stride)?;
+            self.builder.build_store(at, self.extract(row, lane)?)?;
+        }
+        Ok(())
+    }
+
+    /// A scalar of `bytes` width loaded from memory and repeated: the operand form that dots want.
+    pub fn load_broadcast(&self, at: PointerValue<'c>, elem: crate::tile::Elem, lanes: u32) -> Result<BasicValueEnum<'c>, LlvmError> {
+        let scalar = TileType { elem, shape: vec![] };
+        let one = self.load_row(at, &scalar, 0, 1)?;
+        self.splat(one, lanes)
+    }
+
+    /// A zero row of `lanes`.
+    pub fn zero_row(&self, elem: crate::tile::Elem, lanes: u32) -> BasicValueEnum<'c> {
+        constant_splat(self.elem_type(elem).const_zero(), lanes)
+    }
+}

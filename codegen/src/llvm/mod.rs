@@ -1,0 +1,29 @@
+//! Lowering of tile programs to LLVM IR and objects. All of inkwell lives in this folder.
+
+mod dot;
+mod elementwise;
+mod host;
+mod lower;
+mod memory;
+
+pub use host::{Emit, HostObject, HostTarget, compile_host};
+
+use inkwell::builder::BuilderError;
+use thiserror::Error;
+
+/// Failures of the LLVM lowering: each is a bug of ours or a broken LLVM installation, never bad user input.
+#[derive(Debug, Error)]
+pub enum LlvmError {
+    /// inkwell refused to build an instruction.
+    #[error("LLVM IR builder: {0}")]
+    Builder(#[from] BuilderError),
+    /// A tile program is malformed.
+    #[error("{0}")]
+    Tile(String),
+    /// LLVM reports a problem (verifier, target machine, emission).
+    #[error("LLVM: {0}")]
+    Llvm(String),
+    /// An intrinsic outside the allow list, or one that LLVM does not have.
+    #[error("LLVM intrinsic {0} is not available")]
+    Intrinsic(String),
+}
