@@ -1,0 +1,67 @@
+//! The schedule: steps in as few epochs as their order allows, then late where that keeps less alive.
+
+use super::BufferError;
+use super::Region;
+use super::places::Draft;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// The epoch of each step. Steps of one epoch do not depend on each other; the number of epochs is that of the longest
+/// chain, which is the fewest barriers possible.
+pub(super) fn epochs(draft: &Draft<'_>) -> Result<Vec<usize>, BufferError> {
+    let count = draft.steps.len();
+    let mut followers = vec![Vec::new(); count];
+    let mut waiting: Vec<usize> = draft.steps.iter().map(|s| s.after.len()).collect();
+    for (step, draft_step) in draft.steps.iter().enumerate() {
+        for before in &draft_step.after {
+            followers[*before].push(step);
+        }
+    }
+    let mut ready: BTreeSet<usize> = (0..count).filter(|s| waiting[*s] == 0).collect();
+    let mut order = Vec::with_capacity(count);
+    let mut epoch = vec![0usize; count];
+    while let Some(step) = ready.pop_first() {
+        order.push(step);
+        for next in &followers[step] {
+            epoch[*next] = epoch[*next].max(epoch[step] + 1);
+            waiting[*next] -= 1;
+            if waiting[*next] == 0 {
+                ready.insert(*next);
+            }
+        }
+    }
+    if order.len() != count {
+        return Err(BufferError::Cycle(draft.graph.name.clone()));
+    }
+    sink(draft, &order, &followers, &mut epoch);
+    Ok(epoch)
+}
+
+/// Moves a step to just before its first follower if the results it would hold meanwhile outweigh its operands.
+fn sink(draft: &Draft<'_>, order: &[usize], followers: &[Vec<usize>], epoch: &mut [usize]) {
+    let mut readers: BTreeMap<usize, BTreeSet<usize>> = BTreeMap::new();
+    for (step, draft_step) in draft.steps.iter().enumerate() {
+        for read in &draft_step.reads {
+            readers.entry(read.slot.buffer).or_default().insert(step);
+        }
+    }
+    let arena = |buffer: usize| match draft.buffers[buffer].region {
+        Region::Arena => draft.buffers[buffer].bytes,
+        _ => 0,
+    };
+    for step in order.iter().rev().copied() {
+        let Some(latest) = followers[step].iter().map(|f| epoch[*f] - 1).min() else { continue };
+        if latest <= epoch[step] {
+            continue;
+        }
+        let written: BTreeSet<usize> = draft.steps[step].writes.iter().map(|w| w.buffer).collect();
+        let read: BTreeSet<usize> = draft.steps[step].reads.iter().map(|r| r.slot.buffer).collect();
+        let gain: u64 = written.iter().map(|b| arena(*b)).fold(0, u64::saturating_add);
+        let loss = read.iter().filter(|b| {
+            let others = readers.get(b).into_iter().flatten().filter(|s| **s != step);
+            others.map(|s| epoch[*s]).max().is_none_or(|last| last < latest)
+        });
+        if gain > loss.map(|b| arena(*b)).fold(0, u64::saturating_add) {
+            epoch[step] = latest;
+        }
+    }
+}
