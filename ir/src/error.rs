@@ -62,4 +62,10 @@ pub enum IrError {
         /// Found and accepted.
         message: String,
     },
+    /// The ring met a divisor without an inverse: draw the case again.
+    #[error("{path}: a zero divisor in the ring; draw other values")]
+    ZeroDivisor {
+        /// Source path of the node.
+        path: String,
+    },
 }

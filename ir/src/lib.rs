@@ -6,6 +6,7 @@ pub mod codec;
 pub mod dtype;
 pub mod error;
 pub mod graph;
+pub mod interpret;
 pub mod op;
 mod shape_rules;
 pub mod types;

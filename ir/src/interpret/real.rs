@@ -1,0 +1,182 @@
+//! The f64 domain: the reference for what a graph computes.
+
+use super::domain::{Domain, Options, RopeSpec};
+use super::tensor::wrap;
+use crate::codec::{MiniFloat, Overflow};
+use crate::dtype::DType;
+use half::{bf16, f16};
+
+/// IEEE binary64.
+#[derive(Clone, Copy, Debug)]
+pub struct F64;
+
+impl Domain for F64 {
+    type Value = f64;
+    const NAME: &'static str = "f64";
+    const ZERO: f64 = 0.0;
+
+    #[inline]
+    fn real(x: f64) -> Option<f64> {
+        Some(x)
+    }
+    fn int(n: i64) -> f64 {
+        n as f64
+    }
+    #[inline]
+    fn add(a: f64, b: f64) -> f64 {
+        a + b
+    }
+    #[inline]
+    fn sub(a: f64, b: f64) -> f64 {
+        a - b
+    }
+    #[inline]
+    fn mul(a: f64, b: f64) -> f64 {
+        a * b
+    }
+    #[inline]
+    fn neg(a: f64) -> f64 {
+        -a
+    }
+    #[inline]
+    fn div(a: f64, b: f64) -> Option<f64> {
+        Some(a / b)
+    }
+    #[inline]
+    fn greater(a: f64, b: f64) -> bool {
+        a > b
+    }
+    fn exp(a: f64) -> f64 {
+        a.exp()
+    }
+    fn silu(a: f64) -> f64 {
+        a / (1.0 + (-a).exp())
+    }
+    fn gelu(a: f64) -> f64 {
+        // Hendrycks and Gimpel's tanh form: sqrt(2 / pi) (a + 0.044715 a^3).
+        let inner = (2.0 / std::f64::consts::PI).sqrt() * (a + 0.044715 * a * a * a);
+        0.5 * a * (1.0 + inner.tanh())
+    }
+    fn tanh(a: f64) -> f64 {
+        a.tanh()
+    }
+    fn sigmoid(a: f64) -> f64 {
+        1.0 / (1.0 + (-a).exp())
+    }
+    fn rsqrt(a: f64) -> f64 {
+        1.0 / a.sqrt()
+    }
+
+    fn dot(a: &[f64], b: &[f64]) -> f64 {
+        // Eight independent sums, so that the loop vectorises.
+        let n = a.len().min(b.len());
+        let (a, b) = (&a[..n], &b[..n]);
+        let mut sums = [0.0f64; 8];
+        let (a8, a_rest) = a.as_chunks::<8>();
+        let (b8, b_rest) = b.as_chunks::<8>();
+        for (x, y) in a8.iter().zip(b8) {
+            for i in 0..8 {
+                sums[i] += x[i] * y[i];
+            }
+        }
+        let rest: f64 = a_rest.iter().zip(b_rest).map(|(x, y)| x * y).sum();
+        sums.iter().sum::<f64>() + rest
+    }
+
+    fn softmax(row: &mut [f64]) -> Option<()> {
+        let max = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let mut sum = 0.0;
+        for v in row.iter_mut() {
+            *v = (*v - max).exp();
+            sum += *v;
+        }
+        row.iter_mut().for_each(|v| *v /= sum);
+        Some(())
+    }
+
+    fn round(values: &mut [f64], to: DType, options: &Options) {
+        if options.ideal.contains(&to) || (to == DType::F32 && !options.round_f32) {
+            return;
+        }
+        if to == DType::Q8A {
+            values.chunks_mut(DType::Q8A.block_elements()).for_each(round_q8a);
+        } else {
+            values.iter_mut().for_each(|v| *v = round_to(to, *v));
+        }
+    }
+
+    fn to_int(a: f64, dtype: DType) -> i64 {
+        if dtype == DType::Bool {
+            return i64::from(a != 0.0);
+        }
+        // `as` saturates and takes NaN to 0.
+        let n = a.round_ties_even() as i64;
+        let (min, max) = match dtype {
+            DType::I8 => (i64::from(i8::MIN), i64::from(i8::MAX)),
+            DType::U8 => (0, i64::from(u8::MAX)),
+            DType::I32 => (i64::from(i32::MIN), i64::from(i32::MAX)),
+            DType::U32 => (0, i64::from(u32::MAX)),
+            _ => (i64::MIN, i64::MAX),
+        };
+        wrap(dtype, n.clamp(min, max))
+    }
+
+    fn rope(spec: &RopeSpec, row: usize, column: usize, factor: Option<f64>) -> f64 {
+        let half = spec.dim / 2;
+        let pair = column % half;
+        let mut frequency = spec.theta.powf(-2.0 * pair as f64 / spec.dim as f64) / factor.unwrap_or(1.0);
+        if spec.factor != 1.0 {
+            frequency = llama3_frequency(spec, frequency);
+        }
+        let angle = row as f64 * frequency;
+        if column < half { angle.cos() } else { angle.sin() }
+    }
+
+    fn same(a: f64, b: f64) -> bool {
+        a == b || (a.is_nan() && b.is_nan())
+    }
+}
+
+/// Llama 3.1's frequency scaling (transformers, modeling_rope_utils, `_compute_llama3_parameters`).
+fn llama3_frequency(spec: &RopeSpec, frequency: f64) -> f64 {
+    let original = spec.original as f64;
+    let wavelength = 2.0 * std::f64::consts::PI / frequency;
+    if wavelength > original / spec.low {
+        frequency / spec.factor
+    } else if wavelength < original / spec.high {
+        frequency
+    } else {
+        let smooth = (original / wavelength - spec.low) / (spec.high - spec.low);
+        (1.0 - smooth) * frequency / spec.factor + smooth * frequency
+    }
+}
+
+/// `v` rounded to a plain float dtype: nearest even, f8 and f4 saturating.
+pub(crate) fn round_to(dtype: DType, v: f64) -> f64 {
+    let mini = |format: MiniFloat| f64::from(format.decode(format.encode(v as f32, Overflow::Saturate)));
+    match dtype {
+        DType::F32 => f64::from(v as f32),
+        DType::F16 => f16::from_f64(v).to_f64(),
+        DType::BF16 => bf16::from_f64(v).to_f64(),
+        DType::F8E4M3 => mini(MiniFloat::E4M3),
+        DType::F8E4M3Fnuz => mini(MiniFloat::E4M3_FNUZ),
+        DType::F8E5M2 => mini(MiniFloat::E5M2),
+        DType::F8E5M2Fnuz => mini(MiniFloat::E5M2_FNUZ),
+        DType::F4E2M1 => mini(MiniFloat::E2M1),
+        // A scale is a positive power of two; anything without a logarithm takes the smallest.
+        DType::F8E8M0 if v > 0.0 => 2f64.powf(v.log2().round_ties_even().clamp(-127.0, 127.0)),
+        DType::F8E8M0 => 2f64.powi(-127),
+        _ => v,
+    }
+}
+
+/// One q8a block: d = amax / 127 in f32, q = round(v / d).
+fn round_q8a(block: &mut [f64]) {
+    let d = block.iter().fold(0.0f32, |m, v| m.max(v.abs() as f32)) / 127.0;
+    // 1/d in f32, as the codec and the kernels compute it: a tie must fall to the same side in all three.
+    let inverse = if d == 0.0 { 0.0 } else { 1.0 / d };
+    for v in block {
+        let q = (*v as f32 * inverse).round_ties_even().clamp(-127.0, 127.0);
+        *v = f64::from(q) * f64::from(d);
+    }
+}
