@@ -8,12 +8,18 @@ pub mod cpu;
 pub mod driver;
 pub mod dtype;
 pub mod error;
+pub mod generate;
 pub mod graph;
 pub mod map;
 pub mod memory;
 pub mod pack;
+pub mod sampler;
+pub mod session;
 pub mod weights;
 
 pub use artifact::Artifact;
 pub use dtype::DType;
 pub use error::{Error, Result};
+pub use generate::{GenerateOptions, Generation, Stop};
+pub use sampler::Sampling;
+pub use session::{Device, Session, SessionOptions, StepInput, Stream};

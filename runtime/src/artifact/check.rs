@@ -85,12 +85,8 @@ impl Checker<'_> {
         for state in &self.manifest.states {
             let place = format!("state {}", state.name);
             self.shape(&place, &state.shape)?;
-            let inner: Option<Vec<u64>> = state
-                .shape
-                .iter()
-                .skip(1)
-                .map(|d| if let Dim::Const(n) = d { Some(*n) } else { None })
-                .collect();
+            let inner: Option<Vec<u64>> =
+                state.shape.iter().skip(1).map(|d| if let Dim::Const(n) = d { Some(*n) } else { None }).collect();
             let size = inner.and_then(|inner| state.dtype.byte_size(&inner));
             if size != Some(state.unit_bytes) || state.shape.is_empty() {
                 return self.bad(&place, format!("unit_bytes {} disagrees with shape and dtype", state.unit_bytes));
@@ -236,7 +232,9 @@ impl Checker<'_> {
             };
             match size {
                 Some(size) if arg.offset <= size => {}
-                Some(size) => return self.bad(place, format!("offset {} passes {:?} ({size} bytes)", arg.offset, arg.region)),
+                Some(size) => {
+                    return self.bad(place, format!("offset {} passes {:?} ({size} bytes)", arg.offset, arg.region));
+                }
                 None => return self.bad(place, format!("{:?} is not listed", arg.region)),
             }
         }

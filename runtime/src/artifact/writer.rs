@@ -99,9 +99,9 @@ impl Drop for Temporary {
 /// Any failure of the system; the temporary file is removed and an older `path` is left as it was.
 pub fn write_atomically(path: &Path, fill: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> Result<()> {
     let failed = |e| Error::io(path, "cannot write", e);
-    let name = path.file_name().ok_or_else(|| {
-        failed(std::io::Error::new(std::io::ErrorKind::InvalidInput, "the output needs a file name"))
-    })?;
+    let name = path
+        .file_name()
+        .ok_or_else(|| failed(std::io::Error::new(std::io::ErrorKind::InvalidInput, "the output needs a file name")))?;
     if path.is_dir() {
         return Err(failed(std::io::Error::new(std::io::ErrorKind::IsADirectory, "the output is a directory")));
     }

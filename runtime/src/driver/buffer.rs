@@ -55,16 +55,21 @@ impl Buffer {
         (offset <= self.bytes).then(|| self.address.wrapping_add(offset))
     }
 
-    /// Copies `data` to `offset`. No graph that uses the buffer may be running.
-    pub(crate) fn write(&self, offset: usize, data: &[u8]) -> Result<()> {
-        let fits = offset.checked_add(data.len()).is_some_and(|end| end <= self.bytes);
-        if !fits || !self.writable {
-            return Err(Error::Driver(format!("{} bytes at {offset} do not fit {self:?}", data.len())));
+    /// Copies `values` to the start. No graph that uses the buffer may be running.
+    pub(crate) fn write_i32(&self, values: &[i32]) -> Result<()> {
+        let bytes = std::mem::size_of_val(values);
+        if bytes > self.bytes || !self.writable {
+            return Err(Error::Driver(format!("{bytes} bytes do not fit {self:?}")));
         }
-        // SAFETY: the destination is in range and writable (checked above), `data` is a live borrow, and the two cannot
+        // SAFETY: the destination is in range and writable (checked above), `values` is a live borrow, and the two cannot
         // overlap because no safe reference to the buffer's memory exists while it is written (see `bytes`).
-        unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), self.address.add(offset), data.len()) };
+        unsafe { std::ptr::copy_nonoverlapping(values.as_ptr().cast::<u8>(), self.address, bytes) };
         Ok(())
+    }
+
+    /// A copy of the bytes. No graph that writes the buffer may be running.
+    pub fn to_vec(&self) -> Vec<u8> {
+        self.bytes().to_vec()
     }
 
     /// The bytes. No graph that writes the buffer may run while the slice lives: sessions tie it to their own borrow.

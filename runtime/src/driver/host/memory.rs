@@ -29,8 +29,7 @@ pub fn allocate(bytes: usize, placement: Placement) -> Result<Buffer> {
     let size = size.ok_or_else(|| failed("size overflows".into()))?;
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
     // SAFETY: a fresh anonymous mapping at an address the system chooses.
-    let address =
-        unsafe { libc::mmap(std::ptr::null_mut(), size, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) };
+    let address = unsafe { libc::mmap(std::ptr::null_mut(), size, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) };
     if address == libc::MAP_FAILED {
         return Err(failed(std::io::Error::last_os_error().to_string()));
     }

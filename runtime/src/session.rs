@@ -1,0 +1,486 @@
+//! From an artifact to logits: a device, a stream, and a session that captures once and replays.
+
+use crate::artifact::{Artifact, Dim, Manifest, Model, Program};
+use crate::driver::host::{HostDriver, HostOptions};
+use crate::driver::{Buffer, Driver, Event, Placement, StreamBackend};
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::graph::{Dims, Regions, StepGraph};
+use crate::memory::{BlockPool, Sequence};
+use crate::weights::{self, WeightOptions};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// A machine that runs artifacts.
+#[derive(Clone, Debug)]
+pub struct Device {
+    driver: Arc<dyn Driver>,
+    threads: usize,
+}
+
+impl Device {
+    /// This machine's CPU with `threads` threads, the caller included; 0 means one per physical core.
+    ///
+    /// # Errors
+    /// If the threads cannot be started.
+    pub fn host(threads: usize) -> Result<Device> {
+        Device::host_with(HostOptions { threads, pin_caller: false })
+    }
+
+    /// This machine's CPU with all options.
+    ///
+    /// # Errors
+    /// If the threads cannot be started.
+    pub fn host_with(options: HostOptions) -> Result<Device> {
+        let driver = HostDriver::new(options)?;
+        let threads = driver.threads();
+        Ok(Device { driver: Arc::new(driver), threads })
+    }
+
+    /// The driver.
+    pub fn driver(&self) -> &dyn Driver {
+        &*self.driver
+    }
+
+    /// Threads that run kernels on the host.
+    pub fn threads(&self) -> usize {
+        self.threads
+    }
+}
+
+/// An in-order queue of work on a device.
+#[derive(Debug)]
+pub struct Stream {
+    backend: Box<dyn StreamBackend>,
+}
+
+impl Stream {
+    /// A new stream on `device`.
+    ///
+    /// # Errors
+    /// If the device refuses.
+    pub fn new(device: &Device) -> Result<Stream> {
+        Ok(Stream { backend: device.driver().create_stream()? })
+    }
+
+    /// Waits until everything enqueued so far is done.
+    ///
+    /// # Errors
+    /// If the work failed.
+    pub fn synchronize(&mut self) -> Result<()> {
+        self.backend.synchronize()
+    }
+
+    /// Marks the current end of the queue.
+    ///
+    /// # Errors
+    /// If the device refuses.
+    pub fn record(&mut self) -> Result<Event> {
+        self.backend.record()
+    }
+}
+
+/// How a session is set up.
+#[derive(Clone, Debug)]
+pub struct SessionOptions {
+    /// KV blocks in the pool (symbol N); `None` gives every sequence the longest context.
+    pub kv_blocks: Option<usize>,
+    /// The checkpoint's file or folder, for external weights.
+    pub weights_file: Option<PathBuf>,
+    /// Cache folder for packs; `None` uses none.
+    pub cache: Option<PathBuf>,
+}
+
+impl Default for SessionOptions {
+    fn default() -> Self {
+        SessionOptions { kv_blocks: None, weights_file: None, cache: weights::cache_dir() }
+    }
+}
+
+/// One ragged step: T tokens of B sequences.
+#[derive(Clone, Copy, Debug)]
+pub struct StepInput<'a> {
+    /// `[T]` token ids.
+    pub tokens: &'a [i32],
+    /// `[T]` positions, strictly ascending within a sequence.
+    pub positions: &'a [i32],
+    /// `[B + 1]`: sequence b owns tokens `seq_starts[b]..seq_starts[b + 1]`; starts at 0, ends at T.
+    pub seq_starts: &'a [i32],
+    /// `[B, P]` KV block ids, row-major; -1 where unused.
+    pub block_tables: &'a [i32],
+    /// `[R]` token indices whose logits come back.
+    pub logit_rows: &'a [i32],
+}
+
+/// Index of each known input in the manifest, if the graph uses it.
+#[derive(Debug, Default)]
+struct InputSlots {
+    tokens: Option<usize>,
+    positions: Option<usize>,
+    sequence_ids: Option<usize>,
+    block_tables: Option<usize>,
+    logit_rows: Option<usize>,
+}
+
+/// An artifact on a device: weights in place, graph captured, KV cache empty.
+#[derive(Debug)]
+pub struct Session {
+    manifest: Arc<Manifest>,
+    regions: Regions,
+    graph: StepGraph,
+    stream: Stream,
+    slots: InputSlots,
+    pool: BlockPool,
+    /// `[T]`, derived from `seq_starts`.
+    sequence_ids: Vec<i32>,
+    dims: Dims,
+    program: usize,
+}
+
+impl Session {
+    /// Brings the weights in, loads the code and captures the step.
+    ///
+    /// # Errors
+    /// If no program of the artifact runs on the device, the weights are not found or differ, or there is no memory.
+    pub fn new(artifact: &Artifact, device: &Device, options: SessionOptions) -> Result<Session> {
+        let manifest = Arc::new(artifact.manifest().clone());
+        let driver = device.driver();
+        let (index, program) = choose_program(&manifest, driver)?;
+        let slots = input_slots(&manifest)?;
+        check_output(&manifest)?;
+        let code = manifest
+            .section(&program.code)
+            .and_then(|section| Some((artifact.section(&section.name)?, section)))
+            .ok_or_else(|| Error::Unsupported("the program has no code".into()))?;
+        let entries: Vec<u64> = program.kernels.iter().map(|k| k.entry).collect();
+        let module = driver.load_module(code.0, &code.1.blake3, &entries)?;
+
+        let mut dims = Dims::new(&manifest.symbols);
+        let blocks = kv_blocks(&manifest, options.kv_blocks)?;
+        dims.set(&manifest, "N", blocks)?;
+        let weight_options =
+            WeightOptions { weights_file: options.weights_file, cache: options.cache, threads: device.threads() };
+        let allocate = |bytes: Option<u64>, placement| {
+            let bytes = bytes
+                .and_then(|n| usize::try_from(n).ok())
+                .ok_or_else(|| Error::Unsupported("an allocation's size overflows".into()))?;
+            driver.allocate(bytes, placement)
+        };
+        let bindings = |list: &[crate::artifact::Binding]| {
+            list.iter().map(|b| allocate(manifest.max_bytes(b), Placement::Pinned)).collect::<Result<Vec<_>>>()
+        };
+        let regions = Regions {
+            arena: allocate(Some(program.arena_bytes), Placement::Arena)?,
+            weights: weights::load(artifact, program, driver, &weight_options)?,
+            states: manifest
+                .states
+                .iter()
+                .map(|s| allocate(s.unit_bytes.checked_mul(blocks as u64), Placement::State))
+                .collect::<Result<Vec<_>>>()?,
+            inputs: bindings(&manifest.inputs)?,
+            outputs: bindings(&manifest.outputs)?,
+        };
+        let graph = StepGraph::capture(driver, program, "step", &module, &regions)?;
+        let tokens = manifest.symbol("T").map_or(1, |(_, s)| s.max) as usize;
+        let pool = BlockPool::new(blocks);
+        let stream = Stream::new(device)?;
+        let sequence_ids = Vec::with_capacity(tokens.min(1 << 20));
+        Ok(Session { manifest, regions, graph, stream, slots, pool, sequence_ids, dims, program: index })
+    }
+
+    /// The manifest of the artifact.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// The program that was chosen for the device.
+    pub fn program(&self) -> &Program {
+        &self.manifest.programs[self.program]
+    }
+
+    /// Facts about the model.
+    pub fn model(&self) -> &Model {
+        &self.manifest.model
+    }
+
+    /// The session's stream.
+    pub fn stream(&mut self) -> &mut Stream {
+        &mut self.stream
+    }
+
+    /// The free KV blocks. An engine that owns its block tables may ignore it.
+    pub fn block_pool(&mut self) -> &mut BlockPool {
+        &mut self.pool
+    }
+
+    /// The compiled range of the symbol called `name`; `(1, 1)` if the artifact has none.
+    pub fn range(&self, name: &str) -> (usize, usize) {
+        self.manifest.symbol(name).map_or((1, 1), |(_, s)| (s.min as usize, s.max as usize))
+    }
+
+    /// Positions that a sequence may have.
+    pub fn max_positions(&self) -> usize {
+        let model = &self.manifest.model;
+        let paged =
+            self.manifest.symbol("P").map_or(u64::MAX, |(_, s)| s.max.saturating_mul(u64::from(model.kv_block)));
+        paged.min(u64::from(model.max_seq)) as usize
+    }
+
+    /// Runs one step and returns logits `[R, vocab]`, row-major f32. Allocates nothing.
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`] naming the value that is outside its range. Nothing was run then.
+    pub fn step(&mut self, input: &StepInput<'_>) -> Result<&[f32]> {
+        self.check(input)?;
+        let write = |buffers: &[Buffer], slot: Option<usize>, values: &[i32]| -> Result<()> {
+            match slot.and_then(|i| buffers.get(i)) {
+                Some(buffer) => buffer.write_i32(values),
+                None => Ok(()),
+            }
+        };
+        let inputs = &self.regions.inputs;
+        write(inputs, self.slots.tokens, input.tokens)?;
+        write(inputs, self.slots.positions, input.positions)?;
+        write(inputs, self.slots.sequence_ids, &self.sequence_ids)?;
+        write(inputs, self.slots.block_tables, input.block_tables)?;
+        write(inputs, self.slots.logit_rows, input.logit_rows)?;
+        self.graph.replay(&self.manifest, &mut *self.stream.backend, &self.dims)?;
+        self.stream.synchronize()?;
+        let count = input.logit_rows.len() * self.manifest.model.vocab_size as usize;
+        match self.regions.outputs.first() {
+            Some(output) => output.as_f32(count),
+            None => Ok(&[]),
+        }
+    }
+
+    /// Validates a step, sets the dims and derives the sequence ids.
+    fn check(&mut self, input: &StepInput<'_>) -> Result<()> {
+        let bad = |text: String| Err(Error::InvalidInput(text));
+        let StepInput { tokens, positions, seq_starts, block_tables, logit_rows } = *input;
+        let model = &self.manifest.model;
+        let sequences = seq_starts.len().saturating_sub(1);
+        if positions.len() != tokens.len() {
+            return bad(format!("{} positions for {} tokens", positions.len(), tokens.len()));
+        }
+        if sequences == 0 || !block_tables.len().is_multiple_of(sequences) {
+            return bad(format!("{} block table entries for {sequences} sequences", block_tables.len()));
+        }
+        let width = block_tables.len() / sequences;
+        for (name, value) in
+            [("T", tokens.len()), ("B", sequences), ("P", width), ("R", logit_rows.len()), ("N", self.pool.blocks())]
+        {
+            self.dims.set(&self.manifest, name, value)?;
+        }
+        if let Some(id) = tokens.iter().find(|id| **id < 0 || **id as u32 >= model.vocab_size) {
+            return bad(format!("token id {id} is outside the vocabulary 0..{}", model.vocab_size));
+        }
+        if let Some(row) = logit_rows.iter().find(|row| **row < 0 || **row as usize >= tokens.len()) {
+            return bad(format!("logit row {row} is outside the step's tokens 0..{}", tokens.len()));
+        }
+        let blocks = self.pool.blocks() as i64;
+        if let Some(id) = block_tables.iter().find(|id| **id < -1 || i64::from(**id) >= blocks) {
+            return bad(format!("KV block {id} is outside the pool 0..{blocks}"));
+        }
+        if seq_starts.first() != Some(&0) || seq_starts.last().is_none_or(|last| *last as i64 != tokens.len() as i64) {
+            return bad(format!("seq_starts must run from 0 to {}", tokens.len()));
+        }
+        self.sequence_ids.clear();
+        for (sequence, range) in seq_starts.windows(2).enumerate() {
+            let &[start, end] = range else { continue };
+            if end < start || end as usize > tokens.len() {
+                return bad(format!("seq_starts descends at sequence {sequence}"));
+            }
+            let own = &positions[start as usize..end as usize];
+            let mut last = -1;
+            for position in own {
+                if *position <= last {
+                    return bad(format!(
+                        "positions of sequence {sequence} do not ascend from 0: {position} after {last}"
+                    ));
+                }
+                last = *position;
+            }
+            // Attention reads every block up to the last position, so all must be there.
+            let needed = if last < 0 { 0 } else { last as usize / model.kv_block as usize + 1 };
+            if needed > width || last as i64 >= i64::from(model.max_seq) {
+                return bad(format!(
+                    "position {last} of sequence {sequence} needs {needed} KV blocks, its table has {width}; the artifact was \
+                     compiled for positions 0..{}",
+                    model.max_seq
+                ));
+            }
+            let table = &block_tables[sequence * width..(sequence + 1) * width];
+            if let Some(at) = table[..needed].iter().position(|id| *id < 0) {
+                return bad(format!(
+                    "sequence {sequence} has no KV block for position {}",
+                    at * model.kv_block as usize
+                ));
+            }
+            self.sequence_ids.extend(own.iter().map(|_| sequence as i32));
+        }
+        Ok(())
+    }
+}
+
+/// The first program the device can run; the reasons of all if none.
+fn choose_program<'a>(manifest: &'a Manifest, driver: &dyn Driver) -> Result<(usize, &'a Program)> {
+    let mut reasons = Vec::new();
+    for (index, program) in manifest.programs.iter().enumerate() {
+        match driver.check_target(&program.target) {
+            Ok(()) => return Ok((index, program)),
+            Err(Error::Unsupported(reason)) => reasons.push(reason),
+            Err(e) => return Err(e),
+        }
+    }
+    Err(Error::Unsupported(if reasons.is_empty() { "the artifact has no program".into() } else { reasons.join("; ") }))
+}
+
+fn input_slots(manifest: &Manifest) -> Result<InputSlots> {
+    let mut slots = InputSlots::default();
+    for (index, input) in manifest.inputs.iter().enumerate() {
+        let slot = match input.name.as_str() {
+            "tokens" => &mut slots.tokens,
+            "positions" => &mut slots.positions,
+            "sequence_ids" => &mut slots.sequence_ids,
+            "block_tables" => &mut slots.block_tables,
+            "logit_rows" => &mut slots.logit_rows,
+            other => {
+                return Err(Error::Unsupported(format!(
+                    "the artifact has an input this runtime does not fill: {other}"
+                )));
+            }
+        };
+        if input.dtype != DType::I32 {
+            return Err(Error::Unsupported(format!("input {} is {}, not i32", input.name, input.dtype)));
+        }
+        *slot = Some(index);
+    }
+    Ok(slots)
+}
+
+fn check_output(manifest: &Manifest) -> Result<()> {
+    let vocab = u64::from(manifest.model.vocab_size);
+    let ok = manifest.outputs.first().is_some_and(|output| {
+        output.dtype == DType::F32 && output.shape == [Dim::Symbol("R".into()), Dim::Const(vocab)]
+    });
+    if ok { Ok(()) } else { Err(Error::Unsupported(format!("output 0 must be logits f32 [R, {vocab}]"))) }
+}
+
+/// KV blocks of the pool: as asked, else the longest context for every sequence, within the compiled range of N.
+fn kv_blocks(manifest: &Manifest, asked: Option<usize>) -> Result<usize> {
+    let max = |name| manifest.symbol(name).map_or(1, |(_, s)| s.max);
+    let Some((_, symbol)) = manifest.symbol("N") else { return Ok(asked.unwrap_or(0)) };
+    let blocks = match asked {
+        Some(blocks) => blocks as u64,
+        None => max("B").saturating_mul(max("P")).clamp(symbol.min, symbol.max),
+    };
+    if blocks < symbol.min || blocks > symbol.max {
+        return Err(Error::InvalidInput(format!(
+            "{blocks} KV blocks are outside the compiled range {}..={}",
+            symbol.min, symbol.max
+        )));
+    }
+    usize::try_from(blocks).map_err(|_| Error::InvalidInput("too many KV blocks".into()))
+}
+
+impl Session {
+    /// Computes `tokens` (at least one) as the next positions of `sequence` and returns the logits of the last, `[vocab]`.
+    /// Long inputs run as several steps of at most the compiled number of tokens.
+    ///
+    /// # Errors
+    /// If the sequence would grow past the compiled range, KV blocks run out, or a token id is outside the vocabulary.
+    pub fn extend(&mut self, sequence: &mut Sequence, tokens: &[i32]) -> Result<&[f32]> {
+        self.extend_rows(sequence, tokens, false, &mut |_| Ok(()))?;
+        let vocab = self.manifest.model.vocab_size as usize;
+        match self.regions.outputs.first() {
+            Some(output) => output.as_f32(vocab),
+            None => Ok(&[]),
+        }
+    }
+
+    /// As [`Session::extend`], giving `rows` the logits `[R, vocab]` of each step: of every token if `all`, else of the last of
+    /// the step.
+    ///
+    /// # Errors
+    /// As [`Session::extend`], and whatever `rows` returns.
+    pub fn extend_rows(
+        &mut self,
+        sequence: &mut Sequence,
+        tokens: &[i32],
+        all: bool,
+        rows: &mut dyn FnMut(&[f32]) -> Result<()>,
+    ) -> Result<()> {
+        let (max_tokens, max_rows) = (self.range("T").1.max(1), self.range("R").1.max(1));
+        let limit = self.max_positions();
+        let total = sequence.positions + tokens.len();
+        if total > limit {
+            return Err(Error::InvalidInput(format!(
+                "{} tokens after {} positions: the artifact was compiled for sequences of 1..={limit} positions (--max-seq)",
+                tokens.len(),
+                sequence.positions
+            )));
+        }
+        if tokens.is_empty() {
+            return Err(Error::InvalidInput("no tokens: a step needs at least one".into()));
+        }
+        let kv_block = self.manifest.model.kv_block as usize;
+        self.pool.reserve(sequence, total, kv_block)?;
+        let chunk = if all { max_tokens.min(max_rows) } else { max_tokens };
+        let width = sequence.blocks.len().max(self.range("P").0);
+        let mut table = sequence.blocks.clone();
+        table.resize(width, -1);
+        for tokens in tokens.chunks(chunk) {
+            let first = sequence.positions as i32;
+            let positions: Vec<i32> = (first..first + tokens.len() as i32).collect();
+            let last = tokens.len() as i32 - 1;
+            let wanted: Vec<i32> = if all { (0..=last).collect() } else { vec![last] };
+            let seq_starts = [0, tokens.len() as i32];
+            let input = StepInput {
+                tokens,
+                positions: &positions,
+                seq_starts: &seq_starts,
+                block_tables: &table,
+                logit_rows: &wanted,
+            };
+            rows(self.step(&input)?)?;
+            sequence.positions += tokens.len();
+        }
+        Ok(())
+    }
+
+    /// A new, empty sequence.
+    pub fn new_sequence(&self) -> Sequence {
+        Sequence::default()
+    }
+
+    /// Takes the KV blocks of `sequence` back.
+    pub fn release(&mut self, sequence: Sequence) {
+        self.pool.release(sequence);
+    }
+
+    /// Logits of every token of one sequence, `[T, vocab]` row-major: as prefill, or one token at a time if `stepwise`.
+    ///
+    /// # Errors
+    /// As [`Session::extend`].
+    pub fn eval(&mut self, tokens: &[i32], stepwise: bool) -> Result<Vec<f32>> {
+        let vocab = self.manifest.model.vocab_size as usize;
+        let mut logits = Vec::with_capacity(tokens.len().min(self.max_positions()).saturating_mul(vocab));
+        let mut sequence = self.new_sequence();
+        let mut keep = |rows: &[f32]| {
+            logits.extend_from_slice(rows);
+            Ok(())
+        };
+        let mut result = Ok(());
+        for part in tokens.chunks(if stepwise { 1 } else { tokens.len().max(1) }) {
+            result = self.extend_rows(&mut sequence, part, true, &mut keep);
+            if result.is_err() {
+                break;
+            }
+        }
+        if tokens.is_empty() {
+            result = Err(Error::InvalidInput("no tokens to evaluate".into()));
+        }
+        self.release(sequence);
+        result.map(|()| logits)
+    }
+}

@@ -1,0 +1,152 @@
+//! The conformance cases of a driver, run on the host: order, barriers, overlap, dims, oversubscription, refusals.
+#![cfg(target_arch = "x86_64")]
+
+mod common;
+
+use weldment_runtime::artifact::GridDim;
+use weldment_runtime::driver::host::{HostDriver, HostOptions};
+use weldment_runtime::driver::{Buffer, CaptureLaunch, Driver, Placement};
+
+const ADD1: usize = 1;
+const REV1: usize = 2;
+
+fn driver(threads: usize) -> HostDriver {
+    HostDriver::new(HostOptions { threads, pin_caller: false }).unwrap()
+}
+
+fn code_hash() -> String {
+    blake3::hash(&common::CODE).to_hex().to_string()
+}
+
+fn values(buffer: &Buffer, count: usize) -> Vec<i64> {
+    buffer.to_vec().chunks_exact(8).take(count).map(|b| i64::from_le_bytes(b.try_into().unwrap())).collect()
+}
+
+/// A ring of two buffers: `length` launches, each reading what the one before wrote, in the given order of kernels.
+fn chain(driver: &HostDriver, kernels: &[usize], length: usize, symbol: bool, n: usize) -> (Buffer, Buffer, ChainGraph) {
+    let module = driver.load_module(&common::CODE, &code_hash(), &common::ENTRIES).unwrap();
+    let a = driver.allocate(n * 8, Placement::Arena).unwrap();
+    let b = driver.allocate(n * 8, Placement::State).unwrap();
+    let mut capture = driver.begin_capture(module).unwrap();
+    let grid = if symbol { GridDim::Symbol { symbol: 0, mul: 1, div: 1 } } else { GridDim::Const(n as u64) };
+    for i in 0..length {
+        let (to, from) = if i % 2 == 0 { (&b, &a) } else { (&a, &b) };
+        let kernel = kernels[i % kernels.len()];
+        capture.launch(CaptureLaunch { kernel, grid: &[grid], args: &[(to, 0), (from, 0)], barrier: true }).unwrap();
+    }
+    (a, b, ChainGraph { graph: capture.finish().unwrap(), stream: driver.create_stream().unwrap() })
+}
+
+struct ChainGraph {
+    graph: Box<dyn weldment_runtime::driver::Graph>,
+    stream: Box<dyn weldment_runtime::driver::StreamBackend>,
+}
+
+impl ChainGraph {
+    fn replay(&mut self, dims: &[i64]) {
+        self.graph.replay(&mut *self.stream, dims).unwrap();
+    }
+}
+
+#[test]
+fn barriers_hold_whatever_the_threads() {
+    // Each launch reads the mirror image of what the last wrote, so a missed barrier shows at once.
+    for threads in [1, 2, 3, 8] {
+        for n in [1usize, 2, 7, 64, 1000] {
+            let driver = driver(threads);
+            let (a, b, mut graph) = chain(&driver, &[REV1, ADD1, REV1], 301, true, n);
+            for replay in 1..=3i64 {
+                graph.replay(&[n as i64]);
+                // 301 is odd: the last launch writes b, and the next replay starts from a again.
+                assert_eq!(values(&b, n), vec![301 + 300 * (replay - 1); n], "{threads} threads, {n} programs");
+            }
+            assert_eq!(values(&a, n), vec![900; n]);
+        }
+    }
+}
+
+#[test]
+fn a_hundred_thousand_launches_with_more_threads_than_cores() {
+    let threads = std::thread::available_parallelism().map_or(2, usize::from) * 3;
+    let driver = driver(threads);
+    let (_a, b, mut graph) = chain(&driver, &[REV1], 1001, true, 97);
+    for replay in 0..20i64 {
+        graph.replay(&[97]);
+        assert_eq!(values(&b, 97), vec![1001 + 1000 * replay; 97]);
+    }
+    let driver = self::driver(2);
+    let (_a, b, mut graph) = chain(&driver, &[REV1], 1001, true, 97);
+    for replay in 0..100i64 {
+        if replay % 10 == 0 {
+            std::thread::sleep(std::time::Duration::from_millis(2)); // workers park
+        }
+        graph.replay(&[97]);
+        assert_eq!(values(&b, 97), vec![1001 + 1000 * replay; 97]);
+    }
+}
+
+#[test]
+fn grids_follow_the_dims() {
+    let driver = driver(2);
+    let (_a, b, mut graph) = chain(&driver, &[ADD1], 1, true, 100);
+    graph.replay(&[3]);
+    assert_eq!(values(&b, 5), [1, 1, 1, 0, 0]);
+    graph.replay(&[0]);
+    graph.replay(&[100]);
+    assert_eq!(values(&b, 100), vec![1; 100]);
+    let module = driver.load_module(&common::CODE, &code_hash(), &common::ENTRIES).unwrap();
+    let (to, from) = (driver.allocate(800, Placement::Pinned).unwrap(), driver.allocate(800, Placement::Pinned).unwrap());
+    let mut capture = driver.begin_capture(module).unwrap();
+    // ceil(7 * 3 / 4) * 2 * 5 = 60 programs
+    let grid = [GridDim::Symbol { symbol: 1, mul: 3, div: 4 }, GridDim::Const(2), GridDim::Const(5)];
+    capture.launch(CaptureLaunch { kernel: ADD1, grid: &grid, args: &[(&to, 0), (&from, 0)], barrier: false }).unwrap();
+    let mut graph = capture.finish().unwrap();
+    graph.replay(&mut *driver.create_stream().unwrap(), &[0, 7]).unwrap();
+    assert_eq!(values(&to, 100).iter().sum::<i64>(), 60);
+}
+
+#[test]
+fn launches_of_one_program_mix_with_wide_ones() {
+    // wide -> single -> wide: the second wide launch reads what only the caller wrote, and vice versa.
+    for threads in [1, 2, 6] {
+        let driver = driver(threads);
+        let module = driver.load_module(&common::CODE, &code_hash(), &common::ENTRIES).unwrap();
+        let a = driver.allocate(8 * 256, Placement::Arena).unwrap();
+        let b = driver.allocate(8 * 256, Placement::Arena).unwrap();
+        let mut capture = driver.begin_capture(module).unwrap();
+        for _ in 0..50 {
+            for (n, to, from, barrier) in
+                [(256, &b, &a, true), (1, &b, &b, true), (1, &b, &b, false), (256, &a, &b, true), (1, &a, &a, true)]
+            {
+                let (grid, args) = ([GridDim::Const(n)], [(to, 0), (from, 0)]);
+                capture.launch(CaptureLaunch { kernel: ADD1, grid: &grid, args: &args, barrier }).unwrap();
+            }
+        }
+        let mut graph = capture.finish().unwrap();
+        assert_eq!(graph.len(), 250);
+        let mut stream = driver.create_stream().unwrap();
+        for replay in 1..=40i64 {
+            graph.replay(&mut *stream, &[]).unwrap();
+            let found = values(&a, 256);
+            assert_eq!((found[0], found[1], found[255]), (250 * replay, 100 * replay, 100 * replay), "{threads}");
+        }
+    }
+}
+
+#[test]
+fn bad_launches_and_images_are_refused() {
+    let driver = driver(1);
+    assert!(driver.load_module(&common::CODE, &"0".repeat(64), &common::ENTRIES).is_err(), "wrong hash");
+    assert!(driver.load_module(&common::CODE, &code_hash(), &[153]).is_err(), "entry past the end");
+    let module = driver.load_module(&common::CODE, &code_hash(), &common::ENTRIES).unwrap();
+    let buffer = driver.allocate(64, Placement::Arena).unwrap();
+    let mut capture = driver.begin_capture(module).unwrap();
+    let launch = CaptureLaunch { kernel: 3, grid: &[], args: &[], barrier: false };
+    assert!(capture.launch(launch).is_err(), "no such kernel");
+    let args = [(&buffer, 65)];
+    assert!(capture.launch(CaptureLaunch { kernel: 0, args: &args, ..launch }).is_err(), "offset past the buffer");
+    let grid = [GridDim::Symbol { symbol: 0, mul: 1, div: 0 }];
+    assert!(capture.launch(CaptureLaunch { kernel: 0, grid: &grid, ..launch }).is_err(), "division by zero");
+    assert!(driver.allocate(usize::MAX, Placement::State).is_err());
+    assert!(HostDriver::new(HostOptions { threads: 100_000, pin_caller: false }).is_err());
+}
