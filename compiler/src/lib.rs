@@ -1,0 +1,4 @@
+//! The Weldment compiler: front ends, model definitions and the driver that takes a model to an artifact.
+
+pub mod frontend;
+pub mod models;
