@@ -1,4 +1,6 @@
 //! The Weldment compiler: front ends, model definitions and the driver that takes a model to an artifact.
 
+pub mod cache;
+pub mod driver;
 pub mod frontend;
 pub mod models;

@@ -1,0 +1,254 @@
+//! The driver: a model file in, an artifact out. Stages run in one order, each with a name, a time and a form that can be written.
+
+mod manifest;
+mod reference;
+
+pub use manifest::{ModelWeights, bindings, model_facts, runtime_dtype, states, symbols};
+pub use reference::Reference;
+
+use crate::frontend::{Checkpoint, FrontendError, WeightSource};
+use crate::models::{KV_BLOCK, StepOptions, build_step};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+use thiserror::Error;
+use weldment_ir::{DType, Graph, IrError};
+use weldment_passes::buffer::BufferError;
+
+/// Why a model was not compiled.
+#[derive(Debug, Error)]
+pub enum CompileError {
+    /// The operating system refused.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// The model's files.
+    #[error(transparent)]
+    Frontend(#[from] FrontendError),
+    /// A graph.
+    #[error(transparent)]
+    Ir(#[from] IrError),
+    /// Memory planning.
+    #[error(transparent)]
+    Buffer(#[from] BufferError),
+    /// Reading or writing artifacts.
+    #[error(transparent)]
+    Runtime(#[from] weldment_runtime::Error),
+    /// An option that does not fit the model or this build.
+    #[error("{option}: {message}")]
+    Option {
+        /// As typed.
+        option: String,
+        /// Found and accepted.
+        message: String,
+    },
+    /// A check that the user asked for does not hold.
+    #[error("check failed: {0}")]
+    Check(String),
+}
+
+impl CompileError {
+    /// An option's error.
+    pub fn option(option: impl Into<String>, message: impl Into<String>) -> CompileError {
+        CompileError::Option { option: option.into(), message: message.into() }
+    }
+
+    /// 1 for a failed check, 2 for bad input.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            CompileError::Check(_) => 1,
+            CompileError::Runtime(e) => e.exit_code(),
+            _ => 2,
+        }
+    }
+}
+
+/// Ranges and dtype of the entry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EntryOptions {
+    /// Arithmetic and cache dtype; the checkpoint's if none.
+    pub dtype: Option<DType>,
+    /// Most tokens in a step.
+    pub max_tokens: u64,
+    /// Most sequences in a step.
+    pub max_seqs: u64,
+    /// Most positions of a sequence; 4096 or the model's limit if none.
+    pub max_seq: Option<u64>,
+}
+
+impl Default for EntryOptions {
+    fn default() -> EntryOptions {
+        EntryOptions { dtype: None, max_tokens: 512, max_seqs: 16, max_seq: None }
+    }
+}
+
+/// Told what the driver is at; a command line shows it, a library need not.
+pub trait Progress {
+    /// Stage `name` begins.
+    fn begin(&mut self, name: &'static str);
+    /// The current stage has done `done` of `total` units.
+    fn advance(&mut self, done: u64, total: u64);
+}
+
+/// Shows nothing.
+#[derive(Debug, Default)]
+pub struct Quiet;
+
+impl Progress for Quiet {
+    fn begin(&mut self, _: &'static str) {}
+    fn advance(&mut self, _: u64, _: u64) {}
+}
+
+/// Times of stages, in order.
+#[derive(Debug, Default)]
+pub struct Timeline {
+    stages: Vec<(&'static str, Duration)>,
+}
+
+impl Timeline {
+    /// Runs `work` as stage `name`.
+    pub fn stage<T>(&mut self, progress: &mut dyn Progress, name: &'static str, work: impl FnOnce() -> T) -> T {
+        progress.begin(name);
+        let start = Instant::now();
+        let out = work();
+        self.stages.push((name, start.elapsed()));
+        out
+    }
+
+    /// Stages so far.
+    pub fn stages(&self) -> &[(&'static str, Duration)] {
+        &self.stages
+    }
+
+    /// Sum of all stages.
+    pub fn total(&self) -> Duration {
+        self.stages.iter().map(|(_, d)| *d).sum()
+    }
+}
+
+/// The graph of `step` for a checkpoint.
+///
+/// # Errors
+/// If a tensor is missing or misshapen, or a range is not accepted.
+pub fn model_graph(checkpoint: &Checkpoint, options: &EntryOptions) -> Result<Graph, CompileError> {
+    let step = StepOptions {
+        dtype: options.dtype.unwrap_or(checkpoint.config.dtype),
+        max_tokens: options.max_tokens,
+        max_seqs: options.max_seqs,
+        max_seq_len: max_seq(checkpoint, options)?,
+    };
+    Ok(build_step(checkpoint, &step)?)
+}
+
+/// Positions a sequence may have.
+///
+/// # Errors
+/// If more are asked for than the model was made for.
+pub fn max_seq(checkpoint: &Checkpoint, options: &EntryOptions) -> Result<u64, CompileError> {
+    let limit = checkpoint.config.max_positions;
+    match options.max_seq {
+        None => Ok(limit.min(4096)),
+        Some(n) if (1..=limit).contains(&n) => Ok(n),
+        Some(n) => {
+            Err(CompileError::option("--max-seq", format!("{n}; the model was made for 1 to {limit} positions")))
+        }
+    }
+}
+
+/// Opens a model.
+///
+/// # Errors
+/// See [`Checkpoint::open`].
+pub fn open(model: &Path, weights: WeightSource) -> Result<Checkpoint, CompileError> {
+    Ok(Checkpoint::open(model, weights)?)
+}
+
+/// A specialisation of the entry: its graph, and the ranges it assumed.
+#[derive(Clone, Debug)]
+pub struct Variant {
+    /// For file names and reports.
+    pub name: &'static str,
+    /// The entry with narrowed symbols.
+    pub graph: Graph,
+    /// (symbol, smallest, largest) for each symbol that was narrowed.
+    pub guards: Vec<(String, u64, u64)>,
+}
+
+/// The entry split by tokens: one token, and more. Tried in this order.
+pub fn variants(graph: &Graph) -> Vec<Variant> {
+    let most = graph.symbols().get("T").map_or(1, |r| r.max);
+    let narrowed = |name, min, max| {
+        let mut graph = graph.clone();
+        graph.name = format!("{}.{name}", graph.name);
+        graph.declare_symbol("T", min, max);
+        // Rows of logits are tokens of the step.
+        let rows = graph.symbols().get("R").map(|r| r.max.min(max));
+        rows.into_iter().for_each(|rows| graph.declare_symbol("R", 1, rows));
+        Variant { name, graph, guards: vec![("T".to_owned(), min, max)] }
+    };
+    let mut all = vec![narrowed("decode", 1, 1)];
+    if most > 1 {
+        all.push(narrowed("prefill", 2, most));
+    }
+    all
+}
+
+/// Checks options that this build accepts in one form only.
+///
+/// # Errors
+/// Names the option and what is accepted.
+pub fn check_limits(tp: u32, kv_block: u64) -> Result<(), CompileError> {
+    if tp != 1 {
+        return Err(CompileError::option("--tp", format!("{tp}; one rank is accepted for host targets")));
+    }
+    if kv_block != KV_BLOCK {
+        return Err(CompileError::option("--kv-block", format!("{kv_block}; {KV_BLOCK} is accepted")));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use weldment_passes::buffer::{AnyStrides, bufferise};
+
+    fn tiny() -> Checkpoint {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/tiny/llama");
+        open(&path, WeightSource::Files).unwrap()
+    }
+
+    #[test]
+    fn variants_share_external_layouts() {
+        let graph = model_graph(&tiny(), &EntryOptions::default()).unwrap();
+        let plans: Vec<_> = variants(&graph).iter().map(|v| bufferise(&v.graph, &AnyStrides).unwrap()).collect();
+        assert_eq!(plans.len(), 2);
+        let strides = |list: &[weldment_passes::buffer::External]| {
+            list.iter().map(|e| (e.name.clone(), e.strides.clone())).collect::<Vec<_>>()
+        };
+        assert_eq!(strides(&plans[0].inputs), strides(&plans[1].inputs));
+        assert_eq!(strides(&plans[0].outputs), strides(&plans[1].outputs));
+        assert_eq!(plans[0].states, plans[1].states);
+    }
+
+    #[test]
+    fn a_model_step_has_no_copies() {
+        let graph = model_graph(&tiny(), &EntryOptions::default()).unwrap();
+        for variant in variants(&graph) {
+            let plan = bufferise(&variant.graph, &AnyStrides).unwrap();
+            assert!(plan.copies.is_empty(), "{}: {:?}", variant.name, plan.copies);
+            assert!(plan.arena_bytes <= plan.arena_lower_bound + plan.arena_lower_bound / 4);
+        }
+    }
+
+    #[test]
+    fn sequences_are_bounded_by_the_model() {
+        let checkpoint = tiny();
+        let limit = checkpoint.config.max_positions;
+        let options = EntryOptions { max_seq: Some(limit + 1), ..EntryOptions::default() };
+        assert_eq!(max_seq(&checkpoint, &options).unwrap_err().exit_code(), 2);
+        assert_eq!(max_seq(&checkpoint, &EntryOptions::default()).unwrap(), limit.min(4096));
+    }
+}

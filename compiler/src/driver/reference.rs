@@ -1,0 +1,118 @@
+//! One sequence of a model in the f64 reference interpreter: what an artifact's logits are compared with.
+
+use super::CompileError;
+use crate::frontend::Checkpoint;
+use crate::models::{KV_BLOCK, StepOptions, build_step};
+use std::collections::BTreeMap;
+use weldment_ir::interpret::{Binding, Bindings, F64, Options, interpret};
+use weldment_ir::{DType, Dim, Graph, IrError, Op, OutputKind};
+
+/// A graph, its weights, and the caches of one sequence.
+#[derive(Debug)]
+pub struct Reference {
+    graph: Graph,
+    bindings: Bindings,
+    /// (state name, shape with N resolved).
+    states: Vec<(String, Vec<usize>)>,
+    blocks: u64,
+    position: usize,
+}
+
+impl Reference {
+    /// A sequence of up to `max_tokens` positions of the model itself, unfused.
+    ///
+    /// # Errors
+    /// As [`build_step`].
+    pub fn of_model(checkpoint: &Checkpoint, dtype: DType, max_tokens: usize) -> Result<Reference, CompileError> {
+        let max = max_tokens.max(1) as u64;
+        let options = StepOptions { dtype, max_tokens: max, max_seqs: 1, max_seq_len: max };
+        Reference::of_graph(build_step(checkpoint, &options)?, checkpoint)
+    }
+
+    /// The same for any graph of the entry `step`.
+    ///
+    /// # Errors
+    /// If the graph needs a weight that the checkpoint lacks, or has an inner symbolic dim in a state.
+    pub fn of_graph(graph: Graph, checkpoint: &Checkpoint) -> Result<Reference, CompileError> {
+        let max = |name: &str| graph.symbols().get(name).map_or(1, |r| r.max);
+        let blocks = max("P").min(max("N"));
+        let mut bindings = Bindings::new();
+        let mut states = Vec::new();
+        let broken = |path: &str, message: String| IrError::InvalidGraph { path: path.to_owned(), message };
+        for id in graph.ids() {
+            match &graph.node(id).op {
+                Op::Weight { name, dtype, shape } => {
+                    let shape: Option<Vec<usize>> =
+                        shape.iter().map(|d| d.constant().and_then(|n| usize::try_from(n).ok())).collect();
+                    let shape = shape.ok_or_else(|| broken(name, "a weight of symbolic shape".into()))?;
+                    let bytes = checkpoint.shared_bytes(name);
+                    let bytes = bytes.ok_or_else(|| broken(name, "there is no tensor of this name".into()))?;
+                    bindings.insert(name, Binding::encoded(&shape, *dtype, bytes));
+                }
+                Op::State { name, shape, .. } => {
+                    let size = |d: &Dim| match d {
+                        Dim::Const(n) => usize::try_from(*n).ok(),
+                        Dim::Sym(s) => (&**s == "N").then_some(blocks as usize),
+                    };
+                    let shape: Option<Vec<usize>> = shape.iter().map(size).collect();
+                    let shape = shape.ok_or_else(|| broken(name, "a state with a dim other than N".into()))?;
+                    let count: Option<usize> = shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d));
+                    let count = count.ok_or_else(|| broken(name, "a state too large for memory".into()))?;
+                    bindings.insert(name, Binding::f64(&shape, vec![0.0; count]));
+                    states.push((name.to_string(), shape));
+                }
+                _ => {}
+            }
+        }
+        Ok(Reference { graph, bindings, states, blocks, position: 0 })
+    }
+
+    /// Feeds `tokens`; the logits [tokens, vocab] of all of them, row-major.
+    ///
+    /// # Errors
+    /// If a token is outside the vocabulary or the sequence is full; the error names the node.
+    pub fn step(&mut self, tokens: &[u32]) -> Result<Vec<f64>, CompileError> {
+        let count = tokens.len();
+        let ints = |values: Vec<i64>| Binding::ints(&[values.len()], values);
+        let first = self.position;
+        let used = (first + count).div_ceil(KV_BLOCK as usize).max(1);
+        self.bindings.insert("tokens", ints(tokens.iter().map(|t| i64::from(*t)).collect()));
+        self.bindings.insert("positions", ints((first..first + count).map(|p| p as i64).collect()));
+        self.bindings.insert("sequence_ids", ints(vec![0; count]));
+        self.bindings.insert("block_tables", Binding::ints(&[1, used], (0..used as i64).collect()));
+        self.bindings.insert("logit_rows", ints((0..count as i64).collect()));
+        let dims = [("T", count as u64), ("B", 1), ("P", used as u64), ("R", count as u64), ("N", self.blocks)];
+        let dims: BTreeMap<String, u64> = dims.into_iter().map(|(name, n)| (name.to_owned(), n)).collect();
+        let mut outputs = interpret::<F64>(&self.graph, &dims, &self.bindings, &Options::default())?;
+        for (name, shape) in &self.states {
+            if let Some(values) = outputs.swap_remove(name).as_ref().and_then(|t| t.as_values()) {
+                self.bindings.insert(name, Binding::f64(shape, values.to_vec()));
+            }
+        }
+        self.position += count;
+        let result = self.graph.outputs().iter().find(|o| o.kind == OutputKind::Result).map(|o| o.name.to_string());
+        let logits = result.and_then(|name| outputs.swap_remove(&name));
+        let values = logits.as_ref().and_then(|t| t.as_values()).unwrap_or(&[]);
+        Ok(values.to_vec())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::frontend::WeightSource;
+    use std::path::Path;
+
+    #[test]
+    fn a_prefill_and_single_steps_agree() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/tiny/llama");
+        let checkpoint = Checkpoint::open(&path, WeightSource::Files).unwrap();
+        let tokens: Vec<u32> = (0..20).map(|i| (i * 7) % 50).collect();
+        let whole = Reference::of_model(&checkpoint, DType::F32, 32).unwrap().step(&tokens).unwrap();
+        let mut sequence = Reference::of_model(&checkpoint, DType::F32, 32).unwrap();
+        let single: Vec<f64> = tokens.iter().flat_map(|t| sequence.step(&[*t]).unwrap()).collect();
+        assert_eq!(whole.len(), single.len());
+        let apart = whole.iter().zip(&single).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+        assert!(apart < 1e-9, "{apart}");
+    }
+}
