@@ -47,6 +47,9 @@ impl fmt::Display for Dim {
 /// A tensor's shape, outermost dim first.
 pub type Shape = Vec<Dim>;
 
+/// The most dims that the verifier and the parser accept: no model comes near, and it keeps hostile text from growing types.
+pub const MAX_RANK: usize = 8;
+
 /// dtype and shape of one value. Displayed as `f32[T, 576]`; rank 0 as `f32[]`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TensorType {

@@ -37,7 +37,7 @@ pub(super) fn rope_table<D: Domain>(
     options: &Options,
 ) -> Result<Tensor<D::Value>, Fault> {
     let shape = vec![spec.positions, spec.dim];
-    if !spec.positions.checked_mul(spec.dim).is_some_and(|n| n <= options.max_elements) {
+    if spec.positions.checked_mul(spec.dim).is_none_or(|n| n > options.max_elements) {
         return Err("the table is too large".into());
     }
     let factors = factors.map(Tensor::reals::<D>).transpose()?;

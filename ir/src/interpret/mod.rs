@@ -153,7 +153,7 @@ impl<'a, D: Domain> Machine<'a, D> {
         let count = shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d));
         // Leaves and views of them hold no elements of their own.
         let limit = if lazy { usize::MAX >> 3 } else { self.options.max_elements };
-        if !count.is_some_and(|n| n <= limit) {
+        if count.is_none_or(|n| n > limit) {
             return Err(format!("a result of shape {shape:?} is over the limit of {limit} elements").into());
         }
         Ok(shape)

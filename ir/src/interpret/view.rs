@@ -73,8 +73,9 @@ pub(super) fn slice<D: Domain>(
     let (Ok(axis), Ok(start)) = (usize::try_from(axis), usize::try_from(start)) else {
         return Err("negative axis or start".into());
     };
-    if !a.shape.get(axis).zip(shape.get(axis)).is_some_and(|(n, m)| start.checked_add(*m).is_some_and(|end| end <= *n))
-    {
+    let size = a.shape.get(axis).copied().unwrap_or(0);
+    let end = shape.get(axis).and_then(|n| start.checked_add(*n));
+    if end.is_none_or(|end| end > size) {
         return Err(format!("start {start} of axis {axis} is outside {:?}", a.shape).into());
     }
     let step = strides(&a.shape);

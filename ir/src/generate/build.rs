@@ -1,0 +1,392 @@
+//! Graphs.
+
+use super::Random;
+use crate::attr::Real;
+use crate::dtype::DType;
+use crate::error::IrError;
+use crate::graph::{Graph, OutputKind, Value};
+use crate::op::{Op, OpKind};
+use crate::types::{Dim, MAX_RANK, Shape, TensorType};
+use std::collections::BTreeSet;
+
+const F32: DType = DType::F32;
+/// Widths of the last dim: whole blocks of 32.
+const WIDTHS: [u64; 2] = [32, 64];
+/// Elements of a head, positions of a cache block.
+const HEAD: u64 = 8;
+const SLOTS: u64 = 8;
+/// Rows of rope tables: over any position that `SLOTS` and the range of `P` allow.
+const POSITIONS: i64 = 32;
+
+/// A graph of about `nodes` nodes besides leaves, every op having the same chance. It verifies, its symbols are `T`, `B`, `P`
+/// and `N` of the paged entry (N >= B * P), values that nothing reads are results, written states are outputs.
+///
+/// # Errors
+/// Only on a mistake in this generator: an op refused operands that were built for it.
+pub fn random_graph(seed: u64, nodes: usize) -> Result<Graph, IrError> {
+    let mut graph = Graph::new(&format!("random_{seed}"));
+    for (name, min, max) in [("T", 1, 6), ("B", 1, 3), ("P", 1, 2), ("N", 6, 8)] {
+        graph.declare_symbol(name, min, max);
+    }
+    let mut build = Build { graph, random: Random::new(seed), pool: Vec::new(), states: Vec::new(), leaves: 0 };
+    for _ in 0..nodes {
+        let kind = *build.random.pick(OpKind::ALL).unwrap_or(&OpKind::Add);
+        build.step(kind)?;
+    }
+    build.finish()
+}
+
+struct Build {
+    graph: Graph,
+    random: Random,
+    /// Values that later nodes may read.
+    pool: Vec<Value>,
+    /// Latest version of each state, with its name.
+    states: Vec<(String, Value)>,
+    leaves: usize,
+}
+
+type Built = Result<Value, IrError>;
+
+impl Build {
+    fn push(&mut self, op: Op, operands: &[Value]) -> Built {
+        // One node in eight stands for two model ops, as merged nodes do.
+        let name = format!("layers.{}.{}", self.graph.len() / 8, op.kind());
+        let mut sources = BTreeSet::from([name.as_str().into()]);
+        if self.random.one_in(8) {
+            sources.insert(format!("{name}.other").as_str().into());
+        }
+        let node = self.graph.add(op, operands, sources)?;
+        let results = self.graph.node(node).types.len() as u32;
+        self.pool.extend((0..results).map(|result| Value { node, result }));
+        Ok(Value { node, result: 0 })
+    }
+
+    fn leaf(&mut self, t: &TensorType) -> Built {
+        self.leaves += 1;
+        let (dtype, shape) = (t.dtype, t.shape.clone());
+        let constant = t.constant_shape().is_some();
+        let op = if constant && dtype.is_float() && self.random.one_in(2) {
+            Op::Weight { name: format!("w{}.weight", self.leaves).as_str().into(), dtype, shape }
+        } else {
+            Op::Input { name: format!("x{}", self.leaves).as_str().into(), dtype, shape }
+        };
+        self.push(op, &[])
+    }
+
+    /// A pool value of exactly this type, or a new leaf.
+    fn value(&mut self, dtype: DType, shape: Shape) -> Built {
+        let want = TensorType { dtype, shape };
+        let fit: Vec<Value> = self.pool.iter().copied().filter(|v| *self.graph.type_of(*v) == want).collect();
+        match self.random.pick(&fit).copied() {
+            Some(v) if !self.random.one_in(4) => Ok(v),
+            _ => self.leaf(&want),
+        }
+    }
+
+    fn named(&mut self, name: &str, dtype: DType, shape: Shape) -> Built {
+        let found =
+            self.graph.ids().find(|id| matches!(&self.graph.node(*id).op, Op::Input { name: n, .. } if **n == *name));
+        match found {
+            Some(node) => Ok(Value { node, result: 0 }),
+            None => self.push(Op::Input { name: name.into(), dtype, shape }, &[]),
+        }
+    }
+
+    fn compute(&mut self) -> DType {
+        *self.random.pick(&[F32, F32, F32, DType::BF16, DType::F16]).unwrap_or(&F32)
+    }
+
+    /// A dtype for results whose last dim is whole blocks.
+    fn result(&mut self) -> DType {
+        if self.random.one_in(4) { DType::Q8A } else { self.compute() }
+    }
+
+    fn width(&mut self) -> u64 {
+        *self.random.pick(&WIDTHS).unwrap_or(&32)
+    }
+
+    /// A float matrix [T, width] or a constant one.
+    fn matrix(&mut self) -> Result<(Value, TensorType), IrError> {
+        let rows = if self.random.one_in(3) { Dim::Const(2) } else { Dim::sym("T") };
+        let (dtype, width) = (self.compute(), self.width());
+        let v = self.value(dtype, vec![rows, width.into()])?;
+        Ok((v, self.graph.type_of(v).clone()))
+    }
+
+    /// Any float value of the pool with at least one dim, and room for one more.
+    fn any(&mut self) -> Result<(Value, TensorType), IrError> {
+        let fit = |t: &TensorType| t.dtype.is_compute_float() && (1..MAX_RANK).contains(&t.rank());
+        let candidates: Vec<Value> = self.pool.iter().copied().filter(|v| fit(self.graph.type_of(*v))).collect();
+        match self.random.pick(&candidates).copied() {
+            Some(v) => Ok((v, self.graph.type_of(v).clone())),
+            None => self.matrix(),
+        }
+    }
+
+    /// Something that broadcasts to `t` without widening it.
+    fn beside(&mut self, t: &TensorType) -> Built {
+        let shape = match self.random.below(3) {
+            0 => t.shape.clone(),
+            1 => t.shape[t.rank().min(1)..].to_vec(),
+            _ => t.shape.iter().map(|d| if self.random.one_in(2) { d.clone() } else { 1.into() }).collect(),
+        };
+        self.value(t.dtype, shape)
+    }
+
+    /// a^2 + 1: positive, and not zero in the ring more often than any other value.
+    fn positive(&mut self, a: Value) -> Built {
+        let dtype = self.graph.type_of(a).dtype;
+        let square = self.push(Op::Mul {}, &[a, a])?;
+        let one = self.push(Op::Constant { value: Real(1.0), dtype }, &[])?;
+        self.push(Op::Add {}, &[square, one])
+    }
+
+    fn step(&mut self, kind: OpKind) -> Result<(), IrError> {
+        let (a, t) = self.any()?;
+        let last = t.rank() - 1;
+        let axis = self.random.below(t.rank() as u64) as usize;
+        match kind {
+            OpKind::Input | OpKind::Weight => {
+                self.matrix()?;
+            }
+            OpKind::State => {
+                self.state(true)?;
+            }
+            OpKind::Constant => {
+                let (value, dtype) = (Real(self.random.small()), self.compute());
+                self.push(Op::Constant { value, dtype }, &[])?;
+            }
+            OpKind::RopeTable => {
+                self.rope_table()?;
+            }
+            OpKind::Add => self.binary(Op::Add {}, a, &t)?,
+            OpKind::Sub => self.binary(Op::Sub {}, a, &t)?,
+            OpKind::Mul => self.binary(Op::Mul {}, a, &t)?,
+            OpKind::Maximum => self.binary(Op::Maximum {}, a, &t)?,
+            OpKind::Minimum => self.binary(Op::Minimum {}, a, &t)?,
+            OpKind::Less => self.binary(Op::Less {}, a, &t)?,
+            OpKind::Div => {
+                let b = self.beside(&t)?;
+                let b = self.positive(b)?;
+                self.push(Op::Div {}, &[a, b])?;
+            }
+            OpKind::Select => {
+                let b = self.beside(&t)?;
+                let condition = self.push(Op::Less {}, &[a, b])?;
+                let c = self.beside(&t)?;
+                self.push(Op::Select {}, &[condition, a, c])?;
+            }
+            OpKind::Neg => drop(self.push(Op::Neg {}, &[a])?),
+            OpKind::Exp => {
+                // Of a bounded value, so that sums of results stay finite.
+                let bounded = self.push(Op::Tanh {}, &[a])?;
+                self.push(Op::Exp {}, &[bounded])?;
+            }
+            OpKind::Silu => drop(self.push(Op::Silu {}, &[a])?),
+            OpKind::Gelu => drop(self.push(Op::Gelu {}, &[a])?),
+            OpKind::Tanh => drop(self.push(Op::Tanh {}, &[a])?),
+            OpKind::Sigmoid => drop(self.push(Op::Sigmoid {}, &[a])?),
+            OpKind::Rsqrt => {
+                let positive = self.positive(a)?;
+                self.push(Op::Rsqrt {}, &[positive])?;
+            }
+            OpKind::Cast => {
+                let to = [F32, DType::BF16, DType::F16, DType::F8E4M3, DType::F8E5M2];
+                let dtype = *self.random.pick(&to).unwrap_or(&F32);
+                self.push(Op::Cast { dtype }, &[a])?;
+            }
+            OpKind::ReduceSum => drop(self.push(Op::ReduceSum { axis: axis as i64 }, &[a])?),
+            OpKind::ReduceMean => drop(self.push(Op::ReduceMean { axis: axis as i64 }, &[a])?),
+            OpKind::ReduceMax => drop(self.push(Op::ReduceMax { axis: axis as i64 }, &[a])?),
+            OpKind::Softmax => drop(self.push(Op::Softmax {}, &[a])?),
+            OpKind::RmsNorm | OpKind::AddRmsNorm => self.norm(kind)?,
+            OpKind::Reshape => self.reshape(a, &t)?,
+            OpKind::Transpose => {
+                let mut permutation: Vec<i64> = (0..t.rank() as i64).collect();
+                permutation.swap(axis, last);
+                self.push(Op::Transpose { permutation }, &[a])?;
+            }
+            OpKind::Slice => {
+                let size = t.shape[axis].constant().unwrap_or(0) as i64;
+                if size > 0 {
+                    let start = self.random.below(size as u64) as i64;
+                    let end = start + 1 + self.random.below((size - start) as u64) as i64;
+                    self.push(Op::Slice { axis: axis as i64, start, end }, &[a])?;
+                }
+            }
+            OpKind::Concat => {
+                if t.shape[axis].constant().is_some() {
+                    let other = self.value(t.dtype, t.shape.clone())?;
+                    self.push(Op::Concat { axis: axis as i64 }, &[a, other])?;
+                }
+            }
+            OpKind::Broadcast => {
+                let mut shape = vec![Dim::Const(2)];
+                shape.extend(t.shape.iter().map(|d| if *d == Dim::Const(1) { Dim::Const(3) } else { d.clone() }));
+                self.push(Op::Broadcast { shape }, &[a])?;
+            }
+            OpKind::Matmul | OpKind::MatmulAdd | OpKind::MatmulSiluMul => self.contraction(kind)?,
+            OpKind::SiluMul => {
+                let (gate, t) = self.matrix()?;
+                let up = self.value(t.dtype, t.shape)?;
+                let dtype = self.result();
+                self.push(Op::SiluMul { dtype }, &[gate, up])?;
+            }
+            OpKind::Gather => {
+                let (rows, width, dtype) = (5 + self.random.below(5), self.width(), self.compute());
+                let stored = *self.random.pick(&[F32, DType::BF16, DType::Q8_0]).unwrap_or(&F32);
+                let table = self.value(stored, vec![rows.into(), width.into()])?;
+                let indices = self.leaf(&TensorType::new(DType::I32, vec![Dim::sym("T")]))?;
+                self.push(Op::Gather { dtype }, &[table, indices])?;
+            }
+            OpKind::Rope => {
+                let (x, positions, table) = (self.heads(2)?, self.pages()?[0], self.rope_table()?);
+                let interleaved = self.random.one_in(2);
+                self.push(Op::Rope { interleaved }, &[x, positions, table])?;
+            }
+            OpKind::CacheWrite | OpKind::RopeCacheWrite | OpKind::Attention => self.paged(kind)?,
+        }
+        Ok(())
+    }
+
+    fn binary(&mut self, op: Op, a: Value, t: &TensorType) -> Result<(), IrError> {
+        let b = self.beside(t)?;
+        self.push(op, &[a, b]).map(drop)
+    }
+
+    fn norm(&mut self, kind: OpKind) -> Result<(), IrError> {
+        let (x, t) = self.matrix()?;
+        let w = self.value(F32, t.shape[1..].to_vec())?;
+        let (eps, dtype) = (Real(1e-5), self.result());
+        if kind == OpKind::RmsNorm {
+            return self.push(Op::RmsNorm { eps, dtype }, &[x, w]).map(drop);
+        }
+        let residual = self.value(t.dtype, t.shape.clone())?;
+        self.push(Op::AddRmsNorm { eps, dtype }, &[x, residual, w]).map(drop)
+    }
+
+    fn reshape(&mut self, a: Value, t: &TensorType) -> Result<(), IrError> {
+        let mut shape = t.shape.clone();
+        match shape.last().and_then(Dim::constant) {
+            Some(n) if n % 8 == 0 && n > 0 => {
+                shape.pop();
+                shape.extend([Dim::Const(n / 8), Dim::Const(8)]);
+            }
+            _ => shape.push(Dim::Const(1)),
+        }
+        self.push(Op::Reshape { shape }, &[a]).map(drop)
+    }
+
+    fn contraction(&mut self, kind: OpKind) -> Result<(), IrError> {
+        let (x, t) = self.matrix()?;
+        let quantised = self.random.one_in(3);
+        let x = if quantised { self.push(Op::Cast { dtype: DType::Q8A }, &[x])? } else { x };
+        let (stored, features) =
+            (*self.random.pick(&[F32, DType::BF16, DType::Q8_0, DType::Q4_1]).unwrap_or(&F32), self.width());
+        let weight_shape = vec![features.into(), t.shape[1].clone()];
+        let w = self.value(stored, weight_shape.clone())?;
+        let dtype = self.result();
+        match kind {
+            OpKind::MatmulAdd => {
+                let addend_dtype = self.compute();
+                let addend = self.value(addend_dtype, vec![features.into()])?;
+                self.push(Op::MatmulAdd { dtype }, &[x, w, addend]).map(drop)
+            }
+            OpKind::MatmulSiluMul => {
+                let up = self.value(stored, weight_shape)?;
+                self.push(Op::MatmulSiluMul { dtype }, &[x, w, up]).map(drop)
+            }
+            _ => self.push(Op::Matmul { dtype }, &[x, w]).map(drop),
+        }
+    }
+
+    fn heads(&mut self, heads: u64) -> Built {
+        let dtype = self.compute();
+        self.value(dtype, vec![Dim::sym("T"), heads.into(), HEAD.into()])
+    }
+
+    /// positions, sequence ids, block tables.
+    fn pages(&mut self) -> Result<[Value; 3], IrError> {
+        Ok([
+            self.named("positions", DType::I32, vec![Dim::sym("T")])?,
+            self.named("sequence_ids", DType::I32, vec![Dim::sym("T")])?,
+            self.named("block_tables", DType::I32, vec![Dim::sym("B"), Dim::sym("P")])?,
+        ])
+    }
+
+    fn rope_table(&mut self) -> Built {
+        let factor = Real(if self.random.one_in(2) { 1.0 } else { 8.0 });
+        let (low, high) = (Real(1.0), Real(4.0));
+        let op = Op::RopeTable {
+            positions: POSITIONS,
+            dim: HEAD as i64 / 2,
+            theta: Real(1e4),
+            factor,
+            low,
+            high,
+            original: 16,
+        };
+        let factors = if self.random.one_in(3) { vec![self.value(F32, vec![(HEAD / 4).into()])?] } else { Vec::new() };
+        // Divisors, so never zero.
+        let factors = factors.into_iter().map(|f| self.positive(f)).collect::<Result<Vec<_>, _>>()?;
+        self.push(op, &factors)
+    }
+
+    /// A new state; not in the pool, so that only cache ops read it.
+    fn state(&mut self, transposed: bool) -> Result<usize, IrError> {
+        let (rows, columns) = if transposed { (HEAD, SLOTS) } else { (SLOTS, HEAD) };
+        let name = format!("state{}", self.states.len());
+        let shape = vec![Dim::sym("N"), 2.into(), rows.into(), columns.into()];
+        let node = self.graph.add(
+            Op::State { name: name.as_str().into(), dtype: F32, shape },
+            &[],
+            BTreeSet::from([name.as_str().into()]),
+        )?;
+        self.states.push((name, Value { node, result: 0 }));
+        Ok(self.states.len() - 1)
+    }
+
+    fn write(&mut self, state: usize, op: Op, operands: &[Value]) -> Built {
+        let source = BTreeSet::from([format!("{}.write", self.states[state].0).as_str().into()]);
+        let node = self.graph.add(op, operands, source)?;
+        self.states[state].1 = Value { node, result: 0 };
+        Ok(self.states[state].1)
+    }
+
+    fn paged(&mut self, kind: OpKind) -> Result<(), IrError> {
+        let [positions, ids, tables] = self.pages()?;
+        let k = self.state(true)?;
+        let (x, interleaved) = (self.heads(2)?, self.random.one_in(2));
+        let old = self.states[k].1;
+        if kind == OpKind::CacheWrite {
+            return self.write(k, Op::CacheWrite { transposed: true }, &[old, x, positions, ids, tables]).map(drop);
+        }
+        let table = self.rope_table()?;
+        let operands = [old, x, positions, table, ids, tables];
+        let k = self.write(k, Op::RopeCacheWrite { interleaved, transposed: true }, &operands)?;
+        if kind == OpKind::Attention {
+            let v = self.state(false)?;
+            let (x, old) = (self.heads(2)?, self.states[v].1);
+            let v = self.write(v, Op::CacheWrite { transposed: false }, &[old, x, positions, ids, tables])?;
+            let (q, dtype) = (self.heads(4)?, self.compute());
+            self.push(Op::Attention { scale: Real(0.25), dtype }, &[q, k, v, positions, ids, tables])?;
+        }
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<Graph, IrError> {
+        let read: BTreeSet<Value> = self.graph.ids().flat_map(|id| self.graph.node(id).operands.clone()).collect();
+        let mut results: Vec<Value> = self.pool.iter().copied().filter(|v| !read.contains(v)).collect();
+        if results.is_empty() && self.states.is_empty() {
+            results.push(self.matrix()?.0);
+        }
+        for (i, value) in results.into_iter().enumerate() {
+            self.graph.output(&format!("y{i}"), OutputKind::Result, value);
+        }
+        for (name, value) in &self.states {
+            self.graph.output(name, OutputKind::State, *value);
+        }
+        Ok(self.graph)
+    }
+}
