@@ -135,6 +135,8 @@ pub struct Session {
     sequence_ids: Vec<i32>,
     dims: Dims,
     program: usize,
+    variant: usize,
+    threads: usize,
 }
 
 impl Session {
@@ -185,7 +187,20 @@ impl Session {
         let pool = BlockPool::new(blocks);
         let stream = Stream::new(device)?;
         let sequence_ids = Vec::with_capacity(tokens.min(1 << 20));
-        Ok(Session { manifest, regions, graph, stream, slots, pool, sequence_ids, dims, program: index })
+        let threads = device.threads();
+        Ok(Session {
+            manifest,
+            regions,
+            graph,
+            stream,
+            slots,
+            pool,
+            sequence_ids,
+            dims,
+            program: index,
+            variant: 0,
+            threads,
+        })
     }
 
     /// The manifest of the artifact.
@@ -201,6 +216,31 @@ impl Session {
     /// Facts about the model.
     pub fn model(&self) -> &Model {
         &self.manifest.model
+    }
+
+    /// Threads that run kernels on the host.
+    pub fn threads(&self) -> usize {
+        self.threads
+    }
+
+    /// The packed weights.
+    pub fn weights(&self) -> &[u8] {
+        self.regions.weights.bytes()
+    }
+
+    /// Bytes that the last step moved by the artifact's own estimate, with `tokens` tokens of sequences of `context` positions
+    /// each (one token a sequence): weights, intermediates and KV blocks read.
+    pub fn bytes_per_step(&self, tokens: usize, context: usize) -> u64 {
+        let entry = self.program().entries.iter().find(|e| e.name == "step");
+        let launches = entry.and_then(|e| e.variants.get(self.variant)).map_or(&[][..], |v| &v.launches);
+        let tokens = tokens as u64;
+        let launched: u64 = launches
+            .iter()
+            .map(|l| l.cost.bytes.saturating_add(l.cost.bytes_per_token.saturating_mul(tokens)))
+            .fold(0, u64::saturating_add);
+        let blocks = context.div_ceil(self.manifest.model.kv_block.max(1) as usize) as u64;
+        let unit: u64 = self.manifest.states.iter().map(|s| s.unit_bytes).fold(0, u64::saturating_add);
+        launched.saturating_add(unit.saturating_mul(blocks).saturating_mul(tokens))
     }
 
     /// The session's stream.
@@ -244,7 +284,7 @@ impl Session {
         write(inputs, self.slots.sequence_ids, &self.sequence_ids)?;
         write(inputs, self.slots.block_tables, input.block_tables)?;
         write(inputs, self.slots.logit_rows, input.logit_rows)?;
-        self.graph.replay(&self.manifest, &mut *self.stream.backend, &self.dims)?;
+        self.variant = self.graph.replay(&self.manifest, &mut *self.stream.backend, &self.dims)?;
         self.stream.synchronize()?;
         let count = input.logit_rows.len() * self.manifest.model.vocab_size as usize;
         match self.regions.outputs.first() {

@@ -7,6 +7,7 @@
 use crate::artifact::{Artifact, Manifest, Program, TensorPlace, WEIGHTS_SECTION, WeightMode, write_atomically};
 use crate::driver::{Buffer, Driver, Placement, SharedBytes};
 use crate::error::{Error, Result};
+use crate::log::{self, Level};
 use crate::map::{FileMap, MappedRange};
 use crate::pack::{TensorSource, for_each_parallel, pack_all};
 use std::io::Write;
@@ -97,7 +98,7 @@ pub fn load(artifact: &Artifact, program: &Program, driver: &dyn Driver, options
         && let Err(e) = write_pack(&path, program, buffer.bytes(), options.threads)
     {
         // The weights are in memory: a cache that cannot be written costs the next start, nothing else.
-        eprintln!("weldment: the pack is not cached: {e}");
+        log::write(Level::Warn, format_args!("the pack is not cached: {e}"));
     }
     Ok(buffer)
 }

@@ -1,5 +1,8 @@
 //! The file format: round trip, determinism, and refusal of everything that is not exactly what was written.
 
+#![allow(clippy::unwrap_used, reason = "a failed call fails the test")]
+
+#[allow(dead_code, reason = "each test binary uses its own part")]
 mod common;
 
 use std::path::Path;

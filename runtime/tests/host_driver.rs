@@ -1,6 +1,8 @@
 //! The conformance cases of a driver, run on the host: order, barriers, overlap, dims, oversubscription, refusals.
 #![cfg(target_arch = "x86_64")]
+#![allow(clippy::unwrap_used, reason = "a failed call fails the test")]
 
+#[allow(dead_code, reason = "each test binary uses its own part")]
 mod common;
 
 use weldment_runtime::artifact::GridDim;
@@ -23,7 +25,13 @@ fn values(buffer: &Buffer, count: usize) -> Vec<i64> {
 }
 
 /// A ring of two buffers: `length` launches, each reading what the one before wrote, in the given order of kernels.
-fn chain(driver: &HostDriver, kernels: &[usize], length: usize, symbol: bool, n: usize) -> (Buffer, Buffer, ChainGraph) {
+fn chain(
+    driver: &HostDriver,
+    kernels: &[usize],
+    length: usize,
+    symbol: bool,
+    n: usize,
+) -> (Buffer, Buffer, ChainGraph) {
     let module = driver.load_module(&common::CODE, &code_hash(), &common::ENTRIES).unwrap();
     let a = driver.allocate(n * 8, Placement::Arena).unwrap();
     let b = driver.allocate(n * 8, Placement::State).unwrap();
@@ -95,7 +103,8 @@ fn grids_follow_the_dims() {
     graph.replay(&[100]);
     assert_eq!(values(&b, 100), vec![1; 100]);
     let module = driver.load_module(&common::CODE, &code_hash(), &common::ENTRIES).unwrap();
-    let (to, from) = (driver.allocate(800, Placement::Pinned).unwrap(), driver.allocate(800, Placement::Pinned).unwrap());
+    let (to, from) =
+        (driver.allocate(800, Placement::Pinned).unwrap(), driver.allocate(800, Placement::Pinned).unwrap());
     let mut capture = driver.begin_capture(module).unwrap();
     // ceil(7 * 3 / 4) * 2 * 5 = 60 programs
     let grid = [GridDim::Symbol { symbol: 1, mul: 3, div: 4 }, GridDim::Const(2), GridDim::Const(5)];

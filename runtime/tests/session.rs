@@ -1,12 +1,12 @@
 //! The road from a file to tokens, on the tiny artifact.
 #![cfg(target_arch = "x86_64")]
+#![allow(clippy::unwrap_used, reason = "a failed call fails the test")]
 
+#[allow(dead_code, reason = "each test binary uses its own part")]
 mod common;
 
 use std::ops::ControlFlow;
-use weldment_runtime::{
-    Artifact, Device, GenerateOptions, Sampling, Session, SessionOptions, StepInput, Stop, Stream,
-};
+use weldment_runtime::{Artifact, Device, GenerateOptions, Sampling, Session, SessionOptions, StepInput, Stop, Stream};
 
 fn session(threads: usize) -> Session {
     let dir = tempfile::tempdir().unwrap();
@@ -73,13 +73,8 @@ fn a_ragged_step() {
 #[test]
 fn bad_steps_are_refused_with_the_accepted_range() {
     let mut session = session(1);
-    let good = StepInput {
-        tokens: &[1, 2],
-        positions: &[0, 1],
-        seq_starts: &[0, 2],
-        block_tables: &[0],
-        logit_rows: &[1],
-    };
+    let good =
+        StepInput { tokens: &[1, 2], positions: &[0, 1], seq_starts: &[0, 2], block_tables: &[0], logit_rows: &[1] };
     session.step(&good).unwrap();
     let many = vec![1i32; 17];
     let ascending: Vec<i32> = (0..17).collect();
@@ -88,7 +83,10 @@ fn bad_steps_are_refused_with_the_accepted_range() {
         (StepInput { tokens: &[1, -1], ..good }, "vocabulary 0..8"),
         (StepInput { tokens: &[], positions: &[], seq_starts: &[0, 0], ..good }, "1..=16"),
         (StepInput { tokens: &many, positions: &ascending, seq_starts: &[0, 17], ..good }, "1..=16"),
-        (StepInput { tokens: &many[..13], positions: &ascending[..13], seq_starts: &[0, 13], ..good }, "accepted: 1..=12"),
+        (
+            StepInput { tokens: &many[..13], positions: &ascending[..13], seq_starts: &[0, 13], ..good },
+            "accepted: 1..=12",
+        ),
         (StepInput { positions: &[0], ..good }, "1 positions for 2 tokens"),
         (StepInput { positions: &[1, 1], ..good }, "ascend"),
         (StepInput { positions: &[-1, 1], ..good }, "ascend"),

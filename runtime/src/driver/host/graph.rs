@@ -19,7 +19,7 @@ pub struct HostCapture {
 
 impl HostCapture {
     /// Starts a recording of kernels of `module`, which the host driver must have loaded.
-    pub fn new(module: Arc<dyn Module>, pool: Arc<Mutex<Pool>>) -> Result<Box<dyn Capture>> {
+    pub fn begin(module: Arc<dyn Module>, pool: Arc<Mutex<Pool>>) -> Result<Box<dyn Capture>> {
         if !module.as_any().is::<Image>() {
             return Err(Error::Driver("the module was loaded by another driver".into()));
         }

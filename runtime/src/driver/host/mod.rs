@@ -105,7 +105,7 @@ impl Driver for HostDriver {
     }
 
     fn begin_capture(&self, module: Arc<dyn Module>) -> Result<Box<dyn Capture>> {
-        graph::HostCapture::new(module, Arc::clone(&self.pool))
+        graph::HostCapture::begin(module, Arc::clone(&self.pool))
     }
 }
 

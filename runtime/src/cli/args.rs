@@ -1,0 +1,208 @@
+//! The command line of `weldment-rt`.
+
+use super::bench::{BenchOptions, bench};
+use super::doctor::doctor;
+use super::eval::{EvalOptions, eval};
+use super::inspect::{InspectOptions, View, inspect};
+use super::run::{Prompt, RunOptions, run};
+use super::verify::{VerifyOptions, verify};
+use super::{SessionArgs, put};
+use crate::codec::OpenCodec;
+use crate::error::{Error, Result};
+use crate::generate::GenerateOptions;
+use lexopt::{Arg, Parser, ValueExt};
+use std::ffi::OsString;
+use std::io::Write;
+use std::path::PathBuf;
+
+/// What `--help` prints.
+pub const USAGE: &str = "\
+weldment-rt: runs Weldment artifacts
+
+  weldment-rt run     M.weld --tokens IDS.json|GOLDEN.safetensors | --prompt TEXT [--raw]
+                      [--max-tokens 128] [--ignore-eos] [--temperature 0] [--top-p 1] [--seed 0] [--json]
+  weldment-rt eval    M.weld --tokens FILE --logits OUT.safetensors [--stepwise]
+  weldment-rt bench   M.weld [--batch 1] [--context 1024] [--prefill 512] [--json]
+  weldment-rt inspect M.weld [manifest|memory|graph|kernels]
+  weldment-rt verify  M.weld --hashes
+  weldment-rt doctor
+
+run, eval and bench take --threads N (default: physical cores) and --weights-file FILE|FOLDER.
+Data goes to stdout, messages to stderr (WELDMENT_LOG). Exit code 0: done, 1: a check failed, 2: bad input.
+";
+
+/// Everything that may follow a command; which of it a command takes is checked there.
+#[derive(Debug, Default)]
+struct Given {
+    positional: Vec<OsString>,
+    threads: Option<usize>,
+    weights_file: Option<PathBuf>,
+    tokens: Option<PathBuf>,
+    prompt: Option<String>,
+    logits: Option<PathBuf>,
+    max_tokens: Option<usize>,
+    temperature: Option<f32>,
+    top_p: Option<f32>,
+    seed: Option<u64>,
+    batch: Option<usize>,
+    context: Option<usize>,
+    prefill: Option<usize>,
+    flags: Vec<String>,
+    names: Vec<String>,
+}
+
+/// Runs the command line `arguments` (without the program's name) and returns the exit code.
+pub fn main(arguments: Vec<OsString>, open_codec: OpenCodec<'_>) -> u8 {
+    let mut out = std::io::stdout();
+    match dispatch(arguments, open_codec, &mut out) {
+        Ok(()) => 0,
+        Err(e) => {
+            eprintln!("error: {e}");
+            e.exit_code()
+        }
+    }
+}
+
+fn usage(detail: impl std::fmt::Display) -> Error {
+    Error::InvalidInput(format!("{detail} (see weldment-rt --help)"))
+}
+
+fn dispatch(arguments: Vec<OsString>, open_codec: OpenCodec<'_>, out: &mut dyn Write) -> Result<()> {
+    let mut parser = Parser::from_args(arguments);
+    let command = match parser.next().map_err(usage)? {
+        Some(Arg::Value(command)) => command.string().map_err(usage)?,
+        Some(Arg::Long("help") | Arg::Short('h')) => return put(out, USAGE),
+        Some(Arg::Long("version") | Arg::Short('V')) => {
+            return put(out, concat!("weldment-rt ", env!("CARGO_PKG_VERSION"), "\n"));
+        }
+        Some(other) => return Err(usage(other.unexpected())),
+        None => return Err(usage("a command is missing: run, eval, bench, inspect, verify, doctor")),
+    };
+    let Some(given) = parse(&mut parser)? else { return put(out, USAGE) };
+    let only = |names: &[&str], positional: usize| -> Result<()> {
+        if let Some(name) = given.names.iter().find(|n| !names.contains(&n.as_str())) {
+            return Err(usage(format_args!("{command} does not take --{name}")));
+        }
+        match given.positional.get(positional) {
+            Some(extra) => Err(usage(format_args!("{command}: unexpected argument {}", extra.display()))),
+            None => Ok(()),
+        }
+    };
+    let artifact = || {
+        let path = given.positional.first().map(PathBuf::from);
+        path.ok_or_else(|| usage(format_args!("{command}: the artifact is missing")))
+    };
+    let session = || -> Result<SessionArgs> {
+        let (threads, weights_file) = (given.threads.unwrap_or(0), given.weights_file.clone());
+        Ok(SessionArgs { artifact: artifact()?, threads, weights_file })
+    };
+    let flag = |name: &str| given.flags.iter().any(|f| f == name);
+    match command.as_str() {
+        "run" => {
+            only(
+                &[
+                    "threads",
+                    "weights-file",
+                    "tokens",
+                    "prompt",
+                    "raw",
+                    "max-tokens",
+                    "ignore-eos",
+                    "temperature",
+                    "top-p",
+                    "seed",
+                    "json",
+                ],
+                1,
+            )?;
+            let prompt = match (&given.tokens, &given.prompt) {
+                (Some(path), None) => Prompt::Tokens(path.clone()),
+                (None, Some(text)) => Prompt::Text { text: text.clone(), raw: flag("raw") },
+                _ => return Err(usage("run takes either --tokens or --prompt")),
+            };
+            let mut generate = GenerateOptions { ignore_eos: flag("ignore-eos"), ..GenerateOptions::default() };
+            generate.max_tokens = given.max_tokens.unwrap_or(generate.max_tokens);
+            generate.sampling.temperature = given.temperature.unwrap_or(generate.sampling.temperature);
+            generate.sampling.top_p = given.top_p.unwrap_or(generate.sampling.top_p);
+            generate.sampling.seed = given.seed.unwrap_or(generate.sampling.seed);
+            run(&RunOptions { session: session()?, prompt, generate, json: flag("json") }, open_codec, out)
+        }
+        "eval" => {
+            only(&["threads", "weights-file", "tokens", "logits", "stepwise"], 1)?;
+            let missing = |name| usage(format_args!("eval needs --{name}"));
+            let tokens = given.tokens.clone().ok_or_else(|| missing("tokens"))?;
+            let logits = given.logits.clone().ok_or_else(|| missing("logits"))?;
+            eval(&EvalOptions { session: session()?, tokens, logits, stepwise: flag("stepwise") })
+        }
+        "bench" => {
+            only(&["threads", "weights-file", "batch", "context", "prefill", "json"], 1)?;
+            let (batch, context, prefill) = (given.batch.unwrap_or(1), given.context, given.prefill);
+            bench(&BenchOptions { session: session()?, batch, context, prefill, json: flag("json") }, out)
+        }
+        "inspect" => {
+            only(&[], 2)?;
+            let view = match given.positional.get(1) {
+                Some(name) => View::parse(&name.to_string_lossy())?,
+                None => View::Summary,
+            };
+            inspect(&InspectOptions { artifact: artifact()?, view }, out)
+        }
+        "verify" => {
+            only(&["hashes", "weights-file"], 1)?;
+            if !flag("hashes") {
+                return Err(usage("this binary has no compiler: verify needs --hashes"));
+            }
+            verify(&VerifyOptions { artifact: artifact()?, weights_file: given.weights_file.clone() }, out)
+        }
+        "doctor" => {
+            only(&[], 0)?;
+            doctor(out)
+        }
+        other => Err(usage(format_args!("unknown command {other}"))),
+    }
+}
+
+/// Reads options; `None` if help was asked for.
+fn parse(parser: &mut Parser) -> Result<Option<Given>> {
+    let mut given = Given::default();
+    while let Some(argument) = parser.next().map_err(usage)? {
+        let name = match argument {
+            Arg::Value(value) => {
+                given.positional.push(value);
+                continue;
+            }
+            Arg::Long("help") | Arg::Short('h') => return Ok(None),
+            Arg::Long(name) => name.to_owned(),
+            Arg::Short(_) => return Err(usage(argument.unexpected())),
+        };
+        match name.as_str() {
+            "threads" => given.threads = Some(value(parser)?),
+            "weights-file" => given.weights_file = Some(path(parser)?),
+            "tokens" => given.tokens = Some(path(parser)?),
+            "prompt" => given.prompt = Some(value(parser)?),
+            "logits" => given.logits = Some(path(parser)?),
+            "max-tokens" => given.max_tokens = Some(value(parser)?),
+            "temperature" => given.temperature = Some(value(parser)?),
+            "top-p" => given.top_p = Some(value(parser)?),
+            "seed" => given.seed = Some(value(parser)?),
+            "batch" => given.batch = Some(value(parser)?),
+            "context" => given.context = Some(value(parser)?),
+            "prefill" => given.prefill = Some(value(parser)?),
+            "raw" | "ignore-eos" | "json" | "stepwise" | "hashes" => given.flags.push(name.clone()),
+            _ => return Err(usage(format_args!("unknown option --{name}"))),
+        }
+        given.names.push(name);
+    }
+    Ok(Some(given))
+}
+
+fn value<T: std::str::FromStr>(parser: &mut Parser) -> Result<T>
+where
+    T::Err: Into<Box<dyn std::error::Error + Send + Sync + 'static>>,
+{
+    parser.value().map_err(usage)?.parse::<T>().map_err(usage)
+}
+
+fn path(parser: &mut Parser) -> Result<PathBuf> {
+    Ok(PathBuf::from(parser.value().map_err(usage)?))
+}

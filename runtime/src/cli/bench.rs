@@ -1,0 +1,205 @@
+//! `bench`: decode and prefill speed beside the memory bandwidth of the same run.
+
+use super::{SessionArgs, put, put_json};
+use crate::error::{Error, Result};
+use crate::pack::for_each_parallel;
+use crate::session::{Session, StepInput};
+use serde_json::json;
+use std::io::Write;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// Time spent on each measurement, about.
+const BUDGET: Duration = Duration::from_millis(1500);
+/// Steps measured, at most and at least.
+const STEPS: std::ops::RangeInclusive<usize> = 3..=400;
+/// Bytes that the bandwidth probe reads, at most.
+const PROBE_BYTES: usize = 256 << 20;
+
+/// Options of `bench`.
+#[derive(Clone, Debug)]
+pub struct BenchOptions {
+    /// What to run.
+    pub session: SessionArgs,
+    /// Sequences that decode together.
+    pub batch: usize,
+    /// Positions that each has; `None` means 1024, or the compiled maximum if less.
+    pub context: Option<usize>,
+    /// Tokens of the prefill; `None` means 512, or the compiled maximum if less.
+    pub prefill: Option<usize>,
+    /// One JSON object instead of a table.
+    pub json: bool,
+}
+
+/// What `bench` measured.
+#[derive(Clone, Copy, Debug)]
+pub struct BenchResult {
+    /// Sequences, positions, prefill tokens as run.
+    pub shape: (usize, usize, usize),
+    /// Median time of a decode step.
+    pub step: Duration,
+    /// Median time of a prefill.
+    pub prefill: Duration,
+    /// Bytes that one decode step moves, by the artifact's own estimate.
+    pub bytes_per_step: u64,
+    /// Read bandwidth of all threads together, bytes per second.
+    pub read_bandwidth: f64,
+}
+
+/// Measures and reports.
+///
+/// # Errors
+/// Bad input of any kind.
+pub fn bench(options: &BenchOptions, out: &mut dyn Write) -> Result<()> {
+    let r = measure(options)?;
+    let (batch, context, prefill) = r.shape;
+    let decode = batch as f64 / r.step.as_secs_f64();
+    let prefill_speed = prefill as f64 / r.prefill.as_secs_f64();
+    let achieved = r.bytes_per_step as f64 / r.step.as_secs_f64();
+    if options.json {
+        return put_json(
+            out,
+            &json!({
+                "batch": batch, "context": context, "prefill": prefill,
+                "decode_tokens_per_second": decode,
+                "prefill_tokens_per_second": prefill_speed,
+                "ms_per_step": r.step.as_secs_f64() * 1e3,
+                "bytes_per_step": r.bytes_per_step,
+                "read_bandwidth_gbps": r.read_bandwidth / 1e9,
+            }),
+        );
+    }
+    put(
+        out,
+        &format!(
+            "decode   batch {batch}, context {context}: {decode:.1} tokens/s, {:.3} ms a step\n\
+             prefill  {prefill} tokens: {prefill_speed:.1} tokens/s, {:.2} ms\n\
+             memory   {:.1} MB a step, {:.1} GB/s of {:.1} GB/s ({:.0} %)\n",
+            r.step.as_secs_f64() * 1e3,
+            r.prefill.as_secs_f64() * 1e3,
+            r.bytes_per_step as f64 / 1e6,
+            achieved / 1e9,
+            r.read_bandwidth / 1e9,
+            100.0 * achieved / r.read_bandwidth,
+        ),
+    )
+}
+
+/// Measures.
+///
+/// # Errors
+/// [`Error::InvalidInput`] naming the compiled range if batch, context or prefill is outside.
+pub fn measure(options: &BenchOptions) -> Result<BenchResult> {
+    let batch = options.batch;
+    if batch == 0 {
+        return Err(Error::InvalidInput("--batch must be at least 1".into()));
+    }
+    let artifact = crate::Artifact::open(&options.session.artifact)?;
+    let limit = {
+        let manifest = artifact.manifest();
+        let width = manifest.symbol("P").map_or(1, |(_, p)| p.max);
+        width.saturating_mul(u64::from(manifest.model.kv_block)).min(u64::from(manifest.model.max_seq)) as usize
+    };
+    let within = |asked: Option<usize>, default: usize, name: &str| match asked {
+        None => Ok(default.min(limit)),
+        Some(n) if (1..=limit).contains(&n) => Ok(n),
+        Some(n) => Err(Error::InvalidInput(format!("--{name} {n} is outside the compiled range 1..={limit}"))),
+    };
+    let context = within(options.context, 1024, "context")?;
+    let prefill = within(options.prefill, 512, "prefill")?;
+    let mut session = options.session.session(&artifact, batch, Some(context.max(prefill)))?;
+    let (step, bytes_per_step) = decode(&mut session, batch, context)?;
+    let vocab = session.model().vocab_size as usize;
+    let tokens: Vec<i32> = (0..prefill).map(|i| (i * 7919 % vocab) as i32).collect();
+    let prefill_time = repeat(|| {
+        let mut sequence = session.new_sequence();
+        let result = session.extend(&mut sequence, &tokens).map(|_| ());
+        session.release(sequence);
+        result
+    })?;
+    let read_bandwidth = probe(session.weights(), session.threads());
+    Ok(BenchResult { shape: (batch, context, prefill), step, prefill: prefill_time, bytes_per_step, read_bandwidth })
+}
+
+/// Steps of one token for each of `batch` sequences at position `context - 1`.
+fn decode(session: &mut Session, batch: usize, context: usize) -> Result<(Duration, u64)> {
+    let kv_block = session.model().kv_block as usize;
+    let width = context.div_ceil(kv_block).max(session.range("P").0);
+    let mut sequences: Vec<_> = (0..batch).map(|_| session.new_sequence()).collect();
+    let mut tables = Vec::with_capacity(batch * width);
+    for sequence in &mut sequences {
+        session.block_pool().reserve(sequence, context, kv_block)?;
+        tables.extend_from_slice(sequence.blocks());
+        tables.resize(tables.len().next_multiple_of(width), -1);
+    }
+    let vocab = session.model().vocab_size as usize;
+    let tokens: Vec<i32> = (0..batch).map(|i| (i * 7919 % vocab) as i32).collect();
+    let positions = vec![context as i32 - 1; batch];
+    let rows: Vec<i32> = (0..batch as i32).collect();
+    let starts: Vec<i32> = (0..=batch as i32).collect();
+    let input = StepInput {
+        tokens: &tokens,
+        positions: &positions,
+        seq_starts: &starts,
+        block_tables: &tables,
+        logit_rows: &rows,
+    };
+    let time = repeat(|| session.step(&input).map(|_| ()))?;
+    let bytes = session.bytes_per_step(batch, context);
+    for sequence in sequences {
+        session.release(sequence);
+    }
+    Ok((time, bytes))
+}
+
+/// The median time of `body`, after one run to warm up.
+fn repeat(mut body: impl FnMut() -> Result<()>) -> Result<Duration> {
+    body()?;
+    let started = Instant::now();
+    let mut times = Vec::new();
+    while times.len() < *STEPS.start() || (started.elapsed() < BUDGET && times.len() < *STEPS.end()) {
+        let at = Instant::now();
+        body()?;
+        times.push(at.elapsed());
+    }
+    times.sort_unstable();
+    Ok(times[times.len() / 2])
+}
+
+/// Read bandwidth in bytes per second: every thread sums its share, the best of several passes.
+pub fn probe(weights: &[u8], threads: usize) -> f64 {
+    let scratch;
+    let bytes = if weights.len() >= 32 << 20 {
+        &weights[..weights.len().min(PROBE_BYTES)]
+    } else {
+        scratch = vec![1u8; 64 << 20];
+        &scratch[..]
+    };
+    let threads = threads.max(1);
+    let share = (bytes.len() / threads).next_multiple_of(4096).max(4096);
+    let shares: Vec<&[u8]> = bytes.chunks(share).collect();
+    let total = AtomicU64::new(0);
+    let mut best = f64::MAX;
+    for _ in 0..6 {
+        let started = Instant::now();
+        for_each_parallel(shares.len(), threads, |index| {
+            total.fetch_add(sum(shares[index]), Ordering::Relaxed);
+        });
+        best = best.min(started.elapsed().as_secs_f64());
+    }
+    std::hint::black_box(total.into_inner());
+    bytes.len() as f64 / best
+}
+
+/// A sum that touches every byte; 32 lanes of 64 bits so that it becomes vector adds.
+fn sum(bytes: &[u8]) -> u64 {
+    let mut lanes = [0u64; 32];
+    for chunk in bytes.chunks_exact(256) {
+        for (lane, word) in lanes.iter_mut().zip(chunk.chunks_exact(8)) {
+            let mut raw = [0u8; 8];
+            raw.copy_from_slice(word);
+            *lane = lane.wrapping_add(u64::from_le_bytes(raw));
+        }
+    }
+    lanes.iter().fold(0, |a, b| a.wrapping_add(*b))
+}

@@ -1,0 +1,196 @@
+//! `inspect`: what an artifact holds, after every section's hash was checked.
+
+use super::put;
+use crate::artifact::{Artifact, GridDim, Manifest, Program, Region, WeightMode};
+use crate::error::{Error, Result};
+use std::fmt::Write as _;
+use std::io::Write;
+use std::path::PathBuf;
+
+/// What to show.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum View {
+    /// One screen.
+    Summary,
+    /// The manifest as JSON.
+    Manifest,
+    /// Regions and where everything lies.
+    Memory,
+    /// Launches by variant.
+    Graph,
+    /// Kernels with how often each is launched.
+    Kernels,
+}
+
+impl View {
+    /// The view called `name`.
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`] listing the names.
+    pub fn parse(name: &str) -> Result<View> {
+        Ok(match name {
+            "manifest" => View::Manifest,
+            "memory" => View::Memory,
+            "graph" => View::Graph,
+            "kernels" => View::Kernels,
+            _ => return Err(Error::InvalidInput(format!("inspect {name}: one of manifest, memory, graph, kernels"))),
+        })
+    }
+}
+
+/// Options of `inspect`.
+#[derive(Clone, Debug)]
+pub struct InspectOptions {
+    /// The artifact.
+    pub artifact: PathBuf,
+    /// What to show.
+    pub view: View,
+}
+
+/// Checks every section hash, then shows.
+///
+/// # Errors
+/// If the artifact is not whole.
+pub fn inspect(options: &InspectOptions, out: &mut dyn Write) -> Result<()> {
+    let artifact = Artifact::open(&options.artifact)?;
+    artifact.check_all_hashes()?;
+    let manifest = artifact.manifest();
+    let mut text = String::new();
+    // Writing to a String cannot fail.
+    let _ = match options.view {
+        View::Summary => summary(&mut text, &artifact),
+        View::Manifest => {
+            let json = serde_json::to_string_pretty(manifest)
+                .map_err(|e| Error::InvalidInput(format!("the manifest cannot be shown: {e}")))?;
+            writeln!(text, "{json}")
+        }
+        View::Memory => memory(&mut text, manifest),
+        View::Graph => graph(&mut text, manifest),
+        View::Kernels => kernels(&mut text, manifest),
+    };
+    put(out, &text)
+}
+
+fn summary(t: &mut String, artifact: &Artifact) -> std::fmt::Result {
+    let m = artifact.manifest();
+    let model = &m.model;
+    writeln!(t, "artifact  {} bytes, weldment {}, every hash checked", artifact.file_bytes(), m.weldment_version)?;
+    writeln!(
+        t,
+        "model     {}{}, vocabulary {}, {} positions, KV blocks of {}",
+        model.architecture,
+        model.name.as_ref().map(|n| format!(" ({n})")).unwrap_or_default(),
+        model.vocab_size,
+        model.max_seq,
+        model.kv_block
+    )?;
+    let dims: Vec<String> = m.symbols.iter().map(|s| format!("{} {}..={}", s.name, s.min, s.max)).collect();
+    writeln!(t, "dims      {}", dims.join(", "))?;
+    let mode = match m.weights.mode {
+        WeightMode::External => "external".to_owned(),
+        WeightMode::Embedded => "embedded".to_owned(),
+        WeightMode::Random(seed) => format!("random, seed {seed}"),
+    };
+    writeln!(t, "weights   {mode}, {} tensors", m.weights.tensors.len())?;
+    for file in &m.weights.files {
+        writeln!(t, "          from {} ({} bytes, id {})", file.name, file.bytes, file.id)?;
+    }
+    for p in &m.programs {
+        writeln!(t, "program   {} [{}]", p.target.name, p.target.features.join(" "))?;
+        for e in &p.entries {
+            let launches: Vec<String> = e.variants.iter().map(|v| v.launches.len().to_string()).collect();
+            writeln!(t, "          {}: {} launches by variant", e.name, launches.join(", "))?;
+        }
+        writeln!(
+            t,
+            "          {} kernels, arena {} bytes, pack {} bytes (key {})",
+            p.kernels.len(),
+            p.arena_bytes,
+            p.pack.bytes,
+            p.pack.key
+        )?;
+    }
+    for (key, value) in &m.options {
+        writeln!(t, "option    {key} = {value}")?;
+    }
+    m.sections.iter().try_for_each(|s| writeln!(t, "section   {:<10} {:>12} bytes at {}", s.name, s.bytes, s.offset))
+}
+
+fn memory(t: &mut String, m: &Manifest) -> std::fmt::Result {
+    for (what, list) in [("input", &m.inputs), ("output", &m.outputs)] {
+        for b in list {
+            writeln!(t, "{what:<8} {:<28} {:>14} bytes at most", b.name, m.max_bytes(b).unwrap_or(0))?;
+        }
+    }
+    for s in &m.states {
+        writeln!(t, "state    {:<28} {:>14} bytes a KV block", s.name, s.unit_bytes)?;
+    }
+    for p in &m.programs {
+        writeln!(t, "arena    {:<28} {:>14} bytes", p.target.name, p.arena_bytes)?;
+        for item in &p.pack.items {
+            let names: Vec<&str> = item
+                .tensors
+                .iter()
+                .filter_map(|i| m.weights.tensors.get(*i as usize))
+                .map(|tensor| tensor.name.as_str())
+                .collect();
+            writeln!(t, "weights  {:>12} + {:<12} {:?} <- {}", item.offset, item.bytes, item.layout, names.join(" "))?;
+        }
+    }
+    Ok(())
+}
+
+fn graph(t: &mut String, m: &Manifest) -> std::fmt::Result {
+    let symbol = |i: u32| m.symbols.get(i as usize).map_or("?", |s| s.name.as_str());
+    for p in &m.programs {
+        for e in &p.entries {
+            for (index, v) in e.variants.iter().enumerate() {
+                let guards: Vec<String> =
+                    v.guards.iter().map(|g| format!("{} {}..={}", symbol(g.symbol), g.min, g.max)).collect();
+                writeln!(t, "{} {} variant {index} [{}]", p.target.name, e.name, guards.join(", "))?;
+                for (at, l) in v.launches.iter().enumerate() {
+                    let grid: Vec<String> = l
+                        .grid
+                        .iter()
+                        .map(|g| match g {
+                            GridDim::Const(n) => n.to_string(),
+                            GridDim::Symbol { symbol: s, mul: 1, div: 1 } => symbol(*s).to_owned(),
+                            GridDim::Symbol { symbol: s, mul, div } => format!("ceil({} * {mul} / {div})", symbol(*s)),
+                        })
+                        .collect();
+                    let args: Vec<String> =
+                        l.args.iter().map(|a| format!("{}+{}", region(m, a.region), a.offset)).collect();
+                    let kernel = p.kernels.get(l.kernel as usize).map_or("?", |k| k.name.as_str());
+                    let sources = m.sources.get(l.source as usize).map(|s| s.join(" ")).unwrap_or_default();
+                    let barrier = if l.barrier { '|' } else { ' ' };
+                    writeln!(t, "{at:>5} {barrier} {kernel}<{}>({})  {sources}", grid.join(", "), args.join(", "))?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn region(m: &Manifest, region: Region) -> String {
+    let name = |list: &[crate::artifact::Binding], i: u32| list.get(i as usize).map_or("?".into(), |b| b.name.clone());
+    match region {
+        Region::Arena => "arena".into(),
+        Region::Weights => "weights".into(),
+        Region::State(i) => m.states.get(i as usize).map_or("?".into(), |s| s.name.clone()),
+        Region::Input(i) => name(&m.inputs, i),
+        Region::Output(i) => name(&m.outputs, i),
+    }
+}
+
+fn kernels(t: &mut String, m: &Manifest) -> std::fmt::Result {
+    let uses = |p: &Program, kernel: usize| {
+        let launches = p.entries.iter().flat_map(|e| &e.variants).flat_map(|v| &v.launches);
+        launches.filter(|l| l.kernel as usize == kernel).count()
+    };
+    for p in &m.programs {
+        for (index, k) in p.kernels.iter().enumerate() {
+            writeln!(t, "{:>5} x {:<40} {:<12} at {:>8}  {}", uses(p, index), k.name, k.family, k.entry, k.summary)?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,78 @@
+//! The commands of `weldment-rt`, as functions that the compiler's `weldment` calls too. Data goes to `out` (stdout), messages
+//! to stderr; errors carry the exit code.
+
+pub mod args;
+pub mod bench;
+pub mod doctor;
+pub mod eval;
+pub mod files;
+pub mod inspect;
+pub mod run;
+pub mod verify;
+
+use crate::artifact::Artifact;
+use crate::driver::host::HostOptions;
+use crate::error::{Error, Result};
+use crate::session::{Device, Session, SessionOptions};
+use crate::weights;
+use std::io::Write;
+use std::path::PathBuf;
+
+/// What every command that runs a model needs.
+#[derive(Clone, Debug, Default)]
+pub struct SessionArgs {
+    /// The artifact.
+    pub artifact: PathBuf,
+    /// Threads; 0 means one per physical core.
+    pub threads: usize,
+    /// The checkpoint's file or folder.
+    pub weights_file: Option<PathBuf>,
+}
+
+impl SessionArgs {
+    /// Opens the artifact and sets up a session whose KV cache has room for `sequences` of `positions` each.
+    ///
+    /// # Errors
+    /// Whatever opening, finding weights or capturing refuses.
+    pub fn open(&self, sequences: usize, positions: Option<usize>) -> Result<(Artifact, Session)> {
+        let artifact = Artifact::open(&self.artifact)?;
+        let session = self.session(&artifact, sequences, positions)?;
+        Ok((artifact, session))
+    }
+
+    /// A session on an artifact that is open already; see [`SessionArgs::open`].
+    ///
+    /// # Errors
+    /// As [`SessionArgs::open`].
+    pub fn session(&self, artifact: &Artifact, sequences: usize, positions: Option<usize>) -> Result<Session> {
+        let device = Device::host_with(HostOptions { threads: self.threads, pin_caller: true })?;
+        let manifest = artifact.manifest();
+        let kv_blocks = manifest.symbol("N").map(|(_, n)| {
+            let width = manifest.symbol("P").map_or(1, |(_, p)| p.max);
+            let asked = positions.map_or(width, |p| (p as u64).div_ceil(u64::from(manifest.model.kv_block)).min(width));
+            asked.saturating_mul(sequences as u64).clamp(n.min, n.max) as usize
+        });
+        let options =
+            SessionOptions { kv_blocks, weights_file: self.weights_file.clone(), cache: weights::cache_dir() };
+        Session::new(artifact, &device, options)
+    }
+}
+
+/// Writes data to stdout. A reader that went away (`| head`) is not an error.
+///
+/// # Errors
+/// If stdout cannot be written.
+pub fn put(out: &mut dyn Write, text: &str) -> Result<()> {
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(Error::io("stdout".as_ref(), "cannot write", e)),
+        _ => Ok(()),
+    }
+}
+
+/// One JSON value and a line end.
+///
+/// # Errors
+/// If stdout cannot be written.
+pub fn put_json(out: &mut dyn Write, value: &serde_json::Value) -> Result<()> {
+    put(out, &format!("{value:#}\n"))
+}
