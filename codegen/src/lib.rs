@@ -1,4 +1,10 @@
 //! Kernels and code: the tile IR, one file per kernel family, the LLVM lowering, kernel selection and linking.
 
+mod compile;
+pub mod kernels;
 pub mod llvm;
+pub mod object;
+pub mod select;
 pub mod tile;
+
+pub use compile::{CodegenError, Compiled, Kernels, Statics, VariantPlan, compile};

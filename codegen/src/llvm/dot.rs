@@ -10,7 +10,15 @@ use inkwell::values::BasicValueEnum;
 
 impl<'c> Lower<'c, '_> {
     /// Element group `k` of row `m` of a left operand, in every lane. `group` elements are read as one `elem`.
-    fn left(&self, a: V, m: usize, k: u32, group: u32, elem: Elem, lanes: u32) -> Result<BasicValueEnum<'c>, LlvmError> {
+    fn left(
+        &self,
+        a: V,
+        m: usize,
+        k: u32,
+        group: u32,
+        elem: Elem,
+        lanes: u32,
+    ) -> Result<BasicValueEnum<'c>, LlvmError> {
         let stored = self.ty(a).elem;
         if let Some((base, strides)) = &self.deferred[a.0 as usize] {
             if strides[1] != stored.bytes() as i64 && group > 1 {
@@ -63,7 +71,11 @@ impl<'c> Lower<'c, '_> {
     }
 
     /// The two bf16 of each 32-bit lane, as f32.
-    fn bf16_halves(&self, x: BasicValueEnum<'c>, lanes: u32) -> Result<(BasicValueEnum<'c>, BasicValueEnum<'c>), LlvmError> {
+    fn bf16_halves(
+        &self,
+        x: BasicValueEnum<'c>,
+        lanes: u32,
+    ) -> Result<(BasicValueEnum<'c>, BasicValueEnum<'c>), LlvmError> {
         let constant = |n: i64| constant_splat(int_constant(self.context.i32_type().into(), n), lanes);
         let f32_row = self.row_type(Elem::F32, lanes);
         let low = self.binary(Binary::Shl, x, constant(16))?;
@@ -87,7 +99,9 @@ impl<'c> Lower<'c, '_> {
         for half in 0..halves {
             let right: Rows<'c> = right
                 .iter()
-                .map(|row| if halves == 1 { Ok(*row) } else { Ok(self.lanes(row.into_vector_value(), half * 32, 32)?.into()) })
+                .map(|row| {
+                    if halves == 1 { Ok(*row) } else { Ok(self.lanes(row.into_vector_value(), half * 32, 32)?.into()) }
+                })
                 .collect::<Result<_, LlvmError>>()?;
             for (row, sum) in self.dot_avx2(a, &right, m, signed, max)?.into_iter().enumerate() {
                 sums[row].push(sum);
@@ -99,7 +113,10 @@ impl<'c> Lower<'c, '_> {
                 [low, high] => {
                     let index: Vec<_> = (0..16).map(|i| self.context.i32_type().const_int(i, false)).collect();
                     let mask = inkwell::types::VectorType::const_vector(&index);
-                    Ok(self.builder.build_shuffle_vector(low.into_vector_value(), high.into_vector_value(), mask, "")?.into())
+                    Ok(self
+                        .builder
+                        .build_shuffle_vector(low.into_vector_value(), high.into_vector_value(), mask, "")?
+                        .into())
                 }
                 _ => Err(LlvmError::Tile("a dot wider than two machine vectors".into())),
             })
@@ -179,15 +196,16 @@ impl<'c> Lower<'c, '_> {
     fn dot_i8_plain(&self, a: V, right: &Rows<'c>, m: usize, lanes: u32, signed: bool) -> Result<Rows<'c>, LlvmError> {
         let constant = |n: i64| constant_splat(int_constant(self.context.i32_type().into(), n), lanes);
         let i32_row = self.row_type(Elem::I32, lanes);
-        let byte = |l: &Self, word: BasicValueEnum<'c>, j: i64, signed: bool| -> Result<BasicValueEnum<'c>, LlvmError> {
-            let up = l.binary(Binary::Shl, word, constant(24 - 8 * j))?;
-            let down = l.binary(Binary::Shr, up, constant(24))?;
-            if !signed {
-                return Ok(down);
-            }
-            let flipped = l.binary(Binary::Xor, down, constant(0x80))?;
-            l.binary(Binary::Sub, flipped, constant(0x80))
-        };
+        let byte =
+            |l: &Self, word: BasicValueEnum<'c>, j: i64, signed: bool| -> Result<BasicValueEnum<'c>, LlvmError> {
+                let up = l.binary(Binary::Shl, word, constant(24 - 8 * j))?;
+                let down = l.binary(Binary::Shr, up, constant(24))?;
+                if !signed {
+                    return Ok(down);
+                }
+                let flipped = l.binary(Binary::Xor, down, constant(0x80))?;
+                l.binary(Binary::Sub, flipped, constant(0x80))
+            };
         let mut out = vec![self.zero_row(Elem::I32, lanes); m];
         for (k, w) in right.iter().enumerate() {
             let w = self.builder.build_bit_cast(*w, i32_row, "")?;

@@ -46,8 +46,13 @@ impl<'c> Lower<'c, '_> {
             Inst::Float(x) => self.constant(&ty, |t| t.into_float_type().const_float(*x).into()),
             Inst::Iota => {
                 let scalar = self.elem_type(ty.elem);
-                let lanes: Vec<_> = (0..ty.lanes()).map(|i| scalar.into_int_type().const_int(u64::from(i), false)).collect();
-                Ok(vec![if lanes.len() == 1 { lanes[0].into() } else { inkwell::types::VectorType::const_vector(&lanes).into() }])
+                let lanes: Vec<_> =
+                    (0..ty.lanes()).map(|i| scalar.into_int_type().const_int(u64::from(i), false)).collect();
+                Ok(vec![if lanes.len() == 1 {
+                    lanes[0].into()
+                } else {
+                    inkwell::types::VectorType::const_vector(&lanes).into()
+                }])
             }
             Inst::Unary(op, a) => self.each(*a, |l, x| l.unary(*op, x)),
             Inst::Binary(op, a, b) => self.zip(*a, *b, |l, x, y| l.binary(*op, x, y)),
@@ -79,6 +84,7 @@ impl<'c> Lower<'c, '_> {
                 }
                 Ok(rows)
             }
+            Inst::Row(a, i) => Ok(vec![self.get(*a)?[*i as usize]]),
             Inst::Reduce(op, a, axis) => self.reduce(*op, *a, *axis as usize),
             Inst::Load { address, mask } => self.load(address, &ty, *mask),
             Inst::Dot { acc, a, b } => self.dot(*acc, *a, *b),
@@ -90,7 +96,11 @@ impl<'c> Lower<'c, '_> {
         }
     }
 
-    fn each(&mut self, a: V, f: impl Fn(&Self, BasicValueEnum<'c>) -> Result<BasicValueEnum<'c>, LlvmError>) -> Result<Rows<'c>, LlvmError> {
+    fn each(
+        &mut self,
+        a: V,
+        f: impl Fn(&Self, BasicValueEnum<'c>) -> Result<BasicValueEnum<'c>, LlvmError>,
+    ) -> Result<Rows<'c>, LlvmError> {
         self.get(a)?.iter().map(|x| f(self, *x)).collect()
     }
 
@@ -103,7 +113,11 @@ impl<'c> Lower<'c, '_> {
         self.get(a)?.iter().zip(self.get(b)?).map(|(x, y)| f(self, *x, *y)).collect()
     }
 
-    fn constant(&self, ty: &TileType, scalar: impl Fn(BasicTypeEnum<'c>) -> BasicValueEnum<'c>) -> Result<Rows<'c>, LlvmError> {
+    fn constant(
+        &self,
+        ty: &TileType,
+        scalar: impl Fn(BasicTypeEnum<'c>) -> BasicValueEnum<'c>,
+    ) -> Result<Rows<'c>, LlvmError> {
         let one = scalar(self.elem_type(ty.elem));
         Ok(vec![constant_splat(one, ty.lanes()); ty.rows()])
     }
@@ -112,7 +126,9 @@ impl<'c> Lower<'c, '_> {
         let intrinsic = |name| self.intrinsic(name, &[x.get_type()], &[x], x.get_type());
         match (op, x) {
             (Unary::Neg, BasicValueEnum::FloatValue(x)) => Ok(self.builder.build_float_neg(x, "")?.into()),
-            (Unary::Neg, BasicValueEnum::VectorValue(x)) if !element_is_int(x) => Ok(self.builder.build_float_neg(x, "")?.into()),
+            (Unary::Neg, BasicValueEnum::VectorValue(x)) if !element_is_int(x) => {
+                Ok(self.builder.build_float_neg(x, "")?.into())
+            }
             (Unary::Neg, BasicValueEnum::IntValue(x)) => Ok(self.builder.build_int_neg(x, "")?.into()),
             (Unary::Neg, x) => Ok(self.builder.build_int_neg(x.into_vector_value(), "")?.into()),
             (Unary::Abs, _) => intrinsic("llvm.fabs"),
@@ -121,15 +137,24 @@ impl<'c> Lower<'c, '_> {
         }
     }
 
-    pub fn binary(&self, op: Binary, a: BasicValueEnum<'c>, b: BasicValueEnum<'c>) -> Result<BasicValueEnum<'c>, LlvmError> {
+    pub fn binary(
+        &self,
+        op: Binary,
+        a: BasicValueEnum<'c>,
+        b: BasicValueEnum<'c>,
+    ) -> Result<BasicValueEnum<'c>, LlvmError> {
         let float = is_float(a);
         Ok(match (op, float) {
             (Binary::Add, true) => on_floats!(self, build_float_add, a, b),
             (Binary::Sub, true) => on_floats!(self, build_float_sub, a, b),
             (Binary::Mul, true) => on_floats!(self, build_float_mul, a, b),
             (Binary::Div, true) => on_floats!(self, build_float_div, a, b),
-            (Binary::Max, true) => self.select(on_floats!(self, build_float_compare, a, b, FloatPredicate::OGT), a, b)?,
-            (Binary::Min, true) => self.select(on_floats!(self, build_float_compare, a, b, FloatPredicate::OLT), a, b)?,
+            (Binary::Max, true) => {
+                self.select(on_floats!(self, build_float_compare, a, b, FloatPredicate::OGT), a, b)?
+            }
+            (Binary::Min, true) => {
+                self.select(on_floats!(self, build_float_compare, a, b, FloatPredicate::OLT), a, b)?
+            }
             (Binary::Add, false) => on_ints!(self, build_int_add, a, b),
             (Binary::Sub, false) => on_ints!(self, build_int_sub, a, b),
             (Binary::Mul, false) => on_ints!(self, build_int_mul, a, b),
@@ -142,47 +167,85 @@ impl<'c> Lower<'c, '_> {
             (Binary::Xor, false) => on_ints!(self, build_xor, a, b),
             (Binary::Shl, false) => on_ints!(self, build_left_shift, a, b),
             (Binary::Shr, false) => match (a, b) {
-                (BasicValueEnum::IntValue(a), BasicValueEnum::IntValue(b)) => self.builder.build_right_shift(a, b, false, "")?.into(),
-                (a, b) => self.builder.build_right_shift(a.into_vector_value(), b.into_vector_value(), false, "")?.into(),
+                (BasicValueEnum::IntValue(a), BasicValueEnum::IntValue(b)) => {
+                    self.builder.build_right_shift(a, b, false, "")?.into()
+                }
+                (a, b) => {
+                    self.builder.build_right_shift(a.into_vector_value(), b.into_vector_value(), false, "")?.into()
+                }
             },
             (op, true) => return Err(LlvmError::Tile(format!("{op:?} of floats"))),
         })
     }
 
     /// a * b + c with one rounding.
-    pub fn fma(&self, a: BasicValueEnum<'c>, b: BasicValueEnum<'c>, c: BasicValueEnum<'c>) -> Result<BasicValueEnum<'c>, LlvmError> {
+    pub fn fma(
+        &self,
+        a: BasicValueEnum<'c>,
+        b: BasicValueEnum<'c>,
+        c: BasicValueEnum<'c>,
+    ) -> Result<BasicValueEnum<'c>, LlvmError> {
         self.intrinsic("llvm.fma", &[a.get_type()], &[a, b, c], a.get_type())
     }
 
-    fn compare(&self, op: Compare, a: BasicValueEnum<'c>, b: BasicValueEnum<'c>) -> Result<BasicValueEnum<'c>, LlvmError> {
+    fn compare(
+        &self,
+        op: Compare,
+        a: BasicValueEnum<'c>,
+        b: BasicValueEnum<'c>,
+    ) -> Result<BasicValueEnum<'c>, LlvmError> {
         let (ints, floats) = match op {
             Compare::Less => (IntPredicate::SLT, FloatPredicate::OLT),
             Compare::LessEqual => (IntPredicate::SLE, FloatPredicate::OLE),
             Compare::Equal => (IntPredicate::EQ, FloatPredicate::OEQ),
         };
-        Ok(if is_float(a) { on_floats!(self, build_float_compare, a, b, floats) } else { on_ints!(self, build_int_compare, a, b, ints) })
+        Ok(if is_float(a) {
+            on_floats!(self, build_float_compare, a, b, floats)
+        } else {
+            on_ints!(self, build_int_compare, a, b, ints)
+        })
     }
 
-    fn select(&self, c: BasicValueEnum<'c>, a: BasicValueEnum<'c>, b: BasicValueEnum<'c>) -> Result<BasicValueEnum<'c>, LlvmError> {
+    fn select(
+        &self,
+        c: BasicValueEnum<'c>,
+        a: BasicValueEnum<'c>,
+        b: BasicValueEnum<'c>,
+    ) -> Result<BasicValueEnum<'c>, LlvmError> {
         Ok(match c {
             BasicValueEnum::IntValue(c) => self.builder.build_select(c, a, b, "")?,
             c => self.builder.build_select(c.into_vector_value(), a, b, "")?,
         })
     }
 
-    fn convert(&self, how: Conversion, x: BasicValueEnum<'c>, from: Elem, to: Elem, lanes: u32) -> Result<BasicValueEnum<'c>, LlvmError> {
+    fn convert(
+        &self,
+        how: Conversion,
+        x: BasicValueEnum<'c>,
+        from: Elem,
+        to: Elem,
+        lanes: u32,
+    ) -> Result<BasicValueEnum<'c>, LlvmError> {
         let row = self.row_type(to, lanes);
         match (how, from, to) {
             (Conversion::Float, Elem::BF16, Elem::F32) => self.bf16_to_f32(x, lanes),
             (Conversion::Float, Elem::F32, Elem::BF16) => self.f32_to_bf16(x, lanes),
-            (Conversion::Float, Elem::F16, Elem::F32) => Ok(converted!(self, build_float_ext, x, row, FloatValue, into_float_type)),
-            (Conversion::Float, Elem::F32, Elem::F16) => Ok(converted!(self, build_float_trunc, x, row, FloatValue, into_float_type)),
+            (Conversion::Float, Elem::F16, Elem::F32) => {
+                Ok(converted!(self, build_float_ext, x, row, FloatValue, into_float_type))
+            }
+            (Conversion::Float, Elem::F32, Elem::F16) => {
+                Ok(converted!(self, build_float_trunc, x, row, FloatValue, into_float_type))
+            }
             (Conversion::SignedToFloat, _, Elem::F32) => Ok(match x {
-                BasicValueEnum::IntValue(x) => self.builder.build_signed_int_to_float(x, row.into_float_type(), "")?.into(),
+                BasicValueEnum::IntValue(x) => {
+                    self.builder.build_signed_int_to_float(x, row.into_float_type(), "")?.into()
+                }
                 x => self.builder.build_signed_int_to_float(x.into_vector_value(), row.into_vector_type(), "")?.into(),
             }),
             (Conversion::FloatToSigned, Elem::F32, _) => Ok(match x {
-                BasicValueEnum::FloatValue(x) => self.builder.build_float_to_signed_int(x, row.into_int_type(), "")?.into(),
+                BasicValueEnum::FloatValue(x) => {
+                    self.builder.build_float_to_signed_int(x, row.into_int_type(), "")?.into()
+                }
                 x => self.builder.build_float_to_signed_int(x.into_vector_value(), row.into_vector_type(), "")?.into(),
             }),
             (Conversion::Signed | Conversion::Unsigned, _, _) if !from.is_float() && !to.is_float() => {
@@ -315,7 +378,12 @@ impl<'c> Lower<'c, '_> {
         Ok(self.builder.build_shuffle_vector(row, row.get_type().get_poison(), mask, "")?)
     }
 
-    fn combine(&self, op: Reduction, a: BasicValueEnum<'c>, b: BasicValueEnum<'c>) -> Result<BasicValueEnum<'c>, LlvmError> {
+    fn combine(
+        &self,
+        op: Reduction,
+        a: BasicValueEnum<'c>,
+        b: BasicValueEnum<'c>,
+    ) -> Result<BasicValueEnum<'c>, LlvmError> {
         self.binary(if op == Reduction::Sum { Binary::Add } else { Binary::Max }, a, b)
     }
 
@@ -332,7 +400,10 @@ impl<'c> Lower<'c, '_> {
             for i in 0..inner {
                 let mut parts: Vec<_> = (0..size).map(|j| outer[j * inner + i]).collect();
                 while parts.len() > 1 {
-                    parts = parts.chunks(2).map(|p| if p.len() == 2 { self.combine(op, p[0], p[1]) } else { Ok(p[0]) }).collect::<Result<_, _>>()?;
+                    parts = parts
+                        .chunks(2)
+                        .map(|p| if p.len() == 2 { self.combine(op, p[0], p[1]) } else { Ok(p[0]) })
+                        .collect::<Result<_, _>>()?;
                 }
                 out.push(parts[0]);
             }
@@ -341,7 +412,12 @@ impl<'c> Lower<'c, '_> {
     }
 
     /// Halves a row until one lane is left; an odd tail is folded in at the end.
-    fn reduce_lanes(&self, op: Reduction, row: BasicValueEnum<'c>, lanes: u32) -> Result<BasicValueEnum<'c>, LlvmError> {
+    fn reduce_lanes(
+        &self,
+        op: Reduction,
+        row: BasicValueEnum<'c>,
+        lanes: u32,
+    ) -> Result<BasicValueEnum<'c>, LlvmError> {
         let (mut row, mut n, mut tail) = (row, lanes, None);
         while n > 1 {
             let v = row.into_vector_value();

@@ -47,7 +47,10 @@ impl HostTarget {
             "x86-64-v3" => {}
             "x86-64-v4" => features.extend(V4),
             "host" => {
-                if !(std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma") && std::is_x86_feature_detected!("f16c")) {
+                if !(std::is_x86_feature_detected!("avx2")
+                    && std::is_x86_feature_detected!("fma")
+                    && std::is_x86_feature_detected!("f16c"))
+                {
                     return Err("this CPU lacks AVX2, FMA or F16C; Weldment's host target needs x86-64-v3".into());
                 }
                 let v4 = std::is_x86_feature_detected!("avx512f")
@@ -89,12 +92,20 @@ impl HostTarget {
 
     /// Slot of a symbol in the dims block.
     pub(super) fn symbol_slot(&self, name: &str) -> Result<usize, LlvmError> {
-        self.symbols.iter().position(|s| s == name).ok_or_else(|| LlvmError::Tile(format!("symbol {name} has no slot in the dims block")))
+        self.symbols
+            .iter()
+            .position(|s| s == name)
+            .ok_or_else(|| LlvmError::Tile(format!("symbol {name} has no slot in the dims block")))
     }
 
     /// Attributes of every kernel function. `no-builtins` keeps LLVM from inventing memcpy calls: the image has no imports.
     pub(super) fn mark(&self, context: &Context, function: FunctionValue<'_>) {
-        for (key, value) in [("no-builtins", ""), ("target-cpu", self.cpu.as_str()), ("target-features", self.features.as_str()), ("prefer-vector-width", if self.lanes == 16 { "512" } else { "256" })] {
+        for (key, value) in [
+            ("no-builtins", ""),
+            ("target-cpu", self.cpu.as_str()),
+            ("target-features", self.features.as_str()),
+            ("prefer-vector-width", if self.lanes == 16 { "512" } else { "256" }),
+        ] {
             function.add_attribute(AttributeLoc::Function, context.create_string_attribute(key, value));
         }
         let nounwind = inkwell::attributes::Attribute::get_named_enum_kind_id("nounwind");
@@ -106,7 +117,14 @@ impl HostTarget {
         let triple = TargetTriple::create("x86_64-unknown-linux-gnu");
         let target = Target::from_triple(&triple).map_err(|e| LlvmError::Llvm(e.to_string()))?;
         target
-            .create_target_machine(&triple, &self.cpu, &self.features, OptimizationLevel::Default, RelocMode::PIC, CodeModel::Small)
+            .create_target_machine(
+                &triple,
+                &self.cpu,
+                &self.features,
+                OptimizationLevel::Default,
+                RelocMode::PIC,
+                CodeModel::Small,
+            )
             .ok_or_else(|| LlvmError::Llvm(format!("no target machine for {} {}", self.cpu, self.features)))
     }
 }
@@ -153,6 +171,7 @@ pub fn compile_host(kernels: &[&Kernel], target: &HostTarget, emit: Emit) -> Res
     module.run_passes(passes, &machine, PassBuilderOptions::create()).map_err(|e| LlvmError::Llvm(e.to_string()))?;
     let write = |kind| machine.write_to_memory_buffer(&module, kind).map_err(|e| LlvmError::Llvm(e.to_string()));
     let object = write(FileType::Object)?.as_slice().to_vec();
-    let asm = if emit.asm { Some(String::from_utf8_lossy(write(FileType::Assembly)?.as_slice()).into_owned()) } else { None };
+    let asm =
+        if emit.asm { Some(String::from_utf8_lossy(write(FileType::Assembly)?.as_slice()).into_owned()) } else { None };
     Ok(HostObject { object, llvm: emit.llvm.then(|| module.print_to_string().to_string()), asm })
 }

@@ -64,9 +64,20 @@ fn find_only_in_dots(kernel: &Kernel) -> Vec<bool> {
 fn operands(inst: &Inst, f: &mut dyn FnMut(V)) {
     match inst {
         Inst::Int(_) | Inst::Float(_) | Inst::ProgramId(_) | Inst::Dim(_) | Inst::Iota => {}
-        Inst::Unary(_, a) | Inst::Convert(_, a) | Inst::Bitcast(a) | Inst::Broadcast(a) | Inst::Reshape(a) | Inst::Reduce(_, a, _) => f(*a),
-        Inst::Binary(_, a, b) | Inst::Compare(_, a, b) | Inst::DotI8 { a, b, .. } => [a, b].into_iter().for_each(|v| f(*v)),
-        Inst::Fma(a, b, c) | Inst::Select(a, b, c) | Inst::Dot { acc: a, a: b, b: c } | Inst::DotBf16 { acc: a, a: b, b: c } => {
+        Inst::Unary(_, a)
+        | Inst::Convert(_, a)
+        | Inst::Bitcast(a)
+        | Inst::Broadcast(a)
+        | Inst::Reshape(a)
+        | Inst::Reduce(_, a, _)
+        | Inst::Row(a, _) => f(*a),
+        Inst::Binary(_, a, b) | Inst::Compare(_, a, b) | Inst::DotI8 { a, b, .. } => {
+            [a, b].into_iter().for_each(|v| f(*v))
+        }
+        Inst::Fma(a, b, c)
+        | Inst::Select(a, b, c)
+        | Inst::Dot { acc: a, a: b, b: c }
+        | Inst::DotBf16 { acc: a, a: b, b: c } => {
             [a, b, c].into_iter().for_each(|v| f(*v));
         }
         Inst::Stack(parts) => parts.iter().for_each(|v| f(*v)),
@@ -89,7 +100,12 @@ fn operands(inst: &Inst, f: &mut dyn FnMut(V)) {
 }
 
 /// Emits `kernel` as `void name(ptr args, ptr dims, i64 begin, i64 end)` into `module`.
-pub(super) fn lower<'c>(context: &'c Context, module: &Module<'c>, kernel: &Kernel, target: &HostTarget) -> Result<(), LlvmError> {
+pub(super) fn lower<'c>(
+    context: &'c Context,
+    module: &Module<'c>,
+    kernel: &Kernel,
+    target: &HostTarget,
+) -> Result<(), LlvmError> {
     let (ptr, i64t) = (context.ptr_type(Default::default()), context.i64_type());
     let signature = context.void_type().fn_type(&[ptr.into(), ptr.into(), i64t.into(), i64t.into()], false);
     let function = module.add_function(&kernel.name, signature, None);
@@ -165,7 +181,9 @@ impl<'c> Lower<'c, '_> {
     }
 
     pub fn get(&self, v: V) -> Result<&Rows<'c>, LlvmError> {
-        self.rows[v.0 as usize].as_ref().ok_or_else(|| LlvmError::Tile(format!("%{} has no value in {}", v.0, self.kernel.name)))
+        self.rows[v.0 as usize]
+            .as_ref()
+            .ok_or_else(|| LlvmError::Tile(format!("%{} has no value in {}", v.0, self.kernel.name)))
     }
 
     pub fn scalar(&self, v: V) -> Result<IntValue<'c>, LlvmError> {
@@ -210,18 +228,30 @@ impl<'c> Lower<'c, '_> {
     /// Marks a load of memory that no kernel writes while it runs (arguments, dims).
     fn invariant(&self, loaded: BasicValueEnum<'c>) -> Result<(), LlvmError> {
         let kind = self.context.get_kind_id("invariant.load");
-        let instruction = loaded.as_instruction_value().ok_or_else(|| LlvmError::Llvm("a load without an instruction".into()))?;
+        let instruction =
+            loaded.as_instruction_value().ok_or_else(|| LlvmError::Llvm("a load without an instruction".into()))?;
         instruction.set_metadata(self.context.metadata_node(&[]), kind).map_err(|e| LlvmError::Llvm(e.to_string()))
     }
 
     /// Calls an intrinsic, bit-casting arguments to its parameter types and the result to `result`.
-    pub fn intrinsic(&self, name: &str, overload: &[BasicTypeEnum<'c>], args: &[BasicValueEnum<'c>], result: BasicTypeEnum<'c>) -> Result<BasicValueEnum<'c>, LlvmError> {
+    pub fn intrinsic(
+        &self,
+        name: &str,
+        overload: &[BasicTypeEnum<'c>],
+        args: &[BasicValueEnum<'c>],
+        result: BasicTypeEnum<'c>,
+    ) -> Result<BasicValueEnum<'c>, LlvmError> {
         let missing = || LlvmError::Intrinsic(name.to_owned());
-        let function = Intrinsic::find(name).and_then(|i| i.get_declaration(self.module, overload)).ok_or_else(missing)?;
+        let function =
+            Intrinsic::find(name).and_then(|i| i.get_declaration(self.module, overload)).ok_or_else(missing)?;
         let mut converted = Vec::with_capacity(args.len());
         for (arg, param) in args.iter().zip(function.get_type().get_param_types()) {
             let param = BasicTypeEnum::try_from(param).map_err(|_| missing())?;
-            converted.push(if arg.get_type() == param { (*arg).into() } else { self.builder.build_bit_cast(*arg, param, "")?.into() });
+            converted.push(if arg.get_type() == param {
+                (*arg).into()
+            } else {
+                self.builder.build_bit_cast(*arg, param, "")?.into()
+            });
         }
         let call = self.builder.build_call(function, &converted, "")?;
         let value = call.try_as_basic_value().basic().ok_or_else(missing)?;
@@ -232,7 +262,8 @@ impl<'c> Lower<'c, '_> {
         for stmt in block {
             match (&stmt.inst, stmt.value) {
                 (Inst::Load { address, mask: None }, Some(v)) if self.only_in_dots[v.0 as usize] => {
-                    let base = self.dynamic_offset(self.params[address.param.0 as usize], self.scalar(address.offset)?)?;
+                    let base =
+                        self.dynamic_offset(self.params[address.param.0 as usize], self.scalar(address.offset)?)?;
                     self.deferred[v.0 as usize] = Some((base, address.strides.clone()));
                 }
                 (Inst::For { start, end, step, init, index, carried, body, next, results }, _) => {
@@ -258,8 +289,12 @@ impl<'c> Lower<'c, '_> {
                     self.when(condition, |lower| lower.block(body))?;
                 }
                 (Inst::Store { address, value, mask }, _) => self.store(address, *value, *mask)?,
-                (Inst::ProgramId(axis), Some(v)) => self.rows[v.0 as usize] = Some(vec![self.program[*axis as usize].into()]),
-                (Inst::Dim(symbol), Some(v)) => self.rows[v.0 as usize] = Some(vec![self.dims[*symbol as usize].into()]),
+                (Inst::ProgramId(axis), Some(v)) => {
+                    self.rows[v.0 as usize] = Some(vec![self.program[*axis as usize].into()])
+                }
+                (Inst::Dim(symbol), Some(v)) => {
+                    self.rows[v.0 as usize] = Some(vec![self.dims[*symbol as usize].into()])
+                }
                 (inst, Some(v)) => {
                     let rows = self.instruction(inst, v)?;
                     self.rows[v.0 as usize] = Some(rows);
@@ -297,7 +332,10 @@ impl<'c> Lower<'c, '_> {
         self.builder.position_at_end(head);
         let index = self.builder.build_phi(self.context.i64_type(), "i")?;
         index.add_incoming(&[(&start, here)]);
-        let phis = init.iter().map(|v| self.builder.build_phi(v.get_type(), "carried")).collect::<Result<Vec<PhiValue<'c>>, _>>()?;
+        let phis = init
+            .iter()
+            .map(|v| self.builder.build_phi(v.get_type(), "carried"))
+            .collect::<Result<Vec<PhiValue<'c>>, _>>()?;
         for (phi, v) in phis.iter().zip(init) {
             phi.add_incoming(&[(v, here)]);
         }
@@ -324,7 +362,11 @@ impl<'c> Lower<'c, '_> {
     }
 
     /// Emits `body` under a scalar condition.
-    pub fn when(&mut self, condition: IntValue<'c>, body: impl FnOnce(&mut Self) -> Result<(), LlvmError>) -> Result<(), LlvmError> {
+    pub fn when(
+        &mut self,
+        condition: IntValue<'c>,
+        body: impl FnOnce(&mut Self) -> Result<(), LlvmError>,
+    ) -> Result<(), LlvmError> {
         let inside = self.context.append_basic_block(self.function, "then");
         let after = self.context.append_basic_block(self.function, "end");
         self.builder.build_conditional_branch(condition, inside, after)?;

@@ -11,7 +11,8 @@ fn row_offsets(ty: &TileType, strides: &[i64]) -> Vec<i64> {
     let lead = ty.shape.len().saturating_sub(1);
     let mut offsets = vec![0i64];
     for axis in 0..lead {
-        offsets = offsets.iter().flat_map(|o| (0..i64::from(ty.shape[axis])).map(move |i| o + i * strides[axis])).collect();
+        offsets =
+            offsets.iter().flat_map(|o| (0..i64::from(ty.shape[axis])).map(move |i| o + i * strides[axis])).collect();
     }
     offsets
 }
@@ -36,14 +37,34 @@ impl<'c> Lower<'c, '_> {
             let lane_stride = address.strides.last().copied().unwrap_or(0);
             rows.push(match self.row_mask(mask, i)? {
                 None => self.load_row(at, ty, lane_stride, address.align)?,
-                Some(BasicValueEnum::IntValue(condition)) => self.load_if(condition, at, ty, lane_stride, address.align)?,
-                Some(condition) => self.load_masked(condition, at, ty, address.align)?,
+                Some(BasicValueEnum::IntValue(condition)) => {
+                    self.load_if(condition, at, ty, lane_stride, address.align)?
+                }
+                Some(condition) if lane_stride == ty.elem.bytes() as i64 => {
+                    self.load_masked(condition, at, ty, address.align)?
+                }
+                Some(condition) => {
+                    let scalar = TileType { elem: ty.elem, shape: vec![] };
+                    let mut values = Vec::with_capacity(ty.lanes() as usize);
+                    for lane in 0..ty.lanes() {
+                        let bit = self.extract(condition, lane)?.into_int_value();
+                        let at = self.byte_offset(at, i64::from(lane) * lane_stride)?;
+                        values.push(self.load_if(bit, at, &scalar, 0, address.align)?);
+                    }
+                    self.gather_lanes(&values)?
+                }
             });
         }
         Ok(rows)
     }
 
-    fn load_row(&self, at: PointerValue<'c>, ty: &TileType, lane_stride: i64, align: u32) -> Result<BasicValueEnum<'c>, LlvmError> {
+    fn load_row(
+        &self,
+        at: PointerValue<'c>,
+        ty: &TileType,
+        lane_stride: i64,
+        align: u32,
+    ) -> Result<BasicValueEnum<'c>, LlvmError> {
         let lanes = ty.lanes();
         if lanes == 1 || lane_stride == ty.elem.bytes() as i64 {
             let loaded = self.builder.build_load(self.row_type(ty.elem, lanes), at, "")?;
@@ -66,7 +87,14 @@ impl<'c> Lower<'c, '_> {
     }
 
     /// Loads a row under a scalar condition, zeros otherwise.
-    fn load_if(&mut self, condition: IntValue<'c>, at: PointerValue<'c>, ty: &TileType, lane_stride: i64, align: u32) -> Result<BasicValueEnum<'c>, LlvmError> {
+    fn load_if(
+        &mut self,
+        condition: IntValue<'c>,
+        at: PointerValue<'c>,
+        ty: &TileType,
+        lane_stride: i64,
+        align: u32,
+    ) -> Result<BasicValueEnum<'c>, LlvmError> {
         let row_type = self.row_type(ty.elem, ty.lanes());
         let before = self.current_block()?;
         let mut inside = None;
@@ -81,13 +109,26 @@ impl<'c> Lower<'c, '_> {
         Ok(phi.as_basic_value())
     }
 
-    fn load_masked(&self, mask: BasicValueEnum<'c>, at: PointerValue<'c>, ty: &TileType, align: u32) -> Result<BasicValueEnum<'c>, LlvmError> {
+    fn load_masked(
+        &self,
+        mask: BasicValueEnum<'c>,
+        at: PointerValue<'c>,
+        ty: &TileType,
+        align: u32,
+    ) -> Result<BasicValueEnum<'c>, LlvmError> {
         let row = self.row_type(ty.elem, ty.lanes());
         let align = self.context.i32_type().const_int(u64::from(align), false);
         let pointer = at.get_type().into();
-        match self.intrinsic("llvm.masked.load", &[row, pointer], &[at.into(), align.into(), mask, row.const_zero()], row) {
+        match self.intrinsic(
+            "llvm.masked.load",
+            &[row, pointer],
+            &[at.into(), align.into(), mask, row.const_zero()],
+            row,
+        ) {
             // LLVM 22 moved the alignment from an operand to an attribute.
-            Err(LlvmError::Builder(_)) | Err(LlvmError::Intrinsic(_)) => self.intrinsic("llvm.masked.load", &[row, pointer], &[at.into(), mask, row.const_zero()], row),
+            Err(LlvmError::Builder(_)) | Err(LlvmError::Intrinsic(_)) => {
+                self.intrinsic("llvm.masked.load", &[row, pointer], &[at.into(), mask, row.const_zero()], row)
+            }
             other => other,
         }
     }
@@ -116,7 +157,14 @@ impl<'c> Lower<'c, '_> {
         Ok(())
     }
 
-    fn store_row(&self, at: PointerValue<'c>, row: BasicValueEnum<'c>, ty: &TileType, lane_stride: i64, align: u32) -> Result<(), LlvmError> {
+    fn store_row(
+        &self,
+        at: PointerValue<'c>,
+        row: BasicValueEnum<'c>,
+        ty: &TileType,
+        lane_stride: i64,
+        align: u32,
+    ) -> Result<(), LlvmError> {
         if ty.lanes() == 1 || lane_stride == ty.elem.bytes() as i64 {
             let store = self.builder.build_store(at, row)?;
             return store.set_alignment(align).map_err(|e| LlvmError::Llvm(e.to_string()));
@@ -129,7 +177,12 @@ impl<'c> Lower<'c, '_> {
     }
 
     /// A scalar of `bytes` width loaded from memory and repeated: the operand form that dots want.
-    pub fn load_broadcast(&self, at: PointerValue<'c>, elem: crate::tile::Elem, lanes: u32) -> Result<BasicValueEnum<'c>, LlvmError> {
+    pub fn load_broadcast(
+        &self,
+        at: PointerValue<'c>,
+        elem: crate::tile::Elem,
+        lanes: u32,
+    ) -> Result<BasicValueEnum<'c>, LlvmError> {
         let scalar = TileType { elem, shape: vec![] };
         let one = self.load_row(at, &scalar, 0, 1)?;
         self.splat(one, lanes)

@@ -1,7 +1,8 @@
 //! Builds tile programs: one method per instruction, with numpy broadcasting of operands.
 
 use super::{
-    Access, Address, Binary, Compare, Conversion, Elem, GridAxis, Inst, Kernel, Param, Reduction, Stmt, TileType, Unary, V,
+    Access, Address, Binary, Compare, Conversion, Elem, GridAxis, Inst, Kernel, Param, Reduction, Stmt, TileType,
+    Unary, V,
 };
 
 /// Builds one [`Kernel`]. Misuse (shapes that do not broadcast) is a bug in a kernel family and panics; a kernel family
@@ -240,7 +241,8 @@ impl Builder {
     /// condition ? a : b, all broadcast.
     pub fn select(&mut self, condition: V, a: V, b: V) -> V {
         let shape = joined(&joined(&self.shape(condition), &self.shape(a)), &self.shape(b));
-        let (condition, a, b) = (self.broadcast(condition, &shape), self.broadcast(a, &shape), self.broadcast(b, &shape));
+        let (condition, a, b) =
+            (self.broadcast(condition, &shape), self.broadcast(a, &shape), self.broadcast(b, &shape));
         let elem = self.ty(a).elem;
         self.define(elem, shape, Inst::Select(condition, a, b))
     }
@@ -281,6 +283,12 @@ impl Builder {
         shape[0] = parts.iter().map(|p| self.ty(*p).shape[0]).sum();
         let elem = self.ty(parts[0]).elem;
         self.define(elem, shape, Inst::Stack(parts.to_vec()))
+    }
+
+    /// Row `i` of the first dim of a [R, N] tile, as [1, N].
+    pub fn row(&mut self, v: V, i: u32) -> V {
+        let (elem, lanes) = (self.ty(v).elem, self.ty(v).lanes());
+        self.define(elem, vec![1, lanes], Inst::Row(v, i))
     }
 
     /// Reduces an axis to size 1.
@@ -340,17 +348,30 @@ impl Builder {
     }
 
     /// A counted loop with carried values; the closure gives the next ones.
-    pub fn for_loop(&mut self, start: V, end: V, step: i64, init: &[V], body: impl FnOnce(&mut Builder, V, &[V]) -> Vec<V>) -> Vec<V> {
+    pub fn for_loop(
+        &mut self,
+        start: V,
+        end: V,
+        step: i64,
+        init: &[V],
+        body: impl FnOnce(&mut Builder, V, &[V]) -> Vec<V>,
+    ) -> Vec<V> {
         let index = self.value(Elem::I64, vec![]);
         let copies = |b: &mut Builder| -> Vec<V> {
-            init.iter().map(|v| { let t = b.ty(*v).clone(); b.value(t.elem, t.shape) }).collect()
+            init.iter()
+                .map(|v| {
+                    let t = b.ty(*v).clone();
+                    b.value(t.elem, t.shape)
+                })
+                .collect()
         };
         let (carried, results) = (copies(self), copies(self));
         self.blocks.push(Vec::new());
         let next = body(self, index, &carried);
         let body = self.blocks.pop().expect("the loop's block");
         assert_eq!(next.len(), init.len(), "carried values");
-        let inst = Inst::For { start, end, step, init: init.to_vec(), index, carried, body, next, results: results.clone() };
+        let inst =
+            Inst::For { start, end, step, init: init.to_vec(), index, carried, body, next, results: results.clone() };
         self.emit(None, inst);
         results
     }

@@ -46,7 +46,8 @@ impl Builder {
     /// Arithmetic shift right by one, from logical operations: (n + 2^31) >> 1 - 2^30.
     fn shift_right_signed(&mut self, n: V, one: V) -> V {
         let shape = self.ty(n).shape.clone();
-        let (bias, half_bias) = (self.int_of(Elem::I32, &shape, i64::from(i32::MIN)), self.int_of(Elem::I32, &shape, 1 << 30));
+        let (bias, half_bias) =
+            (self.int_of(Elem::I32, &shape, i64::from(i32::MIN)), self.int_of(Elem::I32, &shape, 1 << 30));
         let shifted = self.binary(Binary::Xor, n, bias);
         let shifted = self.binary(Binary::Shr, shifted, one);
         self.sub(shifted, half_bias)
@@ -104,7 +105,8 @@ impl Builder {
 
     /// 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).
     pub fn gelu(&mut self, x: V) -> V {
-        let (k, c, half, one) = (self.float(0.044_715), self.float(0.797_884_560_802_865_4), self.float(0.5), self.float(1.0));
+        let (k, c, half, one) =
+            (self.float(0.044_715), self.float(0.797_884_560_802_865_4), self.float(0.5), self.float(1.0));
         let x2 = self.mul(x, x);
         let x3 = self.mul(x2, x);
         let inner = self.fma(k, x3, x);

@@ -211,6 +211,8 @@ pub enum Inst {
     Reshape(V),
     /// Joins along the first dim.
     Stack(Vec<V>),
+    /// One index of the first dim, which keeps size 1.
+    Row(V, u32),
     /// Reduces one axis.
     Reduce(Reduction, V, u32),
     /// Loads a tile. `mask` (i1, broadcastable) guards lanes; masked lanes are zero.

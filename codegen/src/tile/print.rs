@@ -10,7 +10,9 @@ impl fmt::Display for Kernel {
             let sep = if i == 0 { "" } else { ", " };
             match axis {
                 GridAxis { symbol: None, mul, .. } => write!(f, "{sep}{mul}")?,
-                GridAxis { symbol: Some(s), mul, div } => write!(f, "{sep}ceil({}*{mul}/{div})", self.symbols[*s as usize])?,
+                GridAxis { symbol: Some(s), mul, div } => {
+                    write!(f, "{sep}ceil({}*{mul}/{div})", self.symbols[*s as usize])?
+                }
             }
         }
         f.write_str("] (")?;
@@ -58,6 +60,7 @@ fn block(k: &Kernel, stmts: &[Stmt], depth: usize, out: &mut String) -> fmt::Res
             Inst::Broadcast(a) => writeln!(out, "broadcast %{}", a.0)?,
             Inst::Reshape(a) => writeln!(out, "reshape %{}", a.0)?,
             Inst::Stack(parts) => writeln!(out, "stack {}", list(parts))?,
+            Inst::Row(a, i) => writeln!(out, "row %{} {i}", a.0)?,
             Inst::Reduce(op, a, axis) => writeln!(out, "reduce {op:?} %{} axis {axis}", a.0)?,
             Inst::Load { address: a, mask } => writeln!(out, "load {}", address(k, a, mask))?,
             Inst::Store { address: a, value, mask } => writeln!(out, "store %{} -> {}", value.0, address(k, a, mask))?,
@@ -65,7 +68,16 @@ fn block(k: &Kernel, stmts: &[Stmt], depth: usize, out: &mut String) -> fmt::Res
             Inst::DotBf16 { acc, a, b } => writeln!(out, "dot_bf16 {}", list(&[*acc, *a, *b]))?,
             Inst::DotI8 { a, b, signed, max } => writeln!(out, "dot_i8 {} signed {signed} max {max}", list(&[*a, *b]))?,
             Inst::For { start, end, step, init, index, carried, body, next, results } => {
-                writeln!(out, "{} = for %{} in %{}..%{} step {step} carry ({}) = ({}) {{", list(results), index.0, start.0, end.0, list(carried), list(init))?;
+                writeln!(
+                    out,
+                    "{} = for %{} in %{}..%{} step {step} carry ({}) = ({}) {{",
+                    list(results),
+                    index.0,
+                    start.0,
+                    end.0,
+                    list(carried),
+                    list(init)
+                )?;
                 block(k, body, depth + 1, out)?;
                 writeln!(out, "{pad}  next {}", list(next))?;
                 writeln!(out, "{pad}}}")?;

@@ -26,7 +26,11 @@ impl Scope<'_> {
 
     fn scalar(&self, v: V, elem: Elem) -> Result<(), String> {
         let t = self.ty(v)?;
-        if t.shape.is_empty() && t.elem == elem { Ok(()) } else { Err(format!("%{} is {t}, a scalar {elem:?} is expected", v.0)) }
+        if t.shape.is_empty() && t.elem == elem {
+            Ok(())
+        } else {
+            Err(format!("%{} is {t}, a scalar {elem:?} is expected", v.0))
+        }
     }
 
     fn define(&mut self, v: V) -> Result<(), String> {
@@ -49,7 +53,8 @@ impl Scope<'_> {
         }
         if let Some(mask) = mask {
             let m = self.ty(mask)?;
-            let fits = m.elem == Elem::I1 && (m.shape == t.shape || m.shape.is_empty() || (m.lanes() == 1 && m.rows() == t.rows()));
+            let fits = m.elem == Elem::I1
+                && (m.shape == t.shape || m.shape.is_empty() || (m.lanes() == 1 && m.rows() == t.rows()));
             if !fits {
                 return Err(format!("mask {m} for a tile {t}"));
             }
@@ -96,6 +101,10 @@ impl Scope<'_> {
                 if ok { Ok(()) } else { Err(format!("{how:?} of {}", self.ty(*a)?)) }
             }
             Inst::Stack(parts) => parts.iter().try_for_each(|p| self.ty(*p).map(|_| ())),
+            Inst::Row(a, i) => {
+                let t = self.ty(*a)?;
+                if t.shape.len() == 2 && *i < t.shape[0] { Ok(()) } else { Err(format!("row {i} of {t}")) }
+            }
             Inst::Reduce(_, a, axis) => {
                 let t = self.ty(*a)?;
                 if (*axis as usize) < t.shape.len() { Ok(()) } else { Err(format!("axis {axis} of {t}")) }
@@ -136,7 +145,10 @@ impl Scope<'_> {
     /// Shapes of a contraction whose right side keeps `group` k elements adjacent.
     fn dot(&self, acc: Option<V>, a: V, b: V, group: u32) -> Result<(), String> {
         let (ta, tb) = (self.ty(a)?, self.ty(b)?);
-        let fits = ta.shape.len() == 2 && tb.shape.len() == 2 && ta.shape[1] == tb.shape[0] * group && tb.shape[1] % group == 0;
+        let fits = ta.shape.len() == 2
+            && tb.shape.len() == 2
+            && ta.shape[1] == tb.shape[0] * group
+            && tb.shape[1] % group == 0;
         let acc_fits = match acc {
             Some(acc) => self.ty(acc)?.shape == [ta.shape[0], tb.lanes() / group],
             None => true,

@@ -1,0 +1,412 @@
+//! From planned graphs to code and launches: builds each kernel once, links them, and binds every launch to its places.
+
+use crate::kernels::{Argument, Request, Tensor};
+use crate::llvm::{Emit, HostTarget, LlvmError, compile_host};
+use crate::object::link;
+use crate::select::build;
+use crate::tile::{GridAxis, Kernel};
+use indexmap::IndexMap;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use thiserror::Error;
+use weldment_ir::{Graph, Op, OpKind, TensorType, Value};
+use weldment_passes::buffer::{BufferPlan, Region, Step, StepKind, View};
+use weldment_passes::target::Refusal;
+use weldment_runtime::artifact as format;
+use weldment_runtime::artifact::{Layout, PackItem, Raw};
+
+/// Why a planned graph did not become code.
+#[derive(Debug, Error)]
+pub enum CodegenError {
+    /// No kernel takes the op in this form.
+    #[error("{path}: no kernel for {op}: {refusal}")]
+    Unsupported {
+        /// Source path.
+        path: String,
+        /// Op name.
+        op: &'static str,
+        /// The failing precondition.
+        refusal: Refusal,
+    },
+    /// LLVM.
+    #[error(transparent)]
+    Llvm(#[from] LlvmError),
+    /// The linker.
+    #[error("link: {0}")]
+    Link(String),
+    /// A static value could not be computed or found.
+    #[error("{path}: {message}")]
+    Static {
+        /// Source path.
+        path: String,
+        /// What happened.
+        message: String,
+    },
+    /// The plan and the graph disagree: a bug.
+    #[error("internal: {0}")]
+    Internal(String),
+}
+
+/// A variant to be compiled.
+#[derive(Debug)]
+pub struct VariantPlan<'a> {
+    /// The fused graph.
+    pub graph: &'a Graph,
+    /// Its buffers and schedule.
+    pub plan: &'a BufferPlan,
+    /// Largest number of tokens.
+    pub max_tokens: u64,
+    /// Assumptions: (symbol, smallest, largest).
+    pub guards: Vec<(String, u64, u64)>,
+}
+
+/// Gives static values their logical tensors.
+pub trait Statics {
+    /// Index of a checkpoint tensor in the manifest.
+    ///
+    /// # Errors
+    /// If there is none of that name.
+    fn weight(&mut self, name: &str) -> Result<u32, String>;
+
+    /// Index of a tensor computed from weights and constants at compile time.
+    ///
+    /// # Errors
+    /// If it cannot be computed.
+    fn computed(&mut self, graph: &Graph, value: Value) -> Result<u32, String>;
+}
+
+/// Emitted texts, for `--emit`.
+#[derive(Debug, Default)]
+pub struct Kernels {
+    /// Tile programs.
+    pub tile: String,
+    /// LLVM IR, where asked for.
+    pub llvm: Option<String>,
+    /// Assembly, where asked for.
+    pub asm: Option<String>,
+    /// The relocatable object.
+    pub object: Vec<u8>,
+}
+
+/// Code and everything that launches it.
+#[derive(Debug)]
+pub struct Compiled {
+    /// The flat image.
+    pub code: Vec<u8>,
+    /// Kernels of the image.
+    pub kernels: Vec<format::Kernel>,
+    /// Launches by variant, in the order given.
+    pub variants: Vec<format::Variant>,
+    /// Packed weights, placed.
+    pub pack: Vec<PackItem>,
+    /// Bytes of the pack.
+    pub pack_bytes: u64,
+    /// Source path sets of launches.
+    pub sources: Vec<Vec<String>>,
+    /// Bytes of the arena: the largest of the variants.
+    pub arena_bytes: u64,
+    /// Texts.
+    pub emitted: Kernels,
+}
+
+struct Unit {
+    kernel: Kernel,
+    arguments: Vec<Argument>,
+    summary: String,
+}
+
+struct State<'s> {
+    target: &'s HostTarget,
+    statics: &'s mut dyn Statics,
+    units: IndexMap<String, Unit>,
+    items: IndexMap<(Vec<u32>, Layout), PackItem>,
+    pack_bytes: u64,
+    sources: IndexMap<Vec<String>, ()>,
+}
+
+/// Compiles all variants for one target. `symbols` are the dims block's slots.
+///
+/// # Errors
+/// See [`CodegenError`].
+pub fn compile(
+    variants: &[VariantPlan<'_>],
+    target: &HostTarget,
+    statics: &mut dyn Statics,
+    emit: Emit,
+) -> Result<Compiled, CodegenError> {
+    let mut state = State {
+        target,
+        statics,
+        units: IndexMap::new(),
+        items: IndexMap::new(),
+        pack_bytes: 0,
+        sources: IndexMap::new(),
+    };
+    let mut compiled = Vec::new();
+    let mut arena_bytes = 0;
+    for variant in variants {
+        arena_bytes = arena_bytes.max(variant.plan.arena_bytes);
+        let mut launches = Vec::new();
+        for step in &variant.plan.steps {
+            launches.push(state.launch(variant, step)?);
+        }
+        let guards = variant.guards.iter().map(|(name, min, max)| {
+            let symbol = state.symbol(name)?;
+            Ok(format::Guard { symbol, min: *min, max: *max })
+        });
+        compiled.push(format::Variant { guards: guards.collect::<Result<_, CodegenError>>()?, launches });
+    }
+    let kernels: Vec<&Kernel> = state.units.values().map(|u| &u.kernel).collect();
+    let object = compile_parallel(&kernels, target, emit)?;
+    let image = link(&object.objects)?;
+    let mut entries = Vec::new();
+    for unit in state.units.values() {
+        let entry = image.entries.get(&unit.kernel.name).copied();
+        let entry = entry.ok_or_else(|| CodegenError::Internal(format!("no code for {}", unit.kernel.name)))?;
+        entries.push(format::Kernel {
+            name: unit.kernel.name.clone(),
+            entry,
+            family: unit.kernel.family.to_owned(),
+            summary: unit.summary.clone(),
+        });
+    }
+    let tile = state.units.values().map(|u| u.kernel.to_string()).collect::<Vec<_>>().join("\n");
+    Ok(Compiled {
+        code: image.bytes,
+        kernels: entries,
+        variants: compiled,
+        pack: state.items.into_values().collect(),
+        pack_bytes: state.pack_bytes,
+        sources: state.sources.into_keys().collect(),
+        arena_bytes,
+        emitted: Kernels { tile, llvm: object.llvm, asm: object.asm, object: object.objects.concat() },
+    })
+}
+
+struct Objects {
+    objects: Vec<Vec<u8>>,
+    llvm: Option<String>,
+    asm: Option<String>,
+}
+
+/// Compiles kernels on two threads, in modules whose content does not depend on the number of threads.
+fn compile_parallel(kernels: &[&Kernel], target: &HostTarget, emit: Emit) -> Result<Objects, CodegenError> {
+    // Alternate kernels between modules: neighbours are the expensive ones of one family.
+    let parts: Vec<Vec<&Kernel>> = (0..2).map(|i| kernels.iter().copied().skip(i).step_by(2).collect()).collect();
+    let results: Vec<_> = std::thread::scope(|scope| {
+        let running: Vec<_> = parts
+            .iter()
+            .filter(|p| !p.is_empty())
+            .map(|part| scope.spawn(move || compile_host(part, target, emit)))
+            .collect();
+        running
+            .into_iter()
+            .map(|r| r.join().unwrap_or_else(|_| Err(LlvmError::Llvm("a compile thread panicked".into()))))
+            .collect()
+    });
+    let mut out = Objects { objects: Vec::new(), llvm: emit.llvm.then(String::new), asm: emit.asm.then(String::new) };
+    for object in results {
+        let object = object?;
+        out.objects.push(object.object);
+        for (all, part) in [(&mut out.llvm, object.llvm), (&mut out.asm, object.asm)] {
+            if let (Some(all), Some(part)) = (all, part) {
+                all.push_str(&part);
+            }
+        }
+    }
+    Ok(out)
+}
+
+impl State<'_> {
+    fn symbol(&self, name: &str) -> Result<u32, CodegenError> {
+        let at = self.target.symbols.iter().position(|s| s == name);
+        at.map(|i| i as u32).ok_or_else(|| CodegenError::Internal(format!("symbol {name} has no slot")))
+    }
+
+    fn launch(&mut self, variant: &VariantPlan<'_>, step: &Step) -> Result<format::Launch, CodegenError> {
+        let graph = variant.graph;
+        let copy;
+        let (op, operand_values, operand_types, result_types, paths): (
+            &Op,
+            Vec<Value>,
+            Vec<TensorType>,
+            Vec<TensorType>,
+            &BTreeSet<Arc<str>>,
+        ) = match &step.kind {
+            StepKind::Kernel(id) => {
+                let node = graph.node(*id);
+                let types = node.operands.iter().map(|v| graph.type_of(*v).clone()).collect();
+                (&node.op, node.operands.clone(), types, node.types.clone(), &node.sources)
+            }
+            StepKind::Copy { value, ty } => {
+                copy = Op::Reshape { shape: ty.shape.clone() };
+                (&copy, vec![*value], vec![ty.clone()], vec![ty.clone()], &graph.node(value.node).sources)
+            }
+        };
+        let path = || paths.iter().next().map_or_else(|| graph.name.clone(), |s| s.to_string());
+        let tensor = |ty: &TensorType, view: &View| Tensor {
+            ty: ty.clone(),
+            strides: view.strides.clone(),
+            is_static: matches!(view.region, Region::Weights(_)),
+        };
+        let request = Request {
+            op,
+            operands: operand_types.iter().zip(&step.reads).map(|(t, v)| tensor(t, v)).collect(),
+            results: result_types.iter().zip(&step.writes).map(|(t, v)| tensor(t, v)).collect(),
+            used: vec![true; result_types.len()],
+            max_tokens: variant.max_tokens,
+            target: self.target,
+        };
+        let rows_class = variant.max_tokens.min(2);
+        let key = format!("{op:?} {:?} {:?} {rows_class}", request.operands, request.results);
+        let index = match self.units.get_index_of(&key) {
+            Some(i) => i,
+            None => {
+                let unsupported =
+                    |refusal| CodegenError::Unsupported { path: path(), op: op.kind().info().name, refusal };
+                let built = build(&request).map_err(unsupported)?;
+                let mut kernel = built.kernel;
+                kernel.name = format!("k{}_{}", self.units.len(), kernel.family);
+                self.units.insert(key, Unit { kernel, arguments: built.arguments, summary: built.summary });
+                self.units.len() - 1
+            }
+        };
+        let arguments = self.units[index].arguments.clone();
+        let mut args = Vec::with_capacity(arguments.len());
+        for argument in &arguments {
+            args.push(match argument {
+                Argument::Operand(i) => self.place(graph, variant.plan, &step.reads[*i], &path())?,
+                Argument::Result(i) => self.place(graph, variant.plan, &step.writes[*i], &path())?,
+                Argument::Packed { operands, layout } => {
+                    let mut tensors = Vec::new();
+                    for i in operands {
+                        self.tensors(graph, operand_values[*i], &path(), &mut tensors)?;
+                    }
+                    let shapes: Vec<&TensorType> = operands.iter().map(|i| &operand_types[*i]).collect();
+                    self.packed(tensors, *layout, &shapes, &path())?
+                }
+            });
+        }
+        let kernel = &self.units[index].kernel;
+        let mut grid = Vec::new();
+        for axis in &kernel.grid {
+            grid.push(match axis {
+                GridAxis { symbol: None, mul, .. } => format::GridDim::Const(*mul),
+                GridAxis { symbol: Some(s), mul, div } => {
+                    format::GridDim::Symbol { symbol: self.symbol(&kernel.symbols[*s as usize])?, mul: *mul, div: *div }
+                }
+            });
+        }
+        while grid.last() == Some(&format::GridDim::Const(1)) && grid.len() > 1 {
+            grid.pop();
+        }
+        let paths: Vec<String> = paths.iter().map(|s| s.to_string()).collect();
+        let source = self.sources.insert_full(paths, ()).0 as u32;
+        let cost = cost(&request);
+        Ok(format::Launch { kernel: index as u32, grid, args, barrier: step.barrier, source, cost })
+    }
+
+    fn place(
+        &mut self,
+        graph: &Graph,
+        plan: &BufferPlan,
+        view: &View,
+        path: &str,
+    ) -> Result<format::Arg, CodegenError> {
+        let index = |list: &[weldment_passes::buffer::External], name: &Arc<str>| {
+            let at = list.iter().position(|e| e.name == *name);
+            at.map(|i| i as u32).ok_or_else(|| CodegenError::Internal(format!("no external buffer {name}")))
+        };
+        let region = match &view.region {
+            Region::Arena => format::Region::Arena,
+            Region::State(name) => format::Region::State(index(&plan.states, name)?),
+            Region::Input(name) => format::Region::Input(index(&plan.inputs, name)?),
+            Region::Output(name) => format::Region::Output(index(&plan.outputs, name)?),
+            Region::Weights(root) => {
+                // A plain static operand: logical rows as they are, at the view's own offset.
+                let ty = graph.type_of(*root).clone();
+                let mut tensors = Vec::new();
+                self.tensors(graph, *root, path, &mut tensors)?;
+                let dtype = weldment_runtime::DType::from_name(ty.dtype.name());
+                let dtype = dtype.ok_or_else(|| CodegenError::Internal(format!("{} in a pack", ty.dtype)))?;
+                let arg = self.packed(tensors, Layout::Raw(Raw { dtype }), &[&ty], path)?;
+                return Ok(format::Arg { offset: arg.offset + view.offset, ..arg });
+            }
+        };
+        Ok(format::Arg { region, offset: view.offset })
+    }
+
+    /// Logical tensors that make up a static value, in order along the first dim.
+    fn tensors(&mut self, graph: &Graph, value: Value, path: &str, out: &mut Vec<u32>) -> Result<(), CodegenError> {
+        let node = graph.node(value.node);
+        let failed = |message| CodegenError::Static { path: path.to_owned(), message };
+        match &node.op {
+            Op::Weight { name, .. } => out.push(self.statics.weight(name).map_err(failed)?),
+            // Vectors differ in length, and a pack item has one row length: those are joined as constants.
+            Op::Concat { axis: 0 } if graph.type_of(value).rank() == 2 => {
+                for part in &node.operands {
+                    self.tensors(graph, *part, path, out)?;
+                }
+            }
+            _ => out.push(self.statics.computed(graph, value).map_err(failed)?),
+        }
+        Ok(())
+    }
+
+    /// The pack item of these tensors in this layout, added on first use.
+    fn packed(
+        &mut self,
+        tensors: Vec<u32>,
+        layout: Layout,
+        shapes: &[&TensorType],
+        path: &str,
+    ) -> Result<format::Arg, CodegenError> {
+        if let Some(item) = self.items.get(&(tensors.clone(), layout)) {
+            return Ok(format::Arg { region: format::Region::Weights, offset: item.offset });
+        }
+        let failed = |message: String| CodegenError::Static { path: path.to_owned(), message };
+        let mut rows = Vec::new();
+        let mut k = 1;
+        for ty in shapes {
+            let shape = ty.constant_shape().ok_or_else(|| failed(format!("a static value {ty} of symbolic shape")))?;
+            k = shape.last().copied().unwrap_or(1);
+            rows.push(shape.iter().rev().skip(1).product::<u64>());
+        }
+        let bytes = layout
+            .packed_bytes(&rows, k)
+            .ok_or_else(|| failed(format!("{layout:?} does not take {rows:?} rows of {k}")))?;
+        let offset = self.pack_bytes;
+        self.pack_bytes = (offset + bytes).next_multiple_of(64);
+        self.items.insert((tensors.clone(), layout), PackItem { offset, bytes, layout, tensors });
+        Ok(format::Arg { region: format::Region::Weights, offset })
+    }
+}
+
+/// Bytes and operations of a launch, for reports and `bench`.
+fn cost(r: &Request<'_>) -> format::Cost {
+    let per_token = |t: &Tensor| -> (bool, u64) {
+        let symbolic = t.ty.shape.iter().any(|d| d.constant().is_none());
+        let constant: Vec<u64> = t.ty.shape.iter().map(|d| d.constant().unwrap_or(1)).collect();
+        (symbolic, t.ty.dtype.byte_size(&constant).unwrap_or(0))
+    };
+    let mut out = format::Cost::default();
+    let touched = match r.op.kind() {
+        // Caches and tables are not read whole: the moved rows stand for them.
+        OpKind::CacheWrite | OpKind::RopeCacheWrite => vec![&r.operands[1], &r.operands[1]],
+        OpKind::Gather => vec![&r.results[0], &r.results[0]],
+        OpKind::Attention => vec![&r.operands[0], &r.results[0]],
+        OpKind::Rope => vec![&r.operands[0], &r.results[0]],
+        _ => r.operands.iter().chain(&r.results).collect(),
+    };
+    for t in touched {
+        let (symbolic, bytes) = per_token(t);
+        let slot = if symbolic { &mut out.bytes_per_token } else { &mut out.bytes };
+        *slot = slot.saturating_add(bytes);
+    }
+    if let OpKind::Matmul | OpKind::MatmulAdd | OpKind::MatmulSiluMul = r.op.kind() {
+        let weights = if r.op.kind() == OpKind::MatmulSiluMul { 2 } else { 1 };
+        let size: u64 = r.operands[1].ty.constant_shape().map_or(0, |s| s.iter().product());
+        out.flops_per_token = 2 * weights * size;
+    }
+    out
+}

@@ -1,0 +1,187 @@
+//! Kernel families: one file each. A family states its preconditions once (`check`), and builds the tile program of a
+//! [`Request`] that passes them. The match guard, the near-miss text and the selection all call the same `check`.
+
+pub mod attention;
+pub mod gather;
+pub mod matmul;
+pub mod norm;
+pub mod pointwise;
+pub mod reduce;
+pub mod rope;
+mod row;
+mod weights;
+
+use crate::llvm::HostTarget;
+use crate::tile::Kernel;
+use weldment_ir::{DType, Dim, Op, TensorType};
+use weldment_passes::target::Refusal;
+use weldment_runtime::artifact::Layout;
+
+/// An operand or result of a kernel: its type and how it lies in memory.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Tensor {
+    /// dtype and shape.
+    pub ty: TensorType,
+    /// Elements from one index of a dim to the next.
+    pub strides: Vec<u64>,
+    /// Depends on weights alone: packed ahead of time into the layout that the kernel asks for.
+    pub is_static: bool,
+}
+
+impl Tensor {
+    /// A tensor in row-major order, symbolic dims counted as 1 (strides of outer dims are then only relative).
+    pub fn contiguous(ty: &TensorType) -> Tensor {
+        let mut strides = vec![1u64; ty.rank()];
+        for i in (1..ty.rank()).rev() {
+            strides[i - 1] = strides[i].saturating_mul(ty.shape[i].constant().unwrap_or(1));
+        }
+        Tensor { ty: ty.clone(), strides, is_static: false }
+    }
+
+    /// Byte stride of a dim.
+    pub fn byte_stride(&self, axis: usize) -> i64 {
+        bytes_of(self.ty.dtype, self.strides[axis])
+    }
+}
+
+/// Bytes of `elements` along a row of `dtype`.
+pub fn bytes_of(dtype: DType, elements: u64) -> i64 {
+    (elements / dtype.block_elements() as u64 * dtype.block_bytes() as u64) as i64
+}
+
+/// One op to be run, with everything its kernel is specialised on.
+#[derive(Clone, Debug)]
+pub struct Request<'a> {
+    /// The op.
+    pub op: &'a Op,
+    /// Operands in table order.
+    pub operands: Vec<Tensor>,
+    /// Results in table order.
+    pub results: Vec<Tensor>,
+    /// Results that somebody reads.
+    pub used: Vec<bool>,
+    /// Largest number of tokens of the variant: 1 picks the decode form.
+    pub max_tokens: u64,
+    /// The machine.
+    pub target: &'a HostTarget,
+}
+
+/// What a kernel parameter is bound to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Argument {
+    /// An operand where bufferisation put it; if static, packed as plain rows of its own dtype.
+    Operand(usize),
+    /// A result where bufferisation put it.
+    Result(usize),
+    /// Static operands packed together in a layout.
+    Packed {
+        /// Operand positions, in packing order.
+        operands: Vec<usize>,
+        /// Layout.
+        layout: Layout,
+    },
+}
+
+/// A kernel and its bindings, in parameter order.
+#[derive(Clone, Debug)]
+pub struct Built {
+    /// The tile program, without a name yet.
+    pub kernel: Kernel,
+    /// One per parameter.
+    pub arguments: Vec<Argument>,
+    /// Shapes and dtypes for people.
+    pub summary: String,
+}
+
+/// Builds a [`Refusal`].
+pub fn refuse<T>(precondition: &'static str, found: impl ToString, accepted: impl ToString) -> Result<T, Refusal> {
+    Err(Refusal { precondition, found: found.to_string(), accepted: accepted.to_string() })
+}
+
+/// Holds or refuses.
+pub fn require(
+    condition: bool,
+    precondition: &'static str,
+    found: impl ToString,
+    accepted: impl ToString,
+) -> Result<(), Refusal> {
+    if condition { Ok(()) } else { refuse(precondition, found, accepted) }
+}
+
+/// Leading dims folded into one row index: `count = symbol * mul` rows of constant byte stride.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RowSpace {
+    /// The symbolic factor.
+    pub symbol: Option<String>,
+    /// The constant factor.
+    pub mul: u64,
+}
+
+impl RowSpace {
+    /// Of a tensor's dims but the last.
+    ///
+    /// # Errors
+    /// If more than one is symbolic.
+    pub fn of(shape: &[Dim]) -> Result<RowSpace, Refusal> {
+        let mut rows = RowSpace { symbol: None, mul: 1 };
+        for dim in shape {
+            match dim {
+                Dim::Const(n) => rows.mul = rows.mul.saturating_mul(*n),
+                Dim::Sym(s) if rows.symbol.is_none() => rows.symbol = Some(s.to_string()),
+                Dim::Sym(_) => {
+                    return refuse("symbolic dims", format!("{shape:?}"), "at most one among the leading dims");
+                }
+            }
+        }
+        Ok(rows)
+    }
+
+    /// Sets a grid axis to ceil(rows / tile).
+    pub fn grid(&self, b: &mut crate::tile::Builder, axis: usize, tile: u64) {
+        match &self.symbol {
+            Some(s) => b.grid_symbol(axis, s, self.mul, tile),
+            None => b.grid_constant(axis, self.mul.div_ceil(tile)),
+        }
+    }
+}
+
+/// Byte stride of the folded row index of `t`, if its leading dims fold.
+///
+/// # Errors
+/// If they do not lie at one constant stride.
+pub fn row_stride(t: &Tensor) -> Result<i64, Refusal> {
+    let lead = t.ty.rank().saturating_sub(1);
+    if lead == 0 {
+        return Ok(0);
+    }
+    for i in (1..lead).rev() {
+        let inner = t.ty.shape[i].constant();
+        let folds = inner.is_some_and(|n| t.strides[i - 1] == t.strides[i] * n || n == 1);
+        require(
+            folds || t.ty.shape[i - 1].constant() == Some(1),
+            "row stride",
+            format!("strides {:?} of {}", t.strides, t.ty),
+            "leading dims at one constant stride",
+        )?;
+    }
+    // A trailing leading dim of 1 has no stride of its own: the nearest real one counts.
+    let axis = (0..lead).rev().find(|i| t.ty.shape[*i].constant() != Some(1)).unwrap_or(lead - 1);
+    Ok(t.byte_stride(axis))
+}
+
+/// The last dim must be contiguous.
+///
+/// # Errors
+/// If its stride is not 1.
+pub fn contiguous_last(t: &Tensor) -> Result<(), Refusal> {
+    let ok = t.ty.rank() == 0 || t.strides[t.ty.rank() - 1] == 1 || t.ty.last_constant() == Some(1);
+    require(ok, "last stride", format!("{:?} of {}", t.strides, t.ty), "1")
+}
+
+/// The constant last dim.
+///
+/// # Errors
+/// If it is symbolic or missing.
+pub fn last_dim(t: &Tensor) -> Result<u64, Refusal> {
+    t.ty.last_constant().map_or_else(|| refuse("last dim", &t.ty, "a constant"), Ok)
+}

@@ -1,0 +1,247 @@
+//! Elementwise ops, casts (quantisation included) and copies: any strides, numpy broadcasting, one program a row.
+
+use super::row::{elem_of, element_offset, for_row, store_f32};
+use super::{Argument, Built, Request, RowSpace, Tensor, refuse, require};
+use crate::tile::{Access, Builder, Compare, Conversion, Elem, V};
+use weldment_ir::{DType, Dim, Op, OpKind};
+use weldment_passes::target::Refusal;
+
+/// Preconditions of the family.
+///
+/// # Errors
+/// The first that fails.
+pub fn check(r: &Request<'_>) -> Result<(), Refusal> {
+    let out = &r.results[0];
+    let shape = padded_shape(out);
+    RowSpace::of(&shape[..shape.len() - 1])?;
+    for t in &r.operands {
+        require(
+            elem_of(t.ty.dtype).is_some(),
+            "operand dtype",
+            t.ty.dtype,
+            "a plain scalar dtype other than f8 and f4",
+        )?;
+    }
+    let dtype = out.ty.dtype;
+    require(
+        dtype == DType::Q8A || elem_of(dtype).is_some(),
+        "result dtype",
+        dtype,
+        "f32, f16, bf16, an integer, bool or q8a",
+    )?;
+    if dtype == DType::Q8A {
+        let last = out.ty.last_constant().unwrap_or(0);
+        require(last > 0 && last.is_multiple_of(32), "last dim for q8a", last, "a multiple of 32")?;
+        require(out.strides.last() == Some(&1), "last stride for q8a", format!("{:?}", out.strides), "1")?;
+    }
+    if let Some(t) = r.operands.iter().find(|t| matches!(t.ty.dtype, DType::I64 | DType::U32 | DType::U8)) {
+        let copies = matches!(
+            r.op.kind(),
+            OpKind::Reshape | OpKind::Transpose | OpKind::Slice | OpKind::Broadcast | OpKind::Concat
+        );
+        require(copies, "operand dtype", t.ty.dtype, "f32, f16, bf16, i32, i8 or bool")?;
+    }
+    Ok(())
+}
+
+/// The shape with a last dim of 1 appended where the last is symbolic or missing: rows then are single elements.
+fn padded_shape(t: &Tensor) -> Vec<Dim> {
+    let mut shape = t.ty.shape.clone();
+    if t.ty.last_constant().is_none() {
+        shape.push(Dim::Const(1));
+    }
+    shape
+}
+
+/// Byte strides of `t` broadcast to `shape` (0 where it repeats).
+fn broadcast_strides(t: &Tensor, shape: &[Dim], padded: bool) -> Vec<i64> {
+    let rank = t.ty.rank() + usize::from(padded);
+    (0..shape.len())
+        .map(|i| match (i + rank).checked_sub(shape.len()) {
+            Some(j) if j < t.ty.rank() && (t.ty.shape[j] != Dim::Const(1) || shape[i] == Dim::Const(1)) => {
+                t.byte_stride(j)
+            }
+            _ => 0,
+        })
+        .collect()
+}
+
+/// The kernel of a request that passed [`check`].
+///
+/// # Errors
+/// As [`check`].
+pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
+    check(r)?;
+    let out = &r.results[0];
+    let shape = padded_shape(out);
+    let padded = shape.len() != out.ty.rank();
+    let rows = RowSpace::of(&shape[..shape.len() - 1])?;
+    let copy = r.op.kind().info().category == weldment_ir::Category::View;
+    let mut b = Builder::new(if copy { "copy" } else { "pointwise" });
+    let params: Vec<_> = (0..r.operands.len()).map(|i| b.param(&format!("in{i}"), Access::Read)).collect();
+    let out_param = b.param("out", Access::Write);
+    rows.grid(&mut b, 0, 1);
+    let index = coordinates(&mut b, &shape[..shape.len() - 1]);
+    let strides: Vec<Vec<i64>> = r.operands.iter().map(|t| broadcast_strides(t, &shape, padded)).collect();
+    let bases: Vec<V> = strides.iter().map(|s| row_base(&mut b, &index, s)).collect();
+    let out_strides = broadcast_strides(out, &shape, padded);
+    let out_base = row_base(&mut b, &index, &out_strides);
+    let last = shape.last().and_then(Dim::constant).unwrap_or(1);
+    let out_step = if last == 1 { 0 } else { out_strides[shape.len() - 1] };
+    let failure = std::cell::Cell::new(None);
+    for_row(&mut b, last, 32, &[], |b, i, width, _| {
+        let mut inputs = Vec::new();
+        for ((t, base), s) in r.operands.iter().zip(&bases).zip(&strides) {
+            let step = s[shape.len() - 1];
+            let at = b.scale(i, step);
+            let at = b.add(*base, at);
+            let elem = elem_of(t.ty.dtype).unwrap_or(Elem::I8);
+            inputs.push(b.load(params[inputs.len()], at, elem, &[width], &[step], None));
+        }
+        let value = match compute(b, r.op, &inputs, r.operands.first().map(|t| t.ty.dtype), out.ty.dtype) {
+            Ok(v) => v,
+            Err(e) => {
+                failure.set(Some(e));
+                return Vec::new();
+            }
+        };
+        let value = b.broadcast(value, &[width]);
+        if out.ty.dtype == DType::Q8A {
+            let at = element_offset(b, DType::Q8A, i);
+            let at = b.add(out_base, at);
+            store_f32(b, out_param, at, DType::Q8A, value);
+        } else {
+            let at = b.scale(i, out_step);
+            let at = b.add(out_base, at);
+            b.store(out_param, at, &[out_step], value, None);
+        }
+        Vec::new()
+    });
+    if let Some(e) = failure.take() {
+        return Err(e);
+    }
+    let mut arguments: Vec<Argument> = (0..r.operands.len()).map(Argument::Operand).collect();
+    arguments.push(Argument::Result(0));
+    let summary = format!("{} -> {}", r.op.kind(), out.ty);
+    Ok(Built { kernel: b.finish(String::new()), arguments, summary })
+}
+
+/// Coordinates along the leading dims of this program's row.
+fn coordinates(b: &mut Builder, lead: &[Dim]) -> Vec<V> {
+    let mut rest = b.program_id(0);
+    let mut out = vec![rest; lead.len()];
+    for (i, dim) in lead.iter().enumerate().rev() {
+        if i == 0 {
+            out[0] = rest;
+            break;
+        }
+        let size = match dim {
+            Dim::Const(n) => b.int(*n as i64),
+            Dim::Sym(s) => b.dim(s),
+        };
+        out[i] = b.binary(crate::tile::Binary::Rem, rest, size);
+        rest = b.div(rest, size);
+    }
+    out
+}
+
+fn row_base(b: &mut Builder, index: &[V], strides: &[i64]) -> V {
+    let mut base = b.int(0);
+    for (i, s) in index.iter().zip(strides) {
+        if *s != 0 {
+            let part = b.scale(*i, *s);
+            base = b.add(base, part);
+        }
+    }
+    base
+}
+
+/// The op on one tile; floats compute in f32 and round once to the result's dtype.
+fn compute(b: &mut Builder, op: &Op, inputs: &[V], from: Option<DType>, to: DType) -> Result<V, Refusal> {
+    if op.kind().info().category == weldment_ir::Category::View {
+        return Ok(inputs[0]);
+    }
+    if let (Op::Cast { .. }, Some(from)) = (op, from) {
+        return cast(b, inputs[0], from, to);
+    }
+    let float = from.is_none_or(DType::is_compute_float) || matches!(op, Op::Select { .. });
+    let mut v: Vec<V> = inputs.to_vec();
+    if float {
+        for x in &mut v {
+            if b.ty(*x).elem.is_float() {
+                *x = b.to_f32(*x);
+            }
+        }
+    } else {
+        for x in &mut v {
+            *x = b.convert(Conversion::Signed, *x, Elem::I32);
+        }
+    }
+    let value = match op {
+        Op::Add {} => b.add(v[0], v[1]),
+        Op::Sub {} => b.sub(v[0], v[1]),
+        Op::Mul {} => b.mul(v[0], v[1]),
+        Op::Div {} if float => b.div(v[0], v[1]),
+        Op::Maximum {} => b.max(v[0], v[1]),
+        Op::Minimum {} => b.min(v[0], v[1]),
+        Op::Less {} => b.compare(Compare::Less, v[0], v[1]),
+        Op::Select {} => {
+            let zero = b.int_of(Elem::I8, &[], 0);
+            let off = b.compare(Compare::Equal, v[0], zero);
+            b.select(off, v[2], v[1])
+        }
+        Op::Neg {} => b.neg(v[0]),
+        Op::Exp {} => b.exp(v[0]),
+        Op::Silu {} => b.silu(v[0]),
+        Op::Gelu {} => b.gelu(v[0]),
+        Op::Tanh {} => b.tanh(v[0]),
+        Op::Sigmoid {} => b.sigmoid(v[0]),
+        Op::Rsqrt {} => {
+            let one = b.float(1.0);
+            let root = b.sqrt(v[0]);
+            b.div(one, root)
+        }
+        Op::SiluMul { .. } => {
+            let gate = b.silu(v[0]);
+            b.mul(gate, v[1])
+        }
+        other => {
+            return refuse("elementwise op", other.kind(), "float arithmetic, or +, -, *, min, max, < of integers");
+        }
+    };
+    Ok(round_to(b, value, to))
+}
+
+fn round_to(b: &mut Builder, v: V, to: DType) -> V {
+    match (b.ty(v).elem, to) {
+        (Elem::F32, DType::F16 | DType::BF16) => {
+            let elem = elem_of(to).unwrap_or(Elem::F32);
+            b.convert(Conversion::Float, v, elem)
+        }
+        (Elem::I32, DType::I8) => b.convert(Conversion::Signed, v, Elem::I8),
+        (Elem::I1, _) => b.convert(Conversion::Unsigned, v, Elem::I8),
+        _ => v,
+    }
+}
+
+fn cast(b: &mut Builder, v: V, from: DType, to: DType) -> Result<V, Refusal> {
+    let same = elem_of(from).is_some() && elem_of(from) == elem_of(to);
+    match (from.is_float(), to.is_float()) {
+        _ if same && from.is_float() == to.is_float() => Ok(v),
+        (true, true) => {
+            let v = b.to_f32(v);
+            Ok(round_to(b, v, to))
+        }
+        (false, true) => {
+            let v = if from == DType::Bool { b.convert(Conversion::Unsigned, v, Elem::I32) } else { v };
+            let v = b.to_f32(v);
+            Ok(round_to(b, v, to))
+        }
+        (false, false) if matches!(to, DType::I8 | DType::I32) => {
+            let how = if from == DType::Bool { Conversion::Unsigned } else { Conversion::Signed };
+            let elem = elem_of(to).unwrap_or(Elem::I32);
+            Ok(b.convert(how, v, elem))
+        }
+        _ => refuse("cast", format!("{from} to {to}"), "float to float, integer to float, integer to i8 or i32"),
+    }
+}

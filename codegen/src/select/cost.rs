@@ -1,0 +1,46 @@
+//! The host cost model: launch and barrier, bytes over bandwidth, multiply-adds over rate. Constants are of the order of
+//! a current server core pair; only their ratios decide between graphs.
+
+use weldment_ir::{Category, DType, Op, OpKind, TensorType};
+use weldment_passes::target::{bytes_at, dim_at};
+
+/// Nanoseconds a launch costs beyond its work: hand-out and barrier.
+const LAUNCH: f64 = 600.0;
+/// Bytes a nanosecond from memory, all threads.
+const BANDWIDTH: f64 = 40.0;
+/// f32 multiply-adds a nanosecond, all threads.
+const RATE: f64 = 50.0;
+
+/// Estimated time of one launch of `op`.
+pub fn nanoseconds(op: &Op, operands: &[TensorType], results: &[TensorType], dims: &dyn Fn(&str) -> u64) -> f64 {
+    let category = op.kind().info().category;
+    if category == Category::Leaf || (category == Category::View && !matches!(op.kind(), OpKind::Concat)) {
+        return 0.0;
+    }
+    let bytes = |types: &[TensorType]| types.iter().map(|t| bytes_at(t, dims) as f64).sum::<f64>();
+    let elements = |t: &TensorType| t.shape.iter().map(|d| dim_at(d, dims) as f64).product::<f64>();
+    let written = bytes(results);
+    let (mut moved, mut work) = (bytes(operands) + written, 0.0);
+    match op {
+        Op::Gather { .. } => moved = 2.0 * written,
+        Op::CacheWrite { .. } | Op::RopeCacheWrite { .. } => {
+            moved = operands.get(1).map_or(0.0, |x| 2.0 * bytes_at(x, dims) as f64)
+        }
+        // A cache is read as far as the context goes: the same in every form, so a constant share stands for it.
+        Op::Attention { .. } => moved = 2.0 * written,
+        Op::Matmul { .. } | Op::MatmulAdd { .. } | Op::MatmulSiluMul { .. } => {
+            if let [x, w, ..] = operands {
+                let matrices = if matches!(op, Op::MatmulSiluMul { .. }) { 2.0 } else { 1.0 };
+                let k = x.shape.last().map_or(1.0, |k| (dim_at(k, dims) as f64).max(1.0));
+                let rate = match (x.dtype, w.dtype.is_block()) {
+                    (DType::Q8A, _) => RATE * 4.0,
+                    (_, true) => RATE * 0.5,
+                    _ => RATE,
+                };
+                work = matrices * elements(x) / k * elements(w) / rate;
+            }
+        }
+        _ => work = results.iter().map(elements).sum::<f64>() * 4.0 / RATE,
+    }
+    LAUNCH + (moved / BANDWIDTH).max(work)
+}

@@ -1,0 +1,163 @@
+//! Kernel selection: which family runs an op, whether it may, and what it costs. The passes ask through [`TargetModel`],
+//! bufferisation through [`KernelNeeds`], code generation through [`build`]; all end in the families' own checks.
+
+mod cost;
+
+use crate::kernels::{
+    Built, Request, Tensor, attention, contiguous_last, gather, matmul, norm, pointwise, reduce, refuse, rope,
+    row_stride,
+};
+use crate::llvm::HostTarget;
+use weldment_ir::{Category, DType, Graph, NodeId, Op, OpKind, TensorType};
+use weldment_passes::buffer::KernelNeeds;
+use weldment_passes::target::{Refusal, TargetModel};
+
+type Check = fn(&Request<'_>) -> Result<(), Refusal>;
+type Build = fn(&Request<'_>) -> Result<Built, Refusal>;
+
+/// How a family addresses one operand or result.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Access {
+    /// Rows at one stride, elements contiguous.
+    Rows,
+    /// Any strides, elements contiguous.
+    Contiguous,
+    /// Any strides.
+    Any,
+}
+
+struct Family {
+    check: Check,
+    build: Build,
+    /// Operand access in order; the last entry repeats.
+    operands: &'static [Access],
+    result: Access,
+}
+
+/// The family of an op; `None` for leaves, which need no kernel.
+fn family(op: &Op) -> Option<Family> {
+    use Access::{Any, Contiguous, Rows};
+    Some(match op.kind() {
+        OpKind::Matmul | OpKind::MatmulAdd => {
+            Family { check: matmul::check, build: matmul::build, operands: &[Rows, Any, Rows], result: Rows }
+        }
+        OpKind::MatmulSiluMul => {
+            Family { check: matmul::check, build: matmul::build, operands: &[Rows, Any], result: Rows }
+        }
+        OpKind::RmsNorm | OpKind::AddRmsNorm => {
+            Family { check: norm::check, build: norm::build, operands: &[Rows], result: Rows }
+        }
+        OpKind::Rope => Family {
+            check: rope::check,
+            build: rope::build,
+            operands: &[Contiguous, Any, Contiguous],
+            result: Contiguous,
+        },
+        OpKind::CacheWrite | OpKind::RopeCacheWrite => Family {
+            check: rope::check,
+            build: rope::build,
+            operands: &[Contiguous, Contiguous, Any, Any],
+            result: Contiguous,
+        },
+        OpKind::Attention => Family {
+            check: attention::check,
+            build: attention::build,
+            operands: &[Contiguous, Contiguous, Contiguous, Any],
+            result: Contiguous,
+        },
+        OpKind::Gather => {
+            Family { check: gather::check, build: gather::build, operands: &[Contiguous, Any], result: Rows }
+        }
+        OpKind::ReduceSum | OpKind::ReduceMean | OpKind::ReduceMax | OpKind::Softmax => {
+            Family { check: reduce::check, build: reduce::build, operands: &[Rows], result: Rows }
+        }
+        kind => match kind.info().category {
+            Category::Elementwise | Category::View => {
+                Family { check: pointwise::check, build: pointwise::build, operands: &[Any], result: Any }
+            }
+            _ => return None,
+        },
+    })
+}
+
+fn accepts(access: Access, ty: &TensorType, strides: &[u64]) -> Result<(), String> {
+    let t = Tensor { ty: ty.clone(), strides: strides.to_vec(), is_static: false };
+    let refused = match access {
+        Access::Any => return Ok(()),
+        Access::Contiguous => contiguous_last(&t),
+        Access::Rows => contiguous_last(&t).and_then(|()| row_stride(&t).map(|_| ())),
+    };
+    refused.map_err(|r| r.to_string())
+}
+
+/// The host's kernels for one variant.
+#[derive(Clone, Debug)]
+pub struct HostLibrary {
+    /// The machine.
+    pub target: HostTarget,
+    /// Largest number of tokens of the variant.
+    pub max_tokens: u64,
+}
+
+impl TargetModel for HostLibrary {
+    fn supports(&self, op: &Op, operands: &[TensorType], results: &[TensorType]) -> Result<(), Refusal> {
+        let category = op.kind().info().category;
+        if matches!(category, Category::Leaf | Category::View) {
+            return Ok(());
+        }
+        let Some(family) = family(op) else { return Ok(()) };
+        let mut request = Request {
+            op,
+            operands: operands.iter().map(Tensor::contiguous).collect(),
+            results: results.iter().map(Tensor::contiguous).collect(),
+            used: vec![true; results.len()],
+            max_tokens: self.max_tokens,
+            target: &self.target,
+        };
+        // Types alone do not say whether a weight is static; the matmul and gather kernels take both kinds.
+        for (i, t) in request.operands.iter_mut().enumerate() {
+            t.is_static = matches!(
+                (op.kind(), i),
+                (OpKind::Matmul | OpKind::MatmulAdd, 1) | (OpKind::MatmulSiluMul, 1 | 2) | (OpKind::Gather, 0)
+            );
+        }
+        (family.check)(&request)
+    }
+
+    fn cost(&self, op: &Op, operands: &[TensorType], results: &[TensorType], dims: &dyn Fn(&str) -> u64) -> f64 {
+        cost::nanoseconds(op, operands, results, dims)
+    }
+}
+
+impl KernelNeeds for HostLibrary {
+    fn read(&self, op: &Op, operand: usize, ty: &TensorType, strides: &[u64]) -> Result<(), String> {
+        let Some(family) = family(op) else { return Ok(()) };
+        let access = family.operands.get(operand).or(family.operands.last()).copied().unwrap_or(Access::Any);
+        if ty.dtype == DType::Q8A && access != Access::Rows {
+            return accepts(Access::Contiguous, ty, strides);
+        }
+        accepts(access, ty, strides)
+    }
+
+    fn write(&self, op: &Op, _: usize, ty: &TensorType, strides: &[u64]) -> Result<(), String> {
+        let Some(family) = family(op) else { return Ok(()) };
+        let access =
+            if ty.dtype == DType::Q8A && family.result == Access::Any { Access::Contiguous } else { family.result };
+        accepts(access, ty, strides)
+    }
+
+    fn scratch(&self, _: &Graph, _: NodeId) -> u64 {
+        0
+    }
+}
+
+/// The kernel of a request.
+///
+/// # Errors
+/// The precondition that fails, if no kernel takes it.
+pub fn build(request: &Request<'_>) -> Result<Built, Refusal> {
+    match family(request.op) {
+        Some(family) => (family.build)(request),
+        None => refuse("op", request.op.kind(), "an op with a kernel family"),
+    }
+}
