@@ -136,6 +136,11 @@ impl Graph {
         self.outputs.push(Output { name: name.into(), kind, value });
     }
 
+    /// Forgets all outputs, so that a caller can ask for another value.
+    pub fn clear_outputs(&mut self) {
+        self.outputs.clear();
+    }
+
     /// The outputs, in order.
     pub fn outputs(&self) -> &[Output] {
         &self.outputs

@@ -3,6 +3,7 @@
 
 pub mod attr;
 pub mod codec;
+pub mod docs;
 pub mod dtype;
 pub mod error;
 pub mod generate;

@@ -150,7 +150,8 @@ impl<'a, D: Domain> Machine<'a, D> {
 
     fn checked_shape(&self, t: &TensorType, lazy: bool) -> Result<Vec<usize>, Fault> {
         let shape = self.resolve(&t.shape)?;
-        let count = shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d));
+        // A dim of 0 counts as 1, so that strides of empty tensors do not overflow either.
+        let count = shape.iter().try_fold(1usize, |n, d| n.checked_mul((*d).max(1)));
         // Leaves and views of them hold no elements of their own.
         let limit = if lazy { usize::MAX >> 3 } else { self.options.max_elements };
         if count.is_none_or(|n| n > limit) {

@@ -16,6 +16,8 @@ pub const MAX_TEXT: usize = 64 << 20;
 pub const MAX_NODES: usize = 1 << 20;
 /// Most operands of one node accepted: inference copies their types.
 const MAX_OPERANDS: usize = 1 << 14;
+/// Most types read after `:`, over any op's number of results, so that a message about them stays short.
+const MAX_RESULTS: usize = 8;
 
 /// Reads one graph. Memory stays within a constant factor of the text's length.
 ///
@@ -334,6 +336,9 @@ impl<'a> Parser<'a> {
         let place = self.place;
         let mut types = Vec::new();
         loop {
+            if types.len() == MAX_RESULTS {
+                return Err(self.place.error(format!("more than {MAX_RESULTS} types; no op has so many results")));
+            }
             let dtype = self.dtype()?;
             types.push(TensorType { dtype, shape: self.shape(graph)? });
             if !self.accept(',')? {

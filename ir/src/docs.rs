@@ -1,0 +1,78 @@
+//! docs/ops.md, written from the op table and the dtype table.
+
+use crate::attr::AttrKind;
+use crate::dtype::DType;
+use crate::op::{Category, OpInfo, OpKind};
+use std::fmt::Write;
+
+const HEAD: &str = "# Ops of the graph IR
+
+Written from the op table (`ir/src/op.rs`) by `weldment_ir::docs`; `WELDMENT_BLESS=1 cargo test -p weldment-ir` rewrites it.
+An op reads `name(operands) {attributes} -> (results)`; `..` after an operand means any number of it. Text IR needs every
+attribute and takes them in any order. Shapes are row-major, outermost dim first; a dim is a number or a declared symbol.
+
+Arithmetic is f32's unless the operands are integers, which wrap at their width and divide towards zero. A result is rounded once, to its dtype;
+`maximum`, `minimum`, `select`, `neg`, `reduce_max` and views never round.
+";
+
+const CATEGORIES: [(Category, &str); 7] = [
+    (Category::Leaf, "Leaves: no operands that change from step to step"),
+    (
+        Category::Elementwise,
+        "Elementwise: each result element depends on the operand elements at the same, broadcast place",
+    ),
+    (Category::Reduction, "Reductions and norms"),
+    (Category::View, "Views: elements are moved or renamed, nothing is computed"),
+    (Category::Contraction, "Contractions"),
+    (Category::Indexed, "Indexed reads"),
+    (Category::StateWrite, "State writes: the result is the next version of operand 0"),
+];
+
+/// The page, byte for byte what docs/ops.md must be.
+pub fn ops_markdown() -> String {
+    let mut page = HEAD.to_owned();
+    // Writing to a String cannot fail.
+    let _ = write_page(&mut page);
+    page
+}
+
+fn write_page(page: &mut String) -> std::fmt::Result {
+    for (category, title) in CATEGORIES {
+        writeln!(page, "\n## {title}")?;
+        for info in OpKind::ALL.iter().map(|k| k.info()).filter(|info| info.category == category) {
+            writeln!(page, "\n### `{}`\n\n```text\n{}\n```\n", info.name, signature(info))?;
+            info.doc.lines().try_for_each(|line| writeln!(page, "{}", line.trim()))?;
+        }
+    }
+    writeln!(page, "\n## Dtypes\n\n| name | elements a block | bytes a block |\n|---|---|---|")?;
+    for dtype in DType::ALL {
+        writeln!(page, "| `{dtype}` | {} | {} |", dtype.block_elements(), dtype.block_bytes())?;
+    }
+    Ok(())
+}
+
+/// `add_rms_norm(x, residual, w) {eps: real, dtype: dtype} -> (norm, sum)`
+pub fn signature(info: &OpInfo) -> String {
+    let mut text = info.name.to_owned();
+    if !info.operands.is_empty() {
+        text += &format!("({}{})", info.operands.join(", "), if info.variadic { " .." } else { "" });
+    }
+    if !info.attrs.is_empty() {
+        let attrs: Vec<String> =
+            info.attrs.iter().map(|(name, kind)| format!("{name}: {}", kind_name(*kind))).collect();
+        text += &format!(" {{{}}}", attrs.join(", "));
+    }
+    text + &format!(" -> ({})", info.results.join(", "))
+}
+
+fn kind_name(kind: AttrKind) -> &'static str {
+    match kind {
+        AttrKind::Int => "int",
+        AttrKind::Real => "real",
+        AttrKind::Flag => "flag",
+        AttrKind::DType => "dtype",
+        AttrKind::Ints => "[int]",
+        AttrKind::Shape => "[dim]",
+        AttrKind::Text => "text",
+    }
+}
