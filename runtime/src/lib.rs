@@ -55,3 +55,8 @@ pub use error::{Error, Result};
 pub use generate::{GenerateOptions, Generation, Stop};
 pub use sampler::Sampling;
 pub use session::{Device, Session, SessionOptions, StepInput, Stream};
+
+/// Hex blake3 of `bytes`: how artifacts name their sections, tensors and code.
+pub fn blake3_hex(bytes: &[u8]) -> String {
+    blake3::hash(bytes).to_hex().to_string()
+}

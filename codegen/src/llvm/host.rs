@@ -33,7 +33,7 @@ pub struct HostTarget {
 
 /// Features a kernel may rely on when the CPU has them, in LLVM's spelling; `is_x86_feature_detected` spells alike
 /// but for avx512vnni and avx512bf16, which it also knows.
-const BASE_V3: &[&str] = &["sse4.2", "avx", "avx2", "fma", "f16c", "bmi1", "bmi2", "lzcnt", "popcnt", "movbe"];
+const BASE_V3: &[&str] = &["sse4.2", "avx", "avx2", "fma", "f16c", "bmi", "bmi2", "lzcnt", "popcnt", "movbe"];
 const V4: &[&str] = &["avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"];
 
 impl HostTarget {

@@ -40,9 +40,7 @@ impl<'c> Lower<'c, '_> {
                 Some(BasicValueEnum::IntValue(condition)) => {
                     self.load_if(condition, at, ty, lane_stride, address.align)?
                 }
-                Some(condition) if lane_stride == ty.elem.bytes() as i64 => {
-                    self.load_masked(condition, at, ty, address.align)?
-                }
+                Some(condition) if lane_stride == ty.elem.bytes() as i64 => self.load_masked(condition, at, ty)?,
                 Some(condition) => {
                     let scalar = TileType { elem: ty.elem, shape: vec![] };
                     let mut values = Vec::with_capacity(ty.lanes() as usize);
@@ -114,23 +112,11 @@ impl<'c> Lower<'c, '_> {
         mask: BasicValueEnum<'c>,
         at: PointerValue<'c>,
         ty: &TileType,
-        align: u32,
     ) -> Result<BasicValueEnum<'c>, LlvmError> {
         let row = self.row_type(ty.elem, ty.lanes());
-        let align = self.context.i32_type().const_int(u64::from(align), false);
+        // LLVM 22 takes the alignment as an attribute of the pointer; without one it assumes the element's.
         let pointer = at.get_type().into();
-        match self.intrinsic(
-            "llvm.masked.load",
-            &[row, pointer],
-            &[at.into(), align.into(), mask, row.const_zero()],
-            row,
-        ) {
-            // LLVM 22 moved the alignment from an operand to an attribute.
-            Err(LlvmError::Builder(_)) | Err(LlvmError::Intrinsic(_)) => {
-                self.intrinsic("llvm.masked.load", &[row, pointer], &[at.into(), mask, row.const_zero()], row)
-            }
-            other => other,
-        }
+        self.intrinsic("llvm.masked.load", &[row, pointer], &[at.into(), mask, row.const_zero()], row)
     }
 
     pub fn store(&mut self, address: &Address, value: V, mask: Option<V>) -> Result<(), LlvmError> {

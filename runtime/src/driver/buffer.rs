@@ -55,6 +55,21 @@ impl Buffer {
         (offset <= self.bytes).then(|| self.address.wrapping_add(offset))
     }
 
+    /// Copies `data` to byte `offset`. No graph that uses the buffer may be running.
+    ///
+    /// # Errors
+    /// If the buffer is read-only or too small.
+    pub fn write(&self, offset: usize, data: &[u8]) -> Result<()> {
+        let fits = offset.checked_add(data.len()).is_some_and(|end| end <= self.bytes);
+        if !fits || !self.writable {
+            return Err(Error::Driver(format!("{} bytes at {offset} do not fit {self:?}", data.len())));
+        }
+        // SAFETY: the destination is in range and writable (checked above), `data` is a live borrow, and the two cannot
+        // overlap because no safe reference to the buffer's memory exists while it is written (see `bytes`).
+        unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), self.address.wrapping_add(offset), data.len()) };
+        Ok(())
+    }
+
     /// Copies `values` to the start. No graph that uses the buffer may be running.
     pub(crate) fn write_i32(&self, values: &[i32]) -> Result<()> {
         let bytes = std::mem::size_of_val(values);
