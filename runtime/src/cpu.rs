@@ -1,5 +1,7 @@
 //! What the CPU can do, by LLVM's feature names, and how many cores there are to use.
 
+use std::sync::OnceLock;
+
 macro_rules! features {
     ($($name:literal => $detect:tt,)*) => {
         /// Every x86 feature the runtime can check, by LLVM's name. An artifact may only require these.
@@ -50,7 +52,7 @@ pub fn physical_cores() -> Vec<usize> {
     let allowed = crate::driver::host::affinity::allowed_cpus();
     let mut cores = Vec::with_capacity(allowed.len());
     let mut taken = Vec::new();
-    for cpu in &allowed {
+    for cpu in allowed {
         if taken.contains(cpu) {
             continue;
         }
@@ -63,10 +65,15 @@ pub fn physical_cores() -> Vec<usize> {
     cores
 }
 
+/// Threads that can run at once: the affinity mask and the control group's quota, as they were when first asked for.
+pub fn available_threads() -> usize {
+    static AVAILABLE: OnceLock<usize> = OnceLock::new();
+    *AVAILABLE.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from))
+}
+
 /// Threads used where none are asked for: physical cores, no more than the process may use at once.
 pub fn default_threads() -> usize {
-    let parallel = std::thread::available_parallelism().map_or(1, usize::from);
-    physical_cores().len().clamp(1, parallel.max(1))
+    physical_cores().len().clamp(1, available_threads())
 }
 
 /// `0-3,8` as numbers; what does not parse is left out.

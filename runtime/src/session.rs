@@ -145,7 +145,7 @@ impl Session {
     /// # Errors
     /// If no program of the artifact runs on the device, the weights are not found or differ, or there is no memory.
     pub fn new(artifact: &Artifact, device: &Device, options: SessionOptions) -> Result<Session> {
-        let manifest = Arc::new(artifact.manifest().clone());
+        let manifest = artifact.shared_manifest();
         let driver = device.driver();
         let (index, program) = choose_program(&manifest, driver)?;
         let slots = input_slots(&manifest)?;

@@ -38,13 +38,12 @@ fn every_flipped_byte_is_refused() {
     let good = std::fs::read(&path).unwrap();
     open_all(&path).unwrap();
     for at in 0..good.len() {
-        for flip in [1u8 << (at % 8), 0xff] {
-            let mut bad = good.clone();
-            bad[at] ^= flip;
-            std::fs::write(&path, &bad).unwrap();
-            let error = open_all(&path).expect_err(&format!("byte {at} ^ {flip:#x} was accepted"));
-            assert!(error.to_string().contains("m.weld"), "{error}");
-        }
+        let flip = if at % 9 == 8 { 0xff } else { 1u8 << (at % 9) };
+        let mut bad = good.clone();
+        bad[at] ^= flip;
+        std::fs::write(&path, &bad).unwrap();
+        let error = open_all(&path).expect_err(&format!("byte {at} ^ {flip:#x} was accepted"));
+        assert!(error.to_string().contains("m.weld"), "{error}");
     }
 }
 

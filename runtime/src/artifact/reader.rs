@@ -14,7 +14,7 @@ use std::sync::Arc;
 pub struct Artifact {
     path: PathBuf,
     map: Arc<FileMap>,
-    manifest: Manifest,
+    manifest: Arc<Manifest>,
 }
 
 impl Artifact {
@@ -28,7 +28,7 @@ impl Artifact {
         let map = FileMap::open(path)?;
         let manifest = read_manifest(&map, path)?;
         check_sections(&manifest, &map, path)?;
-        let artifact = Artifact { path: path.to_owned(), map: Arc::new(map), manifest };
+        let artifact = Artifact { path: path.to_owned(), map: Arc::new(map), manifest: Arc::new(manifest) };
         for section in &artifact.manifest.sections {
             if section.name != WEIGHTS_SECTION {
                 artifact.check_hash(section)?;
@@ -41,6 +41,11 @@ impl Artifact {
     /// The manifest.
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
+    }
+
+    /// The manifest, shared.
+    pub fn shared_manifest(&self) -> Arc<Manifest> {
+        Arc::clone(&self.manifest)
     }
 
     /// Where the artifact was opened.

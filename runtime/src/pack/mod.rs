@@ -9,6 +9,7 @@ pub mod tiles;
 pub mod unpack;
 
 use crate::artifact::{Layout, Manifest, PackItem, Program, Tensor, TensorPlace, WeightMode};
+use crate::driver::host::affinity;
 use crate::error::{Error, Result};
 pub use formats::layout_for;
 use random::RandomTensor;
@@ -112,7 +113,10 @@ pub fn for_each_parallel(count: usize, threads: usize, body: impl Fn(usize) + Sy
     };
     std::thread::scope(|scope| {
         for _ in 1..threads.min(count) {
-            scope.spawn(work);
+            scope.spawn(|| {
+                affinity::unpin();
+                work();
+            });
         }
         work();
     });
