@@ -1,6 +1,5 @@
-//! What Weldment's tests share: the filetest harness. See tests/README.md.
-
-pub mod filetest;
-pub mod stages;
+//! What Weldment's tests share: the filetest harness and running kernels beside the interpreter. See tests/README.md.
 
 pub mod execute;
+pub mod filetest;
+pub mod stages;
