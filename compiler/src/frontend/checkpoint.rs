@@ -42,7 +42,7 @@ pub(super) enum EntryPlace {
     /// In the file of that index.
     File { file: usize, offset: usize, size: usize },
     /// Nowhere: generated.
-    Random { role: Role, seed: u64 },
+    Random { seed: u64 },
 }
 
 /// A tensor of a checkpoint.
@@ -74,8 +74,6 @@ pub enum TensorSource<'a> {
     Random {
         /// The seed.
         seed: u64,
-        /// What the values are drawn for.
-        role: Role,
     },
 }
 
@@ -84,9 +82,7 @@ impl<'a> TensorView<'a> {
     pub fn bytes(&self) -> Cow<'a, [u8]> {
         match self.source {
             TensorSource::File { bytes, .. } => Cow::Borrowed(bytes),
-            TensorSource::Random { seed, role } => {
-                Cow::Owned(random_bytes(seed, self.name, role, self.dtype, self.shape))
-            }
+            TensorSource::Random { seed } => Cow::Owned(random_bytes(seed, self.name, self.dtype, self.shape)),
         }
     }
 
@@ -94,9 +90,8 @@ impl<'a> TensorView<'a> {
     pub fn content_hash(&self) -> [u8; 32] {
         match self.source {
             TensorSource::File { bytes, .. } => *blake3::hash(bytes).as_bytes(),
-            TensorSource::Random { seed, role } => {
-                let recipe =
-                    format!("weldment-random-1\0{seed}\0{}\0{role:?}\0{}\0{:?}", self.name, self.dtype, self.shape);
+            TensorSource::Random { seed } => {
+                let recipe = format!("weldment-random-1\0{seed}\0{}\0{}\0{:?}", self.name, self.dtype, self.shape);
                 *blake3::hash(recipe.as_bytes()).as_bytes()
             }
         }
@@ -166,8 +161,8 @@ impl Checkpoint {
 
     /// A checkpoint of generated tensors, in the config's dtype.
     pub(super) fn random(config: ModelConfig, tokenizer: Option<TokenizerData>, path: &Path, seed: u64) -> Checkpoint {
-        let entry = |role, shape| Entry { dtype: config.dtype, shape, place: EntryPlace::Random { role, seed } };
-        let tensors = expected_tensors(&config).into_iter().map(|t| (t.name, entry(t.role, t.shape))).collect();
+        let entry = |shape| Entry { dtype: config.dtype, shape, place: EntryPlace::Random { seed } };
+        let tensors = expected_tensors(&config).into_iter().map(|t| (t.name, entry(t.shape))).collect();
         Checkpoint { config, tokenizer, path: path.to_owned(), files: Vec::new(), tensors }
     }
 
@@ -193,7 +188,7 @@ impl Checkpoint {
                     bytes: mapping.bytes().get(offset..offset.checked_add(size)?)?,
                 }
             }
-            EntryPlace::Random { role, seed } => TensorSource::Random { seed, role },
+            EntryPlace::Random { seed } => TensorSource::Random { seed },
         };
         Some(TensorView { name, dtype: entry.dtype, shape: &entry.shape, source })
     }

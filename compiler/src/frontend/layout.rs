@@ -2,7 +2,7 @@
 
 use super::config::{ModelConfig, RopeKind};
 
-/// What a tensor is to the model; random weights are drawn accordingly.
+/// What a tensor is to the model, which decides the dtypes it may have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
     /// The embedding table.

@@ -7,6 +7,7 @@ use super::config::token_id;
 use super::{GgufFile, Value as Metadata};
 use crate::frontend::error::{FrontendError, Place, shown};
 use crate::frontend::tokenizer::TokenizerData;
+use serde::{Serialize, Serializer};
 use serde_json::{Map, Value, json};
 use std::collections::HashMap;
 
@@ -93,19 +94,20 @@ pub(crate) fn read_tokenizer(file: &GgufFile) -> Result<Option<TokenizerData>, F
     };
     let add_bos = file.flag("tokenizer.ggml.add_bos_token")?.unwrap_or(parts.add_bos);
     let add_eos = file.flag("tokenizer.ggml.add_eos_token")?.unwrap_or(false);
-    let json = json!({
-        "version": "1.0",
-        "truncation": null,
-        "padding": null,
-        "added_tokens": added_tokens(&tokens, &kinds),
-        "normalizer": parts.normalizer,
-        "pre_tokenizer": parts.pre_tokenizer,
-        "post_processor": template(bos.filter(|_| add_bos), eos.filter(|_| add_eos)),
-        "decoder": parts.decoder,
-        "model": parts.model,
-    });
+    let json = TokenizerJson {
+        version: "1.0",
+        truncation: (),
+        padding: (),
+        added_tokens: added_tokens(&tokens, &kinds),
+        normalizer: parts.normalizer,
+        pre_tokenizer: parts.pre_tokenizer,
+        post_processor: template(bos.filter(|_| add_bos), eos.filter(|_| add_eos)),
+        decoder: parts.decoder,
+        model: parts.model,
+    };
+    let json = serde_json::to_vec(&json).map_err(|e| file.key_error(MODEL, format!("cannot be stored: {e}")))?;
     Ok(Some(TokenizerData {
-        json: json.to_string().into_bytes(),
+        json,
         chat_template: match file.metadata().get("tokenizer.chat_template") {
             Some(Metadata::Text(text)) => Some(text.clone()),
             _ => None,
@@ -115,12 +117,47 @@ pub(crate) fn read_tokenizer(file: &GgufFile) -> Result<Option<TokenizerData>, F
     }))
 }
 
+/// The file that is built. The large parts borrow from the GGUF file, so that writing it costs one pass.
+#[derive(Serialize)]
+struct TokenizerJson<'a> {
+    version: &'static str,
+    truncation: (),
+    padding: (),
+    added_tokens: Vec<Value>,
+    normalizer: Value,
+    pre_tokenizer: Value,
+    post_processor: Value,
+    decoder: Value,
+    model: Bpe<'a>,
+}
+
+#[derive(Serialize)]
+struct Bpe<'a> {
+    #[serde(rename = "type")]
+    kind: &'static str,
+    dropout: (),
+    unk_token: Option<&'a str>,
+    continuing_subword_prefix: (),
+    end_of_word_suffix: (),
+    fuse_unk: bool,
+    byte_fallback: bool,
+    ignore_merges: bool,
+    #[serde(serialize_with = "vocabulary")]
+    vocab: &'a [&'a str],
+    merges: Vec<(&'a str, &'a str)>,
+}
+
+/// Texts and ids as an object.
+fn vocabulary<S: Serializer>(tokens: &[&str], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(tokens.iter().enumerate().map(|(id, text)| (text, id)))
+}
+
 /// The parts of a `tokenizer.json` that differ by tokenizer model.
-struct Parts {
+struct Parts<'a> {
     normalizer: Value,
     pre_tokenizer: Value,
     decoder: Value,
-    model: Value,
+    model: Bpe<'a>,
     add_bos: bool,
 }
 
@@ -159,11 +196,7 @@ fn template(bos: Option<(&str, u32)>, eos: Option<(&str, u32)>) -> Value {
     json!({ "type": "TemplateProcessing", "single": around(0, true), "pair": pair, "special_tokens": special })
 }
 
-fn vocabulary(tokens: &[&str]) -> Map<String, Value> {
-    tokens.iter().enumerate().map(|(id, text)| ((*text).to_owned(), Value::from(id))).collect()
-}
-
-fn byte_level(file: &GgufFile, tokens: &[&str]) -> Result<Parts, FrontendError> {
+fn byte_level<'a>(file: &'a GgufFile, tokens: &'a [&'a str]) -> Result<Parts<'a>, FrontendError> {
     let name = file.text(PRE)?.unwrap_or("default");
     let pre = pre_tokenizer(name).ok_or_else(|| {
         let message = format!("pre-tokenizer `{}`; {PRE_ACCEPTED}", shown(name));
@@ -191,7 +224,7 @@ fn byte_level(file: &GgufFile, tokens: &[&str]) -> Result<Parts, FrontendError> 
         if [left, right, joined.as_str()].iter().any(|piece| !known.contains_key(piece)) {
             return Err(wrong("both pieces and what they make must be tokens"));
         }
-        pairs.push(json!([left, right]));
+        pairs.push((left, right));
     }
     let byte_level =
         json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false });
@@ -202,23 +235,30 @@ fn byte_level(file: &GgufFile, tokens: &[&str]) -> Result<Parts, FrontendError> 
         normalizer: if pre.nfc { json!({ "type": "NFC" }) } else { Value::Null },
         pre_tokenizer: json!({ "type": "Sequence", "pretokenizers": stages }),
         decoder: byte_level,
-        model: json!({
-            "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null, "end_of_word_suffix": null,
-            "fuse_unk": false, "byte_fallback": false, "ignore_merges": pre.ignore_merges,
-            "vocab": vocabulary(tokens), "merges": pairs,
-        }),
+        model: Bpe {
+            kind: "BPE",
+            dropout: (),
+            unk_token: None,
+            continuing_subword_prefix: (),
+            end_of_word_suffix: (),
+            fuse_unk: false,
+            byte_fallback: false,
+            ignore_merges: pre.ignore_merges,
+            vocab: tokens,
+            merges: pairs,
+        },
         add_bos: pre.add_bos,
     })
 }
 
 /// SentencePiece BPE has scores instead of merges: any two tokens whose concatenation is a token may merge, best score first.
 /// Listing those pairs in that order gives the same result as a merge table, as transformers' converter does it.
-fn sentence_piece(
-    file: &GgufFile,
-    tokens: &[&str],
+fn sentence_piece<'a>(
+    file: &'a GgufFile,
+    tokens: &'a [&'a str],
     scores: &[f64],
-    unknown: Option<&str>,
-) -> Result<Parts, FrontendError> {
+    unknown: Option<&'a str>,
+) -> Result<Parts<'a>, FrontendError> {
     let ids: HashMap<&str, usize> = tokens.iter().enumerate().map(|(id, text)| (*text, id)).collect();
     let mut pairs: Vec<(f64, usize, usize, &str, &str)> = Vec::new();
     for (text, score) in tokens.iter().zip(scores) {
@@ -235,7 +275,7 @@ fn sentence_piece(
         }
     }
     pairs.sort_by(|a, b| b.0.total_cmp(&a.0).then((a.1, a.2).cmp(&(b.1, b.2))));
-    let merges: Vec<Value> = pairs.iter().map(|(_, _, _, left, right)| json!([left, right])).collect();
+    let merges = pairs.iter().map(|(_, _, _, left, right)| (*left, *right)).collect();
     let space = json!({ "String": " " });
     let prefix = file.flag("tokenizer.ggml.add_space_prefix")?.unwrap_or(true);
     let replace = json!({ "type": "Replace", "pattern": space, "content": "\u{2581}" });
@@ -256,10 +296,18 @@ fn sentence_piece(
         normalizer,
         pre_tokenizer: Value::Null,
         decoder: json!({ "type": "Sequence", "decoders": decoders }),
-        model: json!({
-            "type": "BPE", "dropout": null, "unk_token": unknown, "continuing_subword_prefix": null, "end_of_word_suffix": null,
-            "fuse_unk": true, "byte_fallback": true, "ignore_merges": false, "vocab": vocabulary(tokens), "merges": merges,
-        }),
+        model: Bpe {
+            kind: "BPE",
+            dropout: (),
+            unk_token: unknown,
+            continuing_subword_prefix: (),
+            end_of_word_suffix: (),
+            fuse_unk: true,
+            byte_fallback: true,
+            ignore_merges: false,
+            vocab: tokens,
+            merges,
+        },
         add_bos: true,
     })
 }
