@@ -1,5 +1,7 @@
 //! Model files that lie: every case ends in a model or in a clean error, never in a panic or in memory beyond the file's size.
 
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
 mod support;
 
 use std::path::{Path, PathBuf};

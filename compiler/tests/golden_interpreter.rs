@@ -1,5 +1,7 @@
 //! Tiny models against transformers' own logits, in the f64 interpreter: front ends and model definitions without any kernel.
 
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use weldment_compiler::frontend::{Checkpoint, WeightSource};
