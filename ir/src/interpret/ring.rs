@@ -159,12 +159,16 @@ impl Domain for Ring {
     }
 
     fn dot(a: &[RingValue], b: &[RingValue]) -> RingValue {
+        // Products are below 2^62, so a sum kept below 2^63 takes one more; then a multiple of the modulus goes.
+        const HALF: u64 = 1 << 63;
         let (mut p, mut q, mut poison) = (0u64, 0u64, false);
         for (x, y) in a.iter().zip(b) {
-            p = (p + u64::from(x.p) * u64::from(y.p)) % P;
-            poison |= x.q == POISON || y.q == POISON;
-            // Without meaning once poisoned, but free of overflow: at most 2^64 - 2^33 + 1 + Q.
-            q = if poison { 0 } else { (q + u64::from(x.q) * u64::from(y.q)) % Q };
+            let bad = x.q == POISON || y.q == POISON;
+            poison |= bad;
+            p += u64::from(x.p) * u64::from(y.p);
+            q += if bad { 0 } else { u64::from(x.q) * u64::from(y.q) };
+            p -= if p >= HALF { HALF - HALF % P } else { 0 };
+            q -= if q >= HALF { HALF - HALF % Q } else { 0 };
         }
         RingValue::new(p, (!poison).then_some(q))
     }
