@@ -242,3 +242,20 @@ fn stored_weights_are_read_like_decoded_ones() {
     check::<F64>();
     check::<Ring>();
 }
+
+/// The ring's sum of products, which delays its reductions, is the sum of its products; one poisoned factor poisons it.
+#[test]
+fn the_ring_dot_is_its_sums() {
+    let mut random = crate::generate::Random::new(5);
+    let mut draw = || Ring::real(random.bits() as f64 / 3.0).unwrap();
+    let a: Vec<_> = (0..1000).map(|_| draw()).collect();
+    let mut b: Vec<_> = (0..1000).map(|_| draw()).collect();
+    let slow = |b: &[crate::interpret::RingValue]| {
+        a.iter().zip(b).fold(Ring::ZERO, |sum, (x, y)| Ring::add(sum, Ring::mul(*x, *y)))
+    };
+    assert_eq!(Ring::dot(&a, &b), slow(&b));
+    assert!(Ring::dot(&a, &b).q().is_some());
+    b[500] = Ring::silu(b[500]);
+    assert_eq!(Ring::dot(&a, &b), slow(&b));
+    assert_eq!(Ring::dot(&a, &b).q(), None);
+}
