@@ -3,6 +3,20 @@
 #![forbid(unsafe_code)]
 
 pub mod buffer;
+pub mod egraph;
+mod error;
+pub mod extract;
+pub mod pipeline;
+pub mod report;
+pub mod rules;
+mod solve;
 pub mod target;
+pub mod units;
 
+#[cfg(test)]
+extern crate self as weldment_passes;
+
+pub use error::PassError;
+pub use pipeline::{Optimised, Options, optimise};
+pub use rules::Numerics;
 pub use target::{ReferenceTarget, Refusal, TargetModel};

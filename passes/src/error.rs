@@ -1,0 +1,55 @@
+//! Errors of the passes.
+
+use thiserror::Error;
+use weldment_ir::IrError;
+
+/// What optimisation can refuse.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum PassError {
+    /// A graph or type rule.
+    #[error(transparent)]
+    Ir(#[from] IrError),
+    /// Saturation grew past its limit.
+    #[error(
+        "saturation reached its limit of {limit}; rule {rule} matched most often ({matches} times): switch it off with --disable {rule}"
+    )]
+    Limit {
+        /// The limit.
+        limit: String,
+        /// The rule with most matches.
+        rule: &'static str,
+        /// How many.
+        matches: usize,
+    },
+    /// A rule said that values of different types are equal: a bug in the compiler.
+    #[error("a rewrite is unsound: {message}; please report it")]
+    Unsound {
+        /// What was merged.
+        message: String,
+    },
+    /// A name given to `--disable` that is neither a rule nor a fusion.
+    #[error("`{name}` is neither a rule nor a fusion; accepted: {accepted}")]
+    UnknownName {
+        /// The name given.
+        name: String,
+        /// Names accepted.
+        accepted: String,
+    },
+    /// A value has no form that can be extracted.
+    #[error("{path}: no acyclic form was found; please report it")]
+    NoForm {
+        /// Where.
+        path: String,
+    },
+    /// A `--require` that does not parse.
+    #[error("`{0}`; FUSION=N, FUSION>=N or FUSION=all is accepted")]
+    BadRequirement(String),
+    /// A `--require` that does not hold.
+    #[error("required {required}, found {found}")]
+    Required {
+        /// As given.
+        required: String,
+        /// The coverage line.
+        found: String,
+    },
+}

@@ -1,0 +1,356 @@
+//! Rewrite rules by theme. The law of rules is in passes/rules/README.md.
+
+mod activations;
+mod attention;
+pub mod conditions;
+mod derive;
+mod matmul;
+mod merge;
+mod norms;
+mod quantise;
+#[cfg(test)]
+mod tests;
+mod views;
+
+use crate::egraph::{ENode, Net, Term};
+use egg::{Id, MultiPattern, Pattern, PatternAst, Searcher, Subst, Var};
+use serde::Serialize;
+use std::fmt;
+use std::str::FromStr;
+use weldment_ir::{Attr, DType, Graph, OpKind};
+
+/// What a rule may do to numbers, mildest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Numerics {
+    /// The same bits.
+    Bitwise,
+    /// The same real number, sums in another order.
+    Reassoc,
+    /// A rounding point moves or goes away; the rule's doc says which.
+    Rounding,
+    /// An approximation; the rule states a bound.
+    Approx,
+}
+
+impl Numerics {
+    /// The name in rules, options and reports.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Numerics::Bitwise => "bitwise",
+            Numerics::Reassoc => "reassoc",
+            Numerics::Rounding => "rounding",
+            Numerics::Approx => "approx",
+        }
+    }
+
+    /// The policy used where the user gives none: `approx` for graphs with block-quantised weights, else `rounding`.
+    pub fn default_for(graph: &Graph) -> Numerics {
+        let block = graph.ids().any(|id| {
+            let node = graph.node(id);
+            node.op.kind() == OpKind::Weight && node.types.iter().any(|t| t.dtype.is_block())
+        });
+        if block { Numerics::Approx } else { Numerics::Rounding }
+    }
+}
+
+impl fmt::Display for Numerics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Numerics {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Numerics, String> {
+        [Numerics::Bitwise, Numerics::Reassoc, Numerics::Rounding, Numerics::Approx]
+            .into_iter()
+            .find(|n| n.name() == text)
+            .ok_or_else(|| format!("fp policy `{text}`; bitwise, reassoc, rounding or approx is accepted"))
+    }
+}
+
+/// A condition's answer. Only `Proven` fires.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// The fact holds.
+    Proven,
+    /// It does not, or is not known to.
+    Unknown {
+        /// The value found.
+        found: String,
+        /// The values accepted.
+        accepted: String,
+    },
+}
+
+type Check = Box<dyn Fn(&Net, &[Id]) -> Answer + Send + Sync>;
+
+/// A named predicate over bound variables.
+pub struct Condition {
+    /// Its name in near-miss texts.
+    pub predicate: &'static str,
+    vars: Vec<Var>,
+    check: Check,
+}
+
+impl Condition {
+    /// Evaluates it for one match.
+    pub fn holds(&self, net: &Net, subst: &Subst) -> Answer {
+        match self.vars.iter().map(|v| subst.get(*v).copied()).collect::<Option<Vec<Id>>>() {
+            Some(ids) => (self.check)(net, &ids),
+            None => Answer::Unknown { found: "an unbound variable".into(), accepted: "bound variables".into() },
+        }
+    }
+}
+
+type Derivation = fn(&Net, &[Id]) -> Option<Attr>;
+
+/// A variable of the right side computed from bound ones.
+pub struct Derive {
+    var: Var,
+    args: Vec<Var>,
+    compute: Derivation,
+}
+
+impl Derive {
+    /// Binds the variable; false if it cannot be computed.
+    pub fn bind(&self, net: &mut Net, subst: &mut Subst) -> bool {
+        let Some(ids) = self.args.iter().map(|v| subst.get(*v).copied()).collect::<Option<Vec<Id>>>() else {
+            return false;
+        };
+        match (self.compute)(net, &ids) {
+            Some(attr) => {
+                let id = net.add(ENode::Attr(attr));
+                subst.insert(self.var, id);
+                true
+            }
+            None => false,
+        }
+    }
+}
+
+/// The left side of a pattern rule.
+pub enum Left {
+    /// One pattern; its class is the root.
+    One(Pattern<ENode>),
+    /// Several, each naming its class; the first is the root.
+    Many(MultiPattern<ENode>, Head),
+}
+
+/// The op of a multi-pattern's first pattern, to search only classes that have it.
+pub type Head = crate::egraph::Head;
+
+/// What a custom rule proposes: these classes equal these terms.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Proposal {
+    /// The class that the rule is said to match at.
+    pub root: Id,
+    /// Equalities.
+    pub equal: Vec<(Id, Term)>,
+}
+
+/// A near miss of a custom rule.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Miss {
+    /// The class.
+    pub root: Id,
+    /// The predicate.
+    pub predicate: &'static str,
+    /// Found.
+    pub found: String,
+    /// Accepted.
+    pub accepted: String,
+}
+
+/// What a custom search found.
+#[derive(Clone, Debug, Default)]
+pub struct Found {
+    /// Equalities to add.
+    pub proposals: Vec<Proposal>,
+    /// Places that nearly matched.
+    pub misses: Vec<Miss>,
+}
+
+/// How a rule finds and rewrites.
+pub enum Body {
+    /// Patterns.
+    Rewrite {
+        /// Left side.
+        left: Box<Left>,
+        /// The left side's patterns with the variable of their class, for provenance.
+        sources: Vec<PatternAst<ENode>>,
+        /// Right side: each pattern equals the class of its variable, or the root.
+        right: Vec<(Option<Var>, PatternAst<ENode>)>,
+        /// Computed attributes.
+        derived: Vec<Derive>,
+        /// Conditions.
+        conditions: Vec<Condition>,
+    },
+    /// A search that patterns cannot say (a variable number of operands or users).
+    Custom(fn(&Net) -> Found),
+}
+
+/// A named, classed rewrite.
+pub struct Rule {
+    /// Name, for `--disable` and reports.
+    pub name: &'static str,
+    /// Statement.
+    pub doc: &'static str,
+    /// Numerics class.
+    pub class: Numerics,
+    /// The fusion it belongs to, for `--disable`, `--require` and coverage.
+    pub group: Option<&'static str>,
+    /// The rule as written.
+    pub text: String,
+    /// How it works.
+    pub body: Body,
+}
+
+impl Rule {
+    /// Matches of the left side: root class and binding.
+    pub fn search(left: &Left, net: &Net) -> Vec<(Id, Subst)> {
+        let found = match left {
+            Left::One(p) => p.search(net),
+            Left::Many(p, head) => match net.classes_for_op(head) {
+                Some(ids) => ids.filter_map(|id| p.search_eclass(net, id)).collect(),
+                None => Vec::new(),
+            },
+        };
+        found.into_iter().flat_map(|m| m.substs.into_iter().map(move |s| (m.eclass, s))).collect()
+    }
+}
+
+/// Parses the text of a pattern written in [`rule!`].
+pub(crate) fn parse_pattern(text: &str) -> PatternAst<ENode> {
+    let text = text.replace("? ", "?");
+    let text = if text.starts_with('?') { text } else { format!("({text})") };
+    match text.parse::<Pattern<ENode>>() {
+        Ok(p) => p.ast,
+        Err(e) => unreachable!("rule pattern {text}: {e:?}; `every_rule_parses` covers all rules"),
+    }
+}
+
+pub(crate) fn variable(name: &str) -> Var {
+    match format!("?{name}").parse() {
+        Ok(v) => v,
+        Err(e) => unreachable!("variable {name}: {e:?}; `every_rule_parses` covers all rules"),
+    }
+}
+
+/// Assembles a pattern rule from the parts that [`rule!`] gives.
+pub(crate) fn pattern_rule(
+    (name, doc, class, group, text): (&'static str, &'static str, Numerics, Option<&'static str>, String),
+    left: Vec<(Option<&str>, &str)>,
+    right: Vec<(Option<&str>, &str)>,
+    derived: Vec<Derive>,
+    conditions: Vec<Condition>,
+) -> Rule {
+    let parsed: Vec<(Option<Var>, PatternAst<ENode>)> =
+        left.iter().map(|(v, p)| (v.map(variable), parse_pattern(p))).collect();
+    let sources: Vec<PatternAst<ENode>> = parsed.iter().map(|(_, p)| p.clone()).collect();
+    let named: Option<Vec<(Var, PatternAst<ENode>)>> = parsed.iter().map(|(v, p)| v.map(|v| (v, p.clone()))).collect();
+    let head = sources.first().and_then(|p| p.last()).and_then(|n| match n {
+        egg::ENodeOrVar::ENode(e) => Some(egg::Language::discriminant(e)),
+        egg::ENodeOrVar::Var(_) => None,
+    });
+    let left = match (named, head) {
+        (Some(named), Some(head)) => Left::Many(MultiPattern::new(named), head),
+        _ => Left::One(Pattern::new(sources.first().cloned().unwrap_or_default())),
+    };
+    let right = right.iter().map(|(v, p)| (v.map(variable), parse_pattern(p))).collect();
+    Rule {
+        name,
+        doc,
+        class,
+        group,
+        text,
+        body: Body::Rewrite { left: Box::new(left), sources, right, derived, conditions },
+    }
+}
+
+/// One rule, written as it reads:
+/// `/// statement` `name [Class, group]: (left) => (right) where ?v = compute(?a), if condition(?x; extra)`.
+/// Two-sided rules name classes: `?n = (norm ..), ?s = (add ..) => ?n = (result0 ..), ?s = (result1 ..)`.
+macro_rules! rule {
+    ($(#[doc = $doc:literal])+ $name:ident [$class:ident $(, $group:ident)?] :
+        $(? $lv:ident =)? ($($lp:tt)*) $(, ? $lv2:ident = ($($lp2:tt)*))*
+        => $(? $rv:ident =)? ($($rp:tt)*) $(, ? $rv2:ident = ($($rp2:tt)*))*
+        $(where $(? $dv:ident = $derive:ident ($(? $da:ident),*)),+)?
+        $(if $($cond:ident ($(? $cv:ident),* $(; $($extra:expr),+)?)),+)?
+    ) => {{
+        #[allow(unused_mut, unused_assignments, reason = "a rule without a group leaves it unset")]
+        let mut group: Option<&'static str> = None;
+        $(group = Some(stringify!($group));)?
+        #[allow(unused_mut, reason = "a rule with one side leaves these at one entry")]
+        let mut left: Vec<(Option<&str>, &str)> = vec![({ let v: &[&str] = &[$(stringify!($lv))?]; v.first().copied() }, stringify!($($lp)*))];
+        $(left.push((Some(stringify!($lv2)), stringify!($($lp2)*)));)*
+        #[allow(unused_mut, reason = "a rule with one side leaves these at one entry")]
+        let mut right: Vec<(Option<&str>, &str)> = vec![({ let v: &[&str] = &[$(stringify!($rv))?]; v.first().copied() }, stringify!($($rp)*))];
+        $(right.push((Some(stringify!($rv2)), stringify!($($rp2)*)));)*
+        let text = $crate::rules::rule_text(&left, &right, &[$($(stringify!($cond)),+)?]);
+        $crate::rules::pattern_rule(
+            (stringify!($name), concat!($($doc, "\n"),+), $crate::rules::Numerics::$class, group, text),
+            left,
+            right,
+            vec![$($($crate::rules::Derive {
+                var: $crate::rules::variable(stringify!($dv)),
+                args: vec![$($crate::rules::variable(stringify!($da))),*],
+                compute: $crate::rules::derive::$derive,
+            }),+)?],
+            vec![$($($crate::rules::conditions::$cond(
+                vec![$($crate::rules::variable(stringify!($cv))),*] $(, $($extra),+)?
+            )),+)?],
+        )
+    }};
+}
+pub(crate) use rule;
+
+/// The rule as a reader sees it.
+pub(crate) fn rule_text(left: &[(Option<&str>, &str)], right: &[(Option<&str>, &str)], conditions: &[&str]) -> String {
+    let side = |parts: &[(Option<&str>, &str)]| -> String {
+        let one = |(v, p): &(Option<&str>, &str)| {
+            let p = p.split_whitespace().collect::<Vec<_>>().join(" ").replace("? ", "?");
+            let p = if p.starts_with('?') { p } else { format!("({p})") };
+            v.map_or(p.clone(), |v| format!("?{v} = {p}"))
+        };
+        parts.iter().map(one).collect::<Vec<_>>().join(", ")
+    };
+    let when = if conditions.is_empty() { String::new() } else { format!(" if {}", conditions.join(", ")) };
+    format!("{} => {}{when}", side(left), side(right))
+}
+
+/// Every rule, in table order.
+pub fn all() -> Vec<Rule> {
+    [
+        views::rules(),
+        norms::rules(),
+        activations::rules(),
+        attention::rules(),
+        matmul::rules(),
+        merge::rules(),
+        quantise::rules(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+/// The fusion groups, in report order.
+pub const GROUPS: &[&str] = &[
+    "rms_norm",
+    "add_rms_norm",
+    "merged_qkv",
+    "merged_gate_up",
+    "silu_mul",
+    "rope_cache_write",
+    "matmul_epilogue",
+    "int8_activations",
+    "cast_into_producer",
+];
+
+/// True for a dtype whose values f32 holds exactly.
+pub(crate) fn widens_to_f32(dtype: DType) -> bool {
+    matches!(dtype, DType::F32 | DType::F16 | DType::BF16)
+}

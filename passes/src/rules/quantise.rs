@@ -1,0 +1,46 @@
+//! Casts: int8 activations for block-quantised weights, and casts done by the op that computes the value.
+
+use super::{Rule, rule};
+
+pub(super) fn rules() -> Vec<Rule> {
+    vec![
+        rule! {
+            /// A matmul with a block-quantised weight takes activations quantised in blocks of 32.
+            /// Bound: |error| <= sum over blocks b of K of (amax_b / 254) * sum of |w| in b, for each output element,
+            /// with amax_b the largest |x| of the block: rounding moves each x by at most half of d = amax_b / 127.
+            int8_activations [Approx, int8_activations]:
+                (matmul ?x ?w ?d) => (matmul (cast ?x q8a) ?w ?d) if compute_float(?x), block_format(?w)
+        },
+        rule! {
+            /// A norm rounds once, to the dtype its reader wants.
+            cast_into_rms_norm [Bitwise, cast_into_producer]:
+                (cast (rms_norm ?x ?w ?eps f32) ?d) => (rms_norm ?x ?w ?eps ?d) if float_result(?d)
+        },
+        rule! {
+            /// A gate rounds once, to the dtype its reader wants.
+            cast_into_silu_mul [Bitwise, cast_into_producer]:
+                (cast (silu_mul ?g ?u f32) ?d) => (silu_mul ?g ?u ?d) if float_result(?d)
+        },
+        rule! {
+            /// A matmul rounds once, to the dtype its reader wants.
+            cast_into_matmul [Bitwise, cast_into_producer]:
+                (cast (matmul ?x ?w f32) ?d) => (matmul ?x ?w ?d) if float_result(?d)
+        },
+        rule! {
+            /// A matmul with an epilogue rounds once, to the dtype its reader wants.
+            cast_into_matmul_add [Bitwise, cast_into_producer]:
+                (cast (matmul_add ?x ?w ?r f32) ?d) => (matmul_add ?x ?w ?r ?d) if float_result(?d)
+        },
+        rule! {
+            /// A gated matmul rounds once, to the dtype its reader wants.
+            cast_into_matmul_silu_mul [Bitwise, cast_into_producer]:
+                (cast (matmul_silu_mul ?x ?g ?u f32) ?d) => (matmul_silu_mul ?x ?g ?u ?d) if float_result(?d)
+        },
+        rule! {
+            /// Attention rounds once, to the dtype its reader wants.
+            cast_into_attention [Bitwise, cast_into_producer]:
+                (cast (attention ?q ?k ?v ?positions ?ids ?blocks ?scale f32) ?d)
+                => (attention ?q ?k ?v ?positions ?ids ?blocks ?scale ?d) if float_result(?d)
+        },
+    ]
+}

@@ -1,0 +1,222 @@
+//! Stamping: layers of the same shape are optimised once.
+//!
+//! The graph is cut into a prologue, one unit a layer (`layers.N.` of the source path) and whatever follows the last.
+//! The leading norm of layer N+1 belongs to layer N's unit, so a unit starts and ends at the (normed, residual) pair.
+//! A unit refers to weights, states, inputs and other units' values by slot; units that are equal as such are solved once.
+//! Units are solved last to first: what a unit does first to a value it is given (a cast) becomes a demand on the unit
+//! that computes it, so casts fuse into their producers across a border as they do within a unit.
+
+use std::collections::BTreeMap;
+use weldment_ir::{Category, DType, Graph, Node, NodeId, Op, OpKind, TensorType, Value};
+
+/// The form in which a value crosses a border.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Carried {
+    /// As computed.
+    Plain,
+    /// Cast to this dtype.
+    Cast(DType),
+}
+
+/// What a unit knows of a value that it does not compute.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Slot {
+    /// Its type.
+    pub ty: TensorType,
+    /// `input`, `weight`, `state`, or `None` for a value of another unit.
+    pub leaf: Option<OpKind>,
+    /// True if it depends on weights and constants alone.
+    pub fixed: bool,
+    /// True if the unit that computes it can round it to q8a at no cost.
+    pub rounds: bool,
+}
+
+/// An operand within a unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Operand {
+    /// A slot, by index.
+    Slot(u32),
+    /// A result of a node of the unit.
+    Local(u32, u32),
+}
+
+/// A node of a unit.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct LocalNode {
+    /// Op.
+    pub op: Op,
+    /// Operands.
+    pub operands: Vec<Operand>,
+}
+
+/// A unit without names: what makes two units equal.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Unit {
+    /// Slots, in order of first use.
+    pub slots: Vec<Slot>,
+    /// Nodes, in topological order.
+    pub nodes: Vec<LocalNode>,
+    /// Values that leave the unit, and how.
+    pub outputs: Vec<(Operand, Carried)>,
+}
+
+/// A unit in its place.
+#[derive(Clone, Debug)]
+pub struct Instance {
+    /// The unit.
+    pub unit: Unit,
+    /// The original value of each slot.
+    pub slots: Vec<Value>,
+    /// The original node of each local node.
+    pub nodes: Vec<NodeId>,
+    /// The original value of each output.
+    pub outputs: Vec<(Value, Carried)>,
+}
+
+/// The layer of a node: `layers.N.` at the start of its smallest such source path.
+fn layer_of(node: &Node) -> Option<u32> {
+    node.sources
+        .iter()
+        .filter_map(|s| {
+            let rest = s.strip_prefix("layers.")?;
+            rest.split('.').next()?.parse::<u32>().ok()
+        })
+        .min()
+}
+
+/// Leaves are shared by all units and belong to none.
+pub(crate) fn is_shared_leaf(op: &Op) -> bool {
+    matches!(op, Op::Input { .. } | Op::Weight { .. } | Op::State { .. })
+}
+
+/// Cuts the graph: the live nodes of each unit in topological order, first unit first. One unit if not `stamping`.
+pub fn cut(graph: &Graph, stamping: bool) -> Vec<Vec<NodeId>> {
+    let live = graph.live();
+    let nodes: Vec<NodeId> =
+        graph.ids().filter(|id| live[id.index()] && !is_shared_leaf(&graph.node(*id).op)).collect();
+    if !stamping {
+        return vec![nodes];
+    }
+    let heads = heads(graph, &nodes);
+    let mut units: BTreeMap<u32, Vec<NodeId>> = BTreeMap::new();
+    let mut unit_of: Vec<u32> = vec![0; graph.len()];
+    for id in nodes {
+        let node = graph.node(id);
+        let own = layer_of(node).map_or(0, |l| l.saturating_add(1));
+        let own = if heads.get(&own).is_some_and(|h| h.contains(&id)) { own - 1 } else { own };
+        let unit = node.operands.iter().map(|v| unit_of[v.node.index()]).fold(own, u32::max);
+        unit_of[id.index()] = unit;
+        units.entry(unit).or_default().push(id);
+    }
+    units.into_values().collect()
+}
+
+/// For each layer's unit number: the layer's leading nodes of one source path, if they hold a norm.
+fn heads(graph: &Graph, nodes: &[NodeId]) -> BTreeMap<u32, Vec<NodeId>> {
+    let mut heads: BTreeMap<u32, (Vec<NodeId>, bool)> = BTreeMap::new();
+    for id in nodes {
+        let node = graph.node(*id);
+        let Some(unit) = layer_of(node).map(|l| l.saturating_add(1)) else { continue };
+        let (head, open) = heads.entry(unit).or_insert_with(|| (Vec::new(), true));
+        if *open && head.first().is_none_or(|first| graph.node(*first).sources == node.sources) {
+            head.push(*id);
+        } else {
+            *open = false;
+        }
+    }
+    heads
+        .into_iter()
+        .map(|(unit, (head, _))| (unit, head))
+        .filter(|(_, head)| head.iter().any(|id| matches!(graph.node(*id).op.kind(), OpKind::RmsNorm | OpKind::Rsqrt)))
+        .collect()
+}
+
+/// Describes the unit of `nodes`, whose values `demands` wants carried out of it.
+pub fn describe(
+    graph: &Graph,
+    nodes: &[NodeId],
+    fixed: &[bool],
+    rounds: &dyn Fn(Value) -> bool,
+    demands: &BTreeMap<Value, std::collections::BTreeSet<Carried>>,
+) -> Instance {
+    let mut local: BTreeMap<NodeId, u32> = BTreeMap::new();
+    let mut slot_of: BTreeMap<Value, u32> = BTreeMap::new();
+    let (mut slots, mut values) = (Vec::new(), Vec::new());
+    let mut out_nodes: Vec<LocalNode> = Vec::with_capacity(nodes.len());
+    let mut originals: Vec<NodeId> = Vec::with_capacity(nodes.len());
+    let within: std::collections::BTreeSet<NodeId> = nodes.iter().copied().collect();
+    for id in nodes {
+        let node = graph.node(*id);
+        let mut operands = Vec::with_capacity(node.operands.len());
+        for v in &node.operands {
+            if let Some(i) = local.get(&v.node) {
+                operands.push(Operand::Local(*i, v.result));
+                continue;
+            }
+            let producer = graph.node(v.node);
+            // Scalars are given to each unit that reads them, as rules look at their values.
+            if producer.op.kind() == OpKind::Constant && !within.contains(&v.node) {
+                let i = out_nodes.len() as u32;
+                out_nodes.push(LocalNode { op: producer.op.clone(), operands: Vec::new() });
+                originals.push(v.node);
+                local.insert(v.node, i);
+                operands.push(Operand::Local(i, v.result));
+                continue;
+            }
+            let slot = *slot_of.entry(*v).or_insert_with(|| {
+                slots.push(Slot {
+                    ty: graph.type_of(*v).clone(),
+                    leaf: is_shared_leaf(&producer.op).then(|| producer.op.kind()),
+                    fixed: fixed[v.node.index()],
+                    rounds: rounds(*v),
+                });
+                values.push(*v);
+                (slots.len() - 1) as u32
+            });
+            operands.push(Operand::Slot(slot));
+        }
+        local.insert(*id, out_nodes.len() as u32);
+        originals.push(*id);
+        out_nodes.push(LocalNode { op: node.op.clone(), operands });
+    }
+    let mut outputs = Vec::new();
+    let mut places = Vec::new();
+    for id in nodes {
+        for result in 0..graph.node(*id).types.len() as u32 {
+            let value = Value { node: *id, result };
+            for form in demands.get(&value).into_iter().flatten() {
+                outputs.push((Operand::Local(local[id], result), *form));
+                places.push((value, *form));
+            }
+        }
+    }
+    Instance { unit: Unit { slots, nodes: out_nodes, outputs }, slots: values, nodes: originals, outputs: places }
+}
+
+impl Unit {
+    /// Readers of each node: (node, operand position).
+    pub fn users(&self) -> Vec<Vec<(u32, u32)>> {
+        let mut users = vec![Vec::new(); self.nodes.len()];
+        for (i, node) in self.nodes.iter().enumerate() {
+            for (position, operand) in node.operands.iter().enumerate() {
+                if let Operand::Local(j, _) = operand {
+                    users[*j as usize].push((i as u32, position as u32));
+                }
+            }
+        }
+        users
+    }
+
+    /// The node that an operand's value comes from, through views and casts that only rename.
+    pub fn origin(&self, mut operand: Operand) -> Option<u32> {
+        loop {
+            let Operand::Local(i, _) = operand else { return None };
+            let node = &self.nodes[i as usize];
+            let passes = node.op.kind().info().category == Category::View || node.op.kind() == OpKind::Cast;
+            match (passes, node.operands.as_slice()) {
+                (true, [only]) => operand = *only,
+                _ => return Some(i),
+            }
+        }
+    }
+}
