@@ -79,6 +79,8 @@ pub struct Extraction {
     ids: Vec<Id>,
     forms: Vec<Vec<Form>>,
     choice: Vec<Option<usize>>,
+    /// Structural hash of each class's best form.
+    terms: Vec<u64>,
     roots: Vec<usize>,
     /// DAG cost of the roots.
     pub cost: Cost,
@@ -95,9 +97,12 @@ impl Extraction {
         }
         let forms: Vec<Vec<Form>> = ids.iter().map(|id| forms_of(net, *id, &index, log, prices)).collect();
         let best = greedy(&forms);
-        let choice = best.iter().map(|b| b.as_ref().map(|b| b.form)).collect();
+        let terms: Vec<u64> = best.iter().map(|b| b.as_ref().map_or(0, |b| b.hash)).collect();
+        let mut forms = forms;
+        let choice =
+            forms.iter_mut().zip(&best).map(|(list, b)| in_order(list, b.as_ref().map(|b| b.form), &terms)).collect();
         let roots: Option<Vec<usize>> = roots.iter().map(|r| index.get(&net.find(*r)).copied()).collect();
-        let mut out = Extraction { index, ids, forms, choice, roots: roots?, cost: 0 };
+        let mut out = Extraction { index, ids, forms, choice, terms, roots: roots?, cost: 0 };
         out.cost = out.dag_cost()?;
         out.improve();
         Some(out)
@@ -161,9 +166,9 @@ impl Extraction {
                 let first = readers[*c].first().map(|r| r.0);
                 readers[*c].iter().any(|r| Some(r.0) != first)
             })
-            .map(|c| (forms[c].iter().map(|f| f.hash).min().unwrap_or(0), c))
+            .map(|c| (self.terms[c], c))
             .collect();
-        providers.sort_by_key(|(hash, c)| (*hash, forms[*c].first().map(|f| f.cost), *c));
+        providers.sort_unstable();
         const SWEEPS: usize = 24;
         for _ in 0..SWEEPS {
             let start = self.cost;
@@ -224,6 +229,16 @@ impl Extraction {
             }
         }
     }
+}
+
+/// Puts the forms of a class in an order that does not depend on class ids; gives the place of the chosen one.
+fn in_order(list: &mut Vec<Form>, chosen: Option<usize>, terms: &[u64]) -> Option<usize> {
+    let key = |f: &Form| (f.cost, f.hash, f.children.iter().map(|c| terms[*c]).collect::<Vec<u64>>());
+    let mut places: Vec<usize> = (0..list.len()).collect();
+    places.sort_by_cached_key(|i| key(&list[*i]));
+    let moved = places.iter().map(|i| list[*i].clone()).collect();
+    *list = moved;
+    chosen.and_then(|c| places.iter().position(|p| *p == c))
 }
 
 /// A set of choices that can be priced.
@@ -300,7 +315,6 @@ fn forms_of(net: &Net, id: Id, index: &BTreeMap<Id, usize>, log: &Log, prices: &
         };
         forms.push(Form { node, children, cost, hash });
     }
-    forms.sort_by_key(|f| (f.cost, f.hash));
     forms
 }
 

@@ -4,7 +4,7 @@
 
 pub mod buffer;
 pub mod egraph;
-mod error;
+pub mod error;
 pub mod extract;
 pub mod pipeline;
 pub mod report;

@@ -14,7 +14,7 @@ mod fusions;
 mod support;
 mod views;
 
-use support::{Build, assert_ring_equal, f64_error, listing};
+use support::{Build, Decoder, Random, TINY, assert_ring_equal, f64_error, listing};
 
 /// How the two sides are compared.
 #[derive(Clone, Copy, Debug)]
@@ -214,5 +214,29 @@ fn check(case: &Case) {
     let graph = build(case.refrains);
     if let Some(out) = apply(&graph, case.rule) {
         panic!("{} fires on\n{}giving\n{}", case.rule, listing(&graph), listing(&out));
+    }
+}
+
+#[test]
+fn the_order_of_rules_does_not_matter() {
+    let base = Decoder { weights: DType::Q4_1, v_weights: DType::Q4_1, hidden: 256, heads: 4, inner: 256, ..TINY };
+    for config in [TINY, base, Decoder { qkv_bias: true, qk_norm: true, v_weights: DType::Q6K, ..base }] {
+        let graph = config.build();
+        let rules = all();
+        let target = ReferenceTarget::default();
+        let dims = |_: &str| 1u64;
+        let mut random = Random(0x1234_5678_9ABC_DEF1);
+        let mut first: Option<String> = None;
+        for _ in 0..20 {
+            let mut order: Vec<&Rule> = rules.iter().collect();
+            for i in (1..order.len()).rev() {
+                order.swap(i, random.below(i as u64 + 1) as usize);
+            }
+            let (limits, barred) = (Limits::default(), Vec::new());
+            let solver = Solver { rules: order, barred, target: &target, limits, dims: &dims, favour_made: false };
+            let units = solve_units(&graph, &solver, true).unwrap_or_else(|e| panic!("{e}"));
+            let text = listing(&rebuild(&graph, &units).unwrap_or_else(|e| panic!("{e}")).0);
+            assert_eq!(first.get_or_insert_with(|| text.clone()), &text);
+        }
     }
 }
