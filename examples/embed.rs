@@ -8,7 +8,8 @@ fn main() -> weldment_runtime::Result<()> {
     generate(path.as_ref())
 }
 
-fn generate(path: &std::path::Path) -> weldment_runtime::Result<()> {
+/// Generates from three token ids and prints what comes.
+pub fn generate(path: &std::path::Path) -> weldment_runtime::Result<()> {
     let artifact = Artifact::open(path)?;
     let device = Device::host(0)?;
     let mut session = Session::new(&artifact, &device, SessionOptions::default())?;

@@ -1,9 +1,14 @@
 //! The driver: a model file in, an artifact out. Stages run in one order, each with a name, a time and a form that can be written.
 
+mod compile;
 mod manifest;
+mod plan;
 mod reference;
+mod statics;
 
+pub use compile::{Compilation, CompileOptions, PlannedTarget, build_artifact, plan_targets, reports};
 pub use manifest::{ModelWeights, bindings, model_facts, runtime_dtype, states, symbols};
+pub use plan::{FusionOptions, Planned, plan_variant};
 pub use reference::Reference;
 
 use crate::frontend::{Checkpoint, FrontendError, WeightSource};
@@ -13,6 +18,7 @@ use std::time::{Duration, Instant};
 use thiserror::Error;
 use weldment_ir::{DType, Graph, IrError};
 use weldment_passes::buffer::BufferError;
+use weldment_passes::error::PassError;
 
 /// Why a model was not compiled.
 #[derive(Debug, Error)]
@@ -34,6 +40,12 @@ pub enum CompileError {
     /// Memory planning.
     #[error(transparent)]
     Buffer(#[from] BufferError),
+    /// Rules and fusions.
+    #[error(transparent)]
+    Pass(#[from] PassError),
+    /// Kernels and code.
+    #[error(transparent)]
+    Codegen(#[from] weldment_codegen::CodegenError),
     /// Reading or writing artifacts.
     #[error(transparent)]
     Runtime(#[from] weldment_runtime::Error),
@@ -59,7 +71,7 @@ impl CompileError {
     /// 1 for a failed check, 2 for bad input.
     pub fn exit_code(&self) -> u8 {
         match self {
-            CompileError::Check(_) => 1,
+            CompileError::Check(_) | CompileError::Pass(PassError::Required { .. }) => 1,
             CompileError::Runtime(e) => e.exit_code(),
             _ => 2,
         }

@@ -1,0 +1,134 @@
+//! What commands share: a model's checkpoint, its graph, and the artifact it compiles to.
+
+use super::args::{BuildArgs, WeightsArg};
+use super::compile;
+use super::progress::Bars;
+use crate::cache;
+use crate::driver::{self, CompileError, EntryOptions, FusionOptions};
+use crate::frontend::{Checkpoint, WeightSource};
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use weldment_ir::Graph;
+use weldment_runtime::cli::SessionArgs;
+
+/// True for a path with that extension.
+pub fn has_extension(path: &Path, extension: &str) -> bool {
+    path.extension() == Some(OsStr::new(extension))
+}
+
+/// Ranges and dtype as given.
+///
+/// # Errors
+/// If a value is one that this build does not take.
+pub fn entry_options(build: &BuildArgs) -> Result<EntryOptions, CompileError> {
+    driver::check_limits(build.tp, build.kv_block)?;
+    let mut options = EntryOptions { dtype: build.dtype, max_seq: build.max_seq, ..EntryOptions::default() };
+    if let Some(dtype) = build.dtype.filter(|d| !d.is_compute_float()) {
+        return Err(CompileError::option("--dtype", format!("{dtype}; f32, bf16 or f16 is accepted")));
+    }
+    for dim in &build.dims {
+        match dim.name.as_str() {
+            "tokens" => options.max_tokens = dim.max,
+            _ => options.max_seqs = dim.max,
+        }
+    }
+    Ok(options)
+}
+
+/// Fusion as asked for.
+pub fn fusion_options(build: &BuildArgs) -> FusionOptions {
+    FusionOptions {
+        fp_policy: build.fp_policy.map(|p| p.numerics()),
+        disabled: build.disable.iter().cloned().collect(),
+        require: build.require.clone(),
+    }
+}
+
+/// Where weights come from.
+pub fn weight_source(build: &BuildArgs) -> WeightSource {
+    match build.weights {
+        WeightsArg::Random(seed) => WeightSource::Random { seed },
+        WeightsArg::External | WeightsArg::Embed => WeightSource::Files,
+    }
+}
+
+/// The checkpoint of a model; that of a .wir graph is named by --checkpoint.
+///
+/// # Errors
+/// If it cannot be read, or a graph has none.
+pub fn checkpoint(model: &Path, build: &BuildArgs) -> Result<Checkpoint, CompileError> {
+    let path = match (has_extension(model, "wir"), &build.checkpoint) {
+        (true, Some(path)) => path,
+        (true, None) => {
+            let message = "a .wir graph needs the model whose weights and tokenizer it uses";
+            return Err(CompileError::option("--checkpoint", message));
+        }
+        (false, _) => model,
+    };
+    driver::open(path, weight_source(build))
+}
+
+/// Reads and checks a text graph.
+///
+/// # Errors
+/// Names the file, the line and what is accepted.
+pub fn read_wir(path: &Path) -> Result<Graph, CompileError> {
+    let bytes = std::fs::read(path).map_err(|source| CompileError::Io { path: path.to_owned(), source })?;
+    let place = |message: String| CompileError::option(path.display().to_string(), message);
+    let text = String::from_utf8(bytes).map_err(|e| place(format!("{e}; a .wir file is UTF-8 text")))?;
+    let graph = weldment_ir::text::parse(&text).map_err(|e| place(e.to_string()))?;
+    weldment_ir::verify(&graph).map_err(|e| place(e.to_string()))?;
+    Ok(graph)
+}
+
+/// The entry's graph: built from the model's definition, or read.
+///
+/// # Errors
+/// See [`driver::model_graph`] and [`read_wir`].
+pub fn graph(model: &Path, checkpoint: &Checkpoint, build: &BuildArgs) -> Result<Graph, CompileError> {
+    if has_extension(model, "wir") { read_wir(model) } else { driver::model_graph(checkpoint, &entry_options(build)?) }
+}
+
+/// An artifact to run: the one given, or the model's, compiled into the cache if it is not there yet.
+///
+/// # Errors
+/// See [`compile::compile_to`].
+pub fn session(model: &Path, build: &BuildArgs, weights_file: Option<&Path>) -> Result<SessionArgs, CompileError> {
+    let threads = build.threads.unwrap_or(0);
+    let given = weights_file.map(Path::to_owned);
+    if has_extension(model, "weld") {
+        return Ok(SessionArgs { artifact: model.to_owned(), threads, weights_file: given });
+    }
+    let (artifact, weights) = cached(model, build)?;
+    Ok(SessionArgs { artifact, threads, weights_file: given.or(weights) })
+}
+
+/// The cached artifact of a model, and where its weights are.
+fn cached(model: &Path, build: &BuildArgs) -> Result<(PathBuf, Option<PathBuf>), CompileError> {
+    let weights = match (build.weights, has_extension(model, "wir")) {
+        (WeightsArg::External, true) => build.checkpoint.clone(),
+        (WeightsArg::External, false) => Some(model.to_owned()),
+        _ => None,
+    };
+    let folder = weldment_runtime::weights::cache_dir().ok_or_else(|| {
+        let message = "neither it nor HOME is set, so there is no cache; compile to a file and run that";
+        CompileError::option("XDG_CACHE_HOME", message)
+    })?;
+    let mut options = compile::option_list(build);
+    // The host's CPU is part of what `host` means.
+    options.push(("cpu".to_owned(), weldment_runtime::cpu::detected_features().join(" ")));
+    if let Some(path) = build.checkpoint.as_deref() {
+        options.push(("checkpoint".to_owned(), cache::key(path, "")?));
+    }
+    let text: Vec<String> = options.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    let artifact = cache::artifact_path(&folder, &cache::key(model, &text.join("\n"))?);
+    let known = weldment_runtime::Artifact::open(&artifact).is_ok();
+    if !known {
+        if let Some(parent) = artifact.parent() {
+            std::fs::create_dir_all(parent).map_err(|source| CompileError::Io { path: parent.to_owned(), source })?;
+        }
+        let mut bars = Bars::new();
+        compile::compile_to(model, build, &artifact, &mut bars)?;
+    }
+    Ok((artifact, weights))
+}

@@ -1,0 +1,100 @@
+//! `weldment options`: every option, environment variable and automatic choice, from the declarations that parse them.
+
+use super::args::Cli;
+use super::put;
+use crate::driver::CompileError;
+use clap::CommandFactory;
+use serde::Serialize;
+use std::collections::BTreeMap;
+
+/// One thing that can be chosen.
+#[derive(Debug, Serialize)]
+struct Row {
+    /// As typed.
+    name: String,
+    /// option, rule, fusion, setting or environment.
+    kind: &'static str,
+    /// Commands that take it; empty for all.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    commands: Vec<String>,
+    /// What is accepted.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    values: Vec<String>,
+    /// Used where nothing is given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    default: Option<String>,
+    /// One line.
+    doc: String,
+}
+
+/// Variables that are read, with what they do.
+const ENVIRONMENT: [(&str, &str); 4] = [
+    ("WELDMENT_LOG", "log filter on stderr, in RUST_LOG's syntax"),
+    ("XDG_CACHE_HOME", "the cache is its folder `weldment`; ~/.cache/weldment where it is not set"),
+    ("NO_COLOR", "no colours"),
+    ("PATH", "where ld.lld-22 and weldmentc are looked for"),
+];
+
+fn rows() -> Vec<Row> {
+    let mut options: BTreeMap<String, Row> = BTreeMap::new();
+    for command in Cli::command().get_subcommands() {
+        for arg in
+            command.get_arguments().filter(|a| !a.is_hide_set() && !matches!(a.get_id().as_str(), "help" | "version"))
+        {
+            let Some(long) = arg.get_long() else { continue };
+            let values = arg.get_possible_values().iter().map(|v| v.get_name().to_owned()).collect();
+            let default = arg.get_default_values().first().map(|v| v.to_string_lossy().into_owned());
+            let doc = arg.get_help().map(ToString::to_string).unwrap_or_default();
+            let row = options.entry(format!("--{long}")).or_insert_with(|| Row {
+                name: format!("--{long}"),
+                kind: "option",
+                commands: Vec::new(),
+                values,
+                default,
+                doc,
+            });
+            row.commands.push(command.get_name().to_owned());
+        }
+    }
+    let environment = ENVIRONMENT.map(|(name, doc)| Row {
+        name: name.to_owned(),
+        kind: "environment",
+        commands: Vec::new(),
+        values: Vec::new(),
+        default: None,
+        doc: doc.to_owned(),
+    });
+    options.into_values().chain(environment).collect()
+}
+
+/// Prints the table.
+pub fn list(json: bool) -> Result<(), CompileError> {
+    let rows = rows();
+    if json {
+        let text = serde_json::to_string_pretty(&rows).map_err(|e| CompileError::option("--json", e.to_string()))?;
+        return put(&(text + "\n"));
+    }
+    let mut text = String::new();
+    for row in rows {
+        let default = row.default.map(|d| format!(" [default: {d}]")).unwrap_or_default();
+        let values = if row.values.is_empty() { String::new() } else { format!(" [{}]", row.values.join(", ")) };
+        text += &format!("{:12} {:18} {}{values}{default}\n", row.kind, row.name, row.doc);
+    }
+    put(&text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_holds_what_the_parser_takes() {
+        let rows = rows();
+        let row = |name: &str| rows.iter().find(|r| r.name == name).unwrap();
+        assert_eq!(row("--kv-block").default.as_deref(), Some("16"));
+        assert_eq!(row("--fp-policy").values, ["bitwise", "reassoc", "rounding", "approx"]);
+        assert!(row("--tokens").commands.contains(&"eval".to_owned()));
+        assert!(!rows.iter().any(|r| r.name == "--interpret"));
+        assert!(rows.iter().all(|r| !r.doc.is_empty()), "{rows:?}");
+    }
+}

@@ -1,0 +1,115 @@
+//! Commands that run something: the runtime does the work; a model is compiled into the cache first.
+
+use super::args::{BenchArgs, EvalArgs, InspectArgs, RunArgs};
+use super::progress::Bars;
+use super::{graphs, put};
+use crate::driver::{CompileError, Progress, Reference};
+use std::io::stdout;
+use std::path::Path;
+use weldment_runtime::cli;
+use weldment_runtime::generate::GenerateOptions;
+
+/// The tokenizer of an artifact, as the runtime reads it.
+const CODEC: weldment_runtime::codec::OpenCodec<'static> = &weldment_runtime::codec::open;
+
+/// Logits are written as f32.
+fn as_f32(logits: &[f64]) -> Vec<f32> {
+    logits.iter().map(|x| *x as f32).collect()
+}
+
+/// `weldment run`.
+pub fn run(args: &RunArgs) -> Result<(), CompileError> {
+    if args.interpret {
+        return run_reference(args);
+    }
+    let session = graphs::session(&args.model, &args.build, args.weights_file.as_deref())?;
+    let prompt = match (&args.tokens, &args.prompt) {
+        (Some(path), _) => cli::run::Prompt::Tokens(path.clone()),
+        (None, Some(text)) => cli::run::Prompt::Text { text: text.clone(), raw: args.raw },
+        (None, None) => return Err(CompileError::option("run", "--prompt TEXT or --tokens FILE is expected")),
+    };
+    let mut generate = GenerateOptions { ignore_eos: args.ignore_eos, ..GenerateOptions::default() };
+    generate.max_tokens = args.max_tokens.unwrap_or(generate.max_tokens);
+    generate.sampling.temperature = args.temperature.map_or(generate.sampling.temperature, |t| t as _);
+    generate.sampling.top_p = args.top_p.map_or(generate.sampling.top_p, |p| p as _);
+    generate.sampling.seed = args.seed.unwrap_or(generate.sampling.seed);
+    let options = cli::run::RunOptions { session, prompt, generate, json: args.json };
+    Ok(cli::run::run(&options, CODEC, &mut stdout())?)
+}
+
+/// `weldment eval`.
+pub fn eval(args: &EvalArgs) -> Result<(), CompileError> {
+    if args.interpret {
+        return eval_reference(args);
+    }
+    let session = graphs::session(&args.model, &args.build, args.weights_file.as_deref())?;
+    let (tokens, logits) = (args.tokens.clone(), args.logits.clone());
+    Ok(cli::eval::eval(&cli::eval::EvalOptions { session, tokens, logits, stepwise: args.stepwise })?)
+}
+
+/// `weldment bench`.
+pub fn bench(args: &BenchArgs) -> Result<(), CompileError> {
+    let session = graphs::session(&args.model, &args.build, args.weights_file.as_deref())?;
+    let (context, prefill) = (Some(args.context), Some(args.prefill));
+    let options = cli::bench::BenchOptions { session, batch: args.batch, context, prefill, json: args.json };
+    cli::bench::bench(&options, &mut stdout())?;
+    Ok(())
+}
+
+/// `weldment inspect`.
+pub fn inspect(args: &InspectArgs) -> Result<(), CompileError> {
+    let view = match &args.section {
+        Some(name) => cli::inspect::View::parse(name)?,
+        None => cli::inspect::View::Summary,
+    };
+    let options = cli::inspect::InspectOptions { artifact: args.artifact.clone(), view };
+    Ok(cli::inspect::inspect(&options, &mut stdout())?)
+}
+
+/// The token of the largest logit, ties to the lower index.
+fn greedy(row: &[f64]) -> u32 {
+    let best =
+        row.iter().enumerate().fold((0, f64::NEG_INFINITY), |best, (i, x)| if *x > best.1 { (i, *x) } else { best });
+    best.0 as u32
+}
+
+fn reference(
+    model: &Path,
+    build: &super::args::BuildArgs,
+    positions: usize,
+) -> Result<(Reference, usize), CompileError> {
+    let checkpoint = graphs::checkpoint(model, build)?;
+    let dtype = build.dtype.unwrap_or(checkpoint.config.dtype);
+    let vocab = checkpoint.config.vocab as usize;
+    Ok((Reference::of_model(&checkpoint, dtype, positions)?, vocab))
+}
+
+fn run_reference(args: &RunArgs) -> Result<(), CompileError> {
+    let path = args.tokens.as_deref().ok_or_else(|| CompileError::option("--interpret", "needs --tokens"))?;
+    let mut next = cli::files::read_tokens(path)?;
+    let count = args.max_tokens.unwrap_or(GenerateOptions::default().max_tokens);
+    let (mut reference, vocab) = reference(&args.model, &args.build, next.len().saturating_add(count))?;
+    let mut bars = Bars::new();
+    bars.begin("interpret");
+    let mut text = String::new();
+    for done in 0..count {
+        let logits = reference.step(&next)?;
+        let row = logits.len().checked_sub(vocab).and_then(|start| logits.get(start..));
+        let id = greedy(row.unwrap_or(&[]));
+        text += &format!("{}{id}", if done == 0 { "" } else { " " });
+        next = vec![id];
+        bars.advance(done as u64 + 1, count as u64);
+    }
+    bars.finish();
+    put(&format!("{text}\n"))
+}
+
+fn eval_reference(args: &EvalArgs) -> Result<(), CompileError> {
+    let tokens = cli::files::read_tokens(&args.tokens)?;
+    let (mut reference, vocab) = reference(&args.model, &args.build, tokens.len())?;
+    let mut logits = Vec::new();
+    for part in tokens.chunks(if args.stepwise { 1 } else { tokens.len().max(1) }) {
+        logits.extend(as_f32(&reference.step(part)?));
+    }
+    Ok(cli::files::write_logits(&args.logits, &logits, vocab)?)
+}

@@ -1,0 +1,222 @@
+//! From a graph and its checkpoint to an artifact.
+
+use super::statics::Collector;
+use super::{
+    CompileError, FusionOptions, Planned, Progress, Timeline, bindings, model_facts, plan_variant, states, symbols,
+    variants,
+};
+use crate::frontend::Checkpoint;
+use indexmap::IndexMap;
+use std::path::{Path, PathBuf};
+use weldment_codegen::llvm::{Emit, HostTarget};
+use weldment_codegen::select::HostLibrary;
+use weldment_codegen::{Compiled, Kernels, VariantPlan};
+use weldment_ir::Graph;
+use weldment_passes::report::Report;
+use weldment_runtime::artifact::{
+    CONSTANTS_SECTION, Entry, Manifest, Pack, Program, REPORT_SECTION, TOKENIZER_SECTION, Target, WEIGHTS_SECTION,
+    write_artifact,
+};
+
+/// How an artifact is made.
+#[derive(Clone, Debug)]
+pub struct CompileOptions {
+    /// Target names, the preferred first.
+    pub targets: Vec<String>,
+    /// Fusion.
+    pub fusion: FusionOptions,
+    /// Packs the weights into the artifact.
+    pub embed: bool,
+    /// Positions a sequence may have.
+    pub max_seq: u64,
+    /// Texts to keep.
+    pub emit: Emit,
+    /// Recorded in the manifest, for people.
+    pub recorded: Vec<(String, String)>,
+    /// Threads that pack embedded weights.
+    pub threads: usize,
+}
+
+/// A target with its variants planned.
+#[derive(Debug)]
+pub struct PlannedTarget {
+    /// The machine.
+    pub target: HostTarget,
+    /// One plan a variant.
+    pub variants: Vec<Planned>,
+}
+
+/// What a compile left behind.
+#[derive(Debug)]
+pub struct Compilation {
+    /// Bytes of the artifact.
+    pub bytes: u64,
+    /// The checkpoint's files.
+    pub sources: Vec<PathBuf>,
+    /// Emitted texts by target name.
+    pub emitted: IndexMap<String, Kernels>,
+    /// Kernels of the first target.
+    pub kernels: usize,
+    /// Launches by variant of the first target.
+    pub launches: Vec<usize>,
+}
+
+/// Fuses and places every variant for every target, and checks the requirements.
+///
+/// # Errors
+/// Unknown targets, rules or fusions; limits of the passes; a requirement that does not hold.
+pub fn plan_targets(
+    graph: &Graph,
+    targets: &[String],
+    fusion: &FusionOptions,
+    timeline: &mut Timeline,
+    progress: &mut dyn Progress,
+) -> Result<Vec<PlannedTarget>, CompileError> {
+    let names: Vec<String> = graph.symbols().keys().map(|s| s.to_string()).collect();
+    let mut out: Vec<PlannedTarget> = Vec::new();
+    for name in targets {
+        let target = HostTarget::named(name, &names).map_err(|e| CompileError::option("--target", e))?;
+        if out.iter().any(|t| t.target.name == target.name) {
+            return Err(CompileError::option("--target", format!("{name} is given twice")));
+        }
+        let mut planned = Vec::new();
+        for variant in variants(graph) {
+            let max_tokens = variant.graph.symbols().get("T").map_or(1, |r| r.max);
+            let library = HostLibrary { target: target.clone(), max_tokens };
+            planned.push(plan_variant(variant, &library, &library, fusion, timeline, progress)?);
+        }
+        for variant in &planned {
+            for requirement in &fusion.require {
+                variant.report.require(requirement)?;
+            }
+        }
+        out.push(PlannedTarget { target, variants: planned });
+    }
+    Ok(out)
+}
+
+/// Reports by variant, of the first target.
+pub fn reports(planned: &[PlannedTarget]) -> IndexMap<String, Report> {
+    let first = planned.first().map_or(&[][..], |t| &t.variants);
+    first.iter().map(|v| (v.name.to_owned(), v.report.clone())).collect()
+}
+
+/// Generates code for the planned targets and writes the artifact to `output`.
+///
+/// # Errors
+/// An op without a kernel, a missing linker, an output that cannot be written.
+pub fn build_artifact(
+    graph: &Graph,
+    checkpoint: &Checkpoint,
+    planned: &[PlannedTarget],
+    options: &CompileOptions,
+    output: &Path,
+    timeline: &mut Timeline,
+    progress: &mut dyn Progress,
+) -> Result<Compilation, CompileError> {
+    if options.embed && planned.len() > 1 {
+        return Err(CompileError::option("--weights", "embed packs for one target; give one with --target"));
+    }
+    let (inputs, outputs) = bindings(graph)?;
+    for variant in planned.iter().flat_map(|t| &t.variants) {
+        let (mine, theirs) = bindings(&variant.graph)?;
+        if mine != inputs || theirs != outputs || states(&variant.graph)? != states(graph)? {
+            let message = format!("internal: variant {} changed the entry's signature", variant.name);
+            return Err(CompileError::option("fuse", message));
+        }
+    }
+    let mut statics = Collector::new(checkpoint);
+    let mut compiled: Vec<(&PlannedTarget, Compiled)> = Vec::new();
+    for target in planned {
+        let plan = |v: &'_ Planned| -> (u64, Vec<(String, u64, u64)>) {
+            (v.graph.symbols().get("T").map_or(1, |r| r.max), v.guards.clone())
+        };
+        let parts: Vec<_> = target.variants.iter().map(plan).collect();
+        let plans: Vec<VariantPlan<'_>> = target
+            .variants
+            .iter()
+            .zip(parts)
+            .map(|(v, (max_tokens, guards))| VariantPlan { graph: &v.graph, plan: &v.plan, max_tokens, guards })
+            .collect();
+        let work = || weldment_codegen::compile(&plans, &target.target, &mut statics, options.emit);
+        compiled.push((target, timeline.stage(progress, "generate code", work)?));
+    }
+    let statics = timeline.stage(progress, "hash weights", || statics.finish(options.embed))?;
+
+    // Launches name sources by index into one list; each target's own list is appended.
+    let mut sources = Vec::new();
+    let mut programs = Vec::new();
+    let mut codes = Vec::new();
+    let mut emitted = IndexMap::new();
+    for (i, (target, mut compiled)) in compiled.into_iter().enumerate() {
+        let base = sources.len() as u32;
+        sources.append(&mut compiled.sources);
+        let launches = compiled.variants.iter_mut().flat_map(|v| &mut v.launches);
+        launches.for_each(|launch| launch.source += base);
+        let host = &target.target;
+        let name = if host.name == "host" { host.cpu.clone() } else { host.name.clone() };
+        let mut features = host.feature_list();
+        features.sort();
+        let mut pack = Pack { bytes: compiled.pack_bytes, key: String::new(), items: compiled.pack };
+        pack.key = pack.compute_key(&statics.model.weights, &name);
+        let code = format!("code.{i}");
+        programs.push(Program {
+            target: Target { name, arch: "x86_64".to_owned(), features },
+            code: code.clone(),
+            kernels: compiled.kernels,
+            arena_bytes: compiled.arena_bytes,
+            pack,
+            entries: vec![Entry { name: "step".to_owned(), variants: compiled.variants }],
+        });
+        codes.push((code, compiled.code));
+        emitted.insert(host.name.clone(), compiled.emitted);
+    }
+    let (kernels, launches) = programs.first().map_or((0, Vec::new()), |p| {
+        let variants = p.entries.iter().flat_map(|e| &e.variants);
+        (p.kernels.len(), variants.map(|v| v.launches.len()).collect())
+    });
+    let tokenizer = checkpoint.tokenizer.as_ref();
+    let manifest = Manifest {
+        weldment_version: env!("CARGO_PKG_VERSION").to_owned(),
+        model: model_facts(checkpoint, options.max_seq)?,
+        symbols: symbols(graph),
+        inputs,
+        outputs,
+        states: states(graph)?,
+        weights: statics.model.weights.clone(),
+        sources,
+        programs,
+        options: options.recorded.clone(),
+        chat_template: tokenizer.and_then(|t| t.chat_template.clone()),
+        sections: Vec::new(),
+    };
+    let mut packed = Vec::new();
+    if options.embed
+        && let Some(program) = manifest.programs.first()
+    {
+        let bytes =
+            usize::try_from(program.pack.bytes).map_err(|e| CompileError::option("--weights", e.to_string()))?;
+        packed.resize(bytes, 0);
+        let threads = options.threads.max(1);
+        let work = || weldment_runtime::pack::pack_all(&manifest, program, &statics, &mut packed, threads);
+        timeline.stage(progress, "pack weights", work)?;
+    }
+    let report = serde_json::to_vec(&reports(planned)).map_err(|e| CompileError::option("report", e.to_string()))?;
+    let mut sections: Vec<(&str, &[u8])> = codes.iter().map(|(name, code)| (name.as_str(), code.as_slice())).collect();
+    sections.push((REPORT_SECTION, &report));
+    sections.extend(tokenizer.map(|t| (TOKENIZER_SECTION, t.json.as_slice())));
+    sections.push((CONSTANTS_SECTION, &statics.constants));
+    if options.embed {
+        sections.push((WEIGHTS_SECTION, &packed));
+    }
+    let bytes = timeline.stage(progress, "write", || write_artifact(output, manifest, &sections))?;
+    for (path, file) in statics.model.paths.iter().zip(&statics.model.weights.files) {
+        // A cache that cannot be written costs a search at load, nothing else.
+        if let Some(cache) = weldment_runtime::weights::cache_dir()
+            && let Err(e) = weldment_runtime::weights::register_source(&cache, path, &file.id)
+        {
+            tracing::warn!("the checkpoint's place is not noted: {e}");
+        }
+    }
+    Ok(Compilation { bytes, sources: statics.model.paths, emitted, kernels, launches })
+}

@@ -1,0 +1,209 @@
+//! The command line from outside: a tiny model compiled, run, evaluated against transformers' logits, inspected, compared.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+#[allow(dead_code, reason = "its main is for `cargo run --example`")]
+#[path = "../../examples/embed.rs"]
+mod embed;
+
+/// A folder for outputs and an own cache.
+struct Place {
+    dir: tempfile::TempDir,
+}
+
+impl Place {
+    fn new() -> Place {
+        Place { dir: tempfile::tempdir().unwrap() }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        // Cargo puts weldmentc beside weldment.
+        let mut command = Command::new(env!("CARGO_BIN_EXE_weldment"));
+        command.args(arguments).current_dir(self.dir.path()).env("XDG_CACHE_HOME", self.path("cache"));
+        command.env("NO_COLOR", "1").output().unwrap()
+    }
+
+    /// Runs a command that must succeed and gives its stdout.
+    #[track_caller]
+    fn ok(&self, arguments: &[&str]) -> String {
+        let out = self.run(arguments);
+        assert!(out.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&out.stderr));
+        String::from_utf8(out.stdout).unwrap()
+    }
+
+    /// Runs a command that must fail with `code` and gives its stderr.
+    #[track_caller]
+    fn fails(&self, code: i32, arguments: &[&str]) -> String {
+        let out = self.run(arguments);
+        let text = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert_eq!(out.status.code(), Some(code), "{arguments:?}: {text}");
+        assert!(!text.contains("panicked"), "{text}");
+        text
+    }
+}
+
+fn fixture(model: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/tiny").join(model);
+    path.canonicalize().unwrap().to_string_lossy().into_owned()
+}
+
+const SMALL: [&str; 6] = ["--dim", "tokens=1..64", "--dim", "seqs=1..2", "--max-seq", "64"];
+
+fn logits(path: &Path, name: &str) -> Vec<f32> {
+    let bytes = std::fs::read(path).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let tensor = file.tensor(name).unwrap();
+    tensor.data().as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
+}
+
+fn compile(place: &Place, model: &str, output: &str, more: &[&str]) -> String {
+    let model = fixture(model);
+    let head = ["compile", model.as_str(), "-o", output];
+    place.ok(&[head.as_slice(), &SMALL, more].concat())
+}
+
+#[test]
+fn goldens_hold_in_artifacts() {
+    for model in ["llama", "llama_tied_llama3_rope", "qwen2", "qwen3", "llama_sharded", "llama_tied_legacy_config"] {
+        let place = Place::new();
+        compile(&place, model, "m.weld", &[]);
+        let golden = format!("{}/golden.safetensors", fixture(model));
+        let expected = logits(Path::new(&golden), "logits");
+        for more in [&[][..], &["--stepwise"]] {
+            let head = ["eval", "m.weld", "--tokens", golden.as_str(), "--logits", "out.safetensors", "--weights-file"];
+            let weights = fixture(model);
+            place.ok(&[head.as_slice(), &[weights.as_str()], more].concat());
+            let found = logits(&place.path("out.safetensors"), "logits");
+            assert_eq!(found.len(), expected.len());
+            let apart = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(apart < 1e-3, "{model} {more:?}: {apart}");
+        }
+    }
+}
+
+#[test]
+fn a_model_is_compiled_once_and_then_found_in_the_cache() {
+    let place = Place::new();
+    std::fs::write(place.path("ids.json"), "[5, 6, 7]").unwrap();
+    let model = fixture("llama");
+    let line = ["run", model.as_str(), "--tokens", "ids.json", "--max-tokens", "4", "--ignore-eos"];
+    let first = place.ok(&[line.as_slice(), &SMALL].concat());
+    assert_eq!(first.split_whitespace().count(), 4, "{first}");
+    let artifacts = || std::fs::read_dir(place.path("cache/weldment/artifacts")).unwrap().count();
+    assert_eq!(artifacts(), 1);
+    assert_eq!(place.ok(&[line.as_slice(), &SMALL].concat()), first);
+    assert_eq!(artifacts(), 1);
+    let interpreted = place.ok(&[line.as_slice(), &SMALL, &["--interpret"]].concat());
+    assert_eq!(interpreted.split_whitespace().collect::<Vec<_>>(), first.split_whitespace().collect::<Vec<_>>());
+}
+
+#[test]
+fn artifacts_do_not_depend_on_places_or_threads() {
+    let (a, b) = (Place::new(), Place::new());
+    compile(&a, "llama", "m.weld", &["--threads", "1"]);
+    compile(&b, "llama", "m.weld", &["--threads", "2"]);
+    assert_eq!(std::fs::read(a.path("m.weld")).unwrap(), std::fs::read(b.path("m.weld")).unwrap());
+    let other = b.path("m.weld").to_string_lossy().into_owned();
+    assert_eq!(a.ok(&["diff", "m.weld", &other]), "");
+    compile(&b, "qwen3", "m.weld", &[]);
+    assert!(a.fails(1, &["diff", "m.weld", &other]).contains("differences"));
+}
+
+#[test]
+fn reports_requirements_and_forms() {
+    let place = Place::new();
+    let model = fixture("llama");
+    let text = compile(
+        &place,
+        "llama",
+        "m.weld",
+        &["--require", "add_rms_norm=all", "--emit", "ir,fused,tile,llvm,asm,object"],
+    );
+    assert!(text.contains("add_rms_norm"), "{text}");
+    for name in ["model.wir", "host.decode.wir", "host.tile", "host.ll", "host.s", "host.o"] {
+        assert!(place.path(name).is_file(), "{name}");
+    }
+    let stored = place.ok(&["explain", "m.weld", "--format", "json"]);
+    let fresh = place.ok(&[["explain", model.as_str(), "--format", "json"].as_slice(), &SMALL].concat());
+    assert_eq!(stored, fresh);
+    assert!(place.ok(&["explain", "m.weld", "layers.0.mlp"]).contains("layers.0.mlp"));
+    assert!(place.ok(&["inspect", "m.weld", "kernels"]).contains("matmul"));
+    let failed =
+        [["compile", model.as_str(), "-o", "n.weld", "--require", "add_rms_norm=999"].as_slice(), &SMALL].concat();
+    assert!(place.fails(1, &failed).contains("999"));
+    assert!(!place.path("n.weld").exists());
+    assert!(place.ok(&[["verify", model.as_str()].as_slice(), &SMALL].concat()).contains("ring equal"));
+}
+
+#[test]
+fn a_dumped_graph_compiles_again() {
+    let place = Place::new();
+    let model = fixture("llama");
+    compile(&place, "llama", "a.weld", &["--emit", "ir"]);
+    place.ok(&["compile", "model.wir", "--checkpoint", &model, "-o", "b.weld"]);
+    std::fs::write(place.path("ids.json"), "[5, 6, 7]").unwrap();
+    let run = |artifact: &str| {
+        place.ok(&[
+            "run",
+            artifact,
+            "--tokens",
+            "ids.json",
+            "--max-tokens",
+            "4",
+            "--ignore-eos",
+            "--weights-file",
+            &model,
+        ])
+    };
+    assert_eq!(run("a.weld"), run("b.weld"));
+}
+
+#[test]
+fn the_embedding_example_runs() {
+    let place = Place::new();
+    compile(&place, "llama", "m.weld", &["--weights", "embed"]);
+    embed::generate(&place.path("m.weld")).unwrap();
+}
+
+#[test]
+fn the_text_example_optimises() {
+    let place = Place::new();
+    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/mlp.wir");
+    let example = example.to_string_lossy();
+    let text = place.ok(&["opt", &example, "--passes", "fuse,bufferise"]);
+    assert!(text.contains("matmul_silu_mul") && text.contains("epochs"), "{text}");
+    std::fs::write(place.path("again.wir"), &text).unwrap();
+    place.ok(&["opt", "again.wir"]);
+}
+
+#[test]
+fn bad_usage_is_named() {
+    let place = Place::new();
+    let model = fixture("llama");
+    for (arguments, expect) in [
+        (&["compile", "/nowhere.gguf"][..], "/nowhere.gguf"),
+        (&["compile", &model, "--target", "z80"], "z80"),
+        (&["compile", &model, "--tp", "3"], "--tp"),
+        (&["compile", &model, "--max-seq", "99999999"], "--max-seq"),
+        (&["compile", &model, "--disable", "nothing"], "nothing"),
+        (&["compile", &model, "-o", "/nowhere/x.weld"], "/nowhere/x.weld"),
+        (&["run", "m.weld", "--prompt", "x"], "m.weld"),
+        (&["opt", "/nowhere.wir"], "/nowhere.wir"),
+        (&["frobnicate"], "frobnicate"),
+    ] {
+        let text = place.fails(2, arguments);
+        assert!(text.contains(expect), "{arguments:?}: {text}");
+    }
+    assert_eq!(
+        std::fs::read_dir(place.dir.path())
+            .unwrap()
+            .filter(|e| { e.as_ref().is_ok_and(|e| e.path().extension().is_some_and(|x| x == "weld" || x == "tmp")) })
+            .count(),
+        0
+    );
+}
