@@ -1,5 +1,7 @@
 //! The command line from outside: a tiny model compiled, run, evaluated against transformers' logits, inspected, compared.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 

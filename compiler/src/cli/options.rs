@@ -64,7 +64,25 @@ fn rows() -> Vec<Row> {
         default: None,
         doc: doc.to_owned(),
     });
-    options.into_values().chain(environment).collect()
+    let rule = |r: weldment_passes::rules::Rule| Row {
+        name: r.name.to_owned(),
+        kind: "rule",
+        commands: Vec::new(),
+        values: Vec::new(),
+        default: None,
+        doc: format!("[{}] {}", r.class, r.doc.lines().next().unwrap_or_default().trim()),
+    };
+    let fusion = |name: &&str| Row {
+        name: (*name).to_owned(),
+        kind: "fusion",
+        commands: Vec::new(),
+        values: Vec::new(),
+        default: None,
+        doc: "for --disable, --require and the report's coverage".to_owned(),
+    };
+    let rules = weldment_passes::rules::all().into_iter().map(rule);
+    let fusions = weldment_passes::rules::GROUPS.iter().map(fusion);
+    options.into_values().chain(fusions).chain(rules).chain(environment).collect()
 }
 
 /// Prints the table.
@@ -78,7 +96,7 @@ pub fn list(json: bool) -> Result<(), CompileError> {
     for row in rows {
         let default = row.default.map(|d| format!(" [default: {d}]")).unwrap_or_default();
         let values = if row.values.is_empty() { String::new() } else { format!(" [{}]", row.values.join(", ")) };
-        text += &format!("{:12} {:18} {}{values}{default}\n", row.kind, row.name, row.doc);
+        text += &format!("{:12} {:30} {}{values}{default}\n", row.kind, row.name, row.doc);
     }
     put(&text)
 }
@@ -95,6 +113,7 @@ mod tests {
         assert_eq!(row("--fp-policy").values, ["bitwise", "reassoc", "rounding", "approx"]);
         assert!(row("--tokens").commands.contains(&"eval".to_owned()));
         assert!(!rows.iter().any(|r| r.name == "--interpret"));
+        assert_eq!(row("add_rms_norm").kind, "fusion");
         assert!(rows.iter().all(|r| !r.doc.is_empty()), "{rows:?}");
     }
 }
