@@ -192,8 +192,16 @@ pub(crate) fn reshape(op: &Op, o: &[TensorType]) -> Types {
     check(equal, || {
         format!("{} to {}; the same number of elements is expected", o[0], TensorType::new(o[0].dtype, shape.clone()))
     })?;
-    check(!o[0].dtype.is_block() || shape.last() == o[0].shape.last(), || {
-        format!("{} may keep only its last dim", o[0])
+    // Blocks run along the last dim: it may be cut or joined between blocks, never inside one.
+    let block = o[0].dtype.block_elements() as u64;
+    let whole = |d: Option<&Dim>| d.and_then(Dim::constant).is_some_and(|n| n.is_multiple_of(block));
+    let kept = shape.last() == o[0].shape.last() || (whole(shape.last()) && whole(o[0].shape.last()));
+    check(!o[0].dtype.is_block() || kept, || {
+        format!(
+            "{} to last dim {}; whole blocks of {block} are expected",
+            o[0],
+            shape.last().map_or("none".into(), Dim::to_string)
+        )
     })?;
     one(o[0].dtype, shape.clone())
 }
