@@ -74,7 +74,9 @@ impl<'a> Collector<'a> {
             match entry {
                 Entry::Weight(name) => {
                     weights.tensors.extend(described.next());
-                    bytes.push(self.checkpoint.tensor(name).map(|t| t.bytes()).unwrap_or_default());
+                    // Only packing reads them, and random ones would be made for nothing.
+                    let tensor = self.checkpoint.tensor(name).filter(|_| embed);
+                    bytes.push(tensor.map(|t| t.bytes()).unwrap_or_default());
                 }
                 Entry::Computed { name, dtype, shape, bytes: stored } => {
                     constants.resize(constants.len().next_multiple_of(ALIGN), 0u8);
