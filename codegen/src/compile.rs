@@ -226,22 +226,22 @@ impl State<'_> {
     fn launch(&mut self, variant: &VariantPlan<'_>, step: &Step) -> Result<format::Launch, CodegenError> {
         let graph = variant.graph;
         let copy;
-        let (op, operand_values, operand_types, result_types, paths): (
-            &Op,
-            Vec<Value>,
-            Vec<TensorType>,
-            Vec<TensorType>,
-            &BTreeSet<Arc<str>>,
-        ) = match &step.kind {
+        let (op, values, paths): (&Op, &[Value], &BTreeSet<Arc<str>>) = match &step.kind {
             StepKind::Kernel(id) => {
                 let node = graph.node(*id);
-                let types = node.operands.iter().map(|v| graph.type_of(*v).clone()).collect();
-                (&node.op, node.operands.clone(), types, node.types.clone(), &node.sources)
+                (&node.op, &node.operands, &node.sources)
             }
             StepKind::Copy { value, ty } => {
                 copy = Op::Reshape { shape: ty.shape.clone() };
-                (&copy, vec![*value], vec![ty.clone()], vec![ty.clone()], &graph.node(value.node).sources)
+                (&copy, std::slice::from_ref(value), &graph.node(value.node).sources)
             }
+        };
+        let (operand_types, result_types): (Vec<TensorType>, Vec<TensorType>) = match &step.kind {
+            StepKind::Kernel(id) => {
+                (values.iter().map(|v| graph.type_of(*v).clone()).collect(), graph.node(*id).types.clone())
+            }
+            // What moves may be a part of the value.
+            StepKind::Copy { ty, .. } => (vec![ty.clone()], vec![ty.clone()]),
         };
         let path = || paths.iter().next().map_or_else(|| graph.name.clone(), |s| s.to_string());
         let tensor = |ty: &TensorType, view: &View| Tensor {
@@ -280,7 +280,7 @@ impl State<'_> {
                 Argument::Packed { operands, layout } => {
                     let mut tensors = Vec::new();
                     for i in operands {
-                        self.tensors(graph, operand_values[*i], &path(), &mut tensors)?;
+                        self.tensors(graph, values[*i], &path(), &mut tensors)?;
                     }
                     let shapes: Vec<&TensorType> = operands.iter().map(|i| &operand_types[*i]).collect();
                     self.packed(tensors, *layout, &shapes, &path())?

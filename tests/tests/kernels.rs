@@ -29,7 +29,7 @@ impl Case {
     }
 
     fn push(&mut self, op: Op, operands: &[Value]) -> Value {
-        self.graph.push("node", op, operands).unwrap()
+        self.graph.push("node", op, operands).expect("a well-typed node")
     }
 
     fn input(&mut self, name: &str, dtype: DType, shape: Shape) -> Value {
@@ -60,9 +60,9 @@ impl Case {
     fn check_by(self, tolerance: f64, difference: fn(&Outputs, &Outputs) -> f64) {
         for seed in 0..2 {
             let values = fill(&self.graph, &self.dims, self.given.clone(), seed);
-            let expected = reference(&self.graph, &self.dims, &values).unwrap();
+            let expected = reference(&self.graph, &self.dims, &values).expect("the interpreter takes the case");
             for target in ["host", "x86-64-v3"] {
-                let found = execute(&self.graph, &self.dims, &values, target, 2).unwrap();
+                let found = execute(&self.graph, &self.dims, &values, target, 2).expect("the case compiles");
                 let d = difference(&expected, &found);
                 assert!(
                     d <= tolerance,

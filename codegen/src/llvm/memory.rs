@@ -10,9 +10,8 @@ use inkwell::values::{BasicValue, BasicValueEnum, IntValue, PointerValue};
 fn row_offsets(ty: &TileType, strides: &[i64]) -> Vec<i64> {
     let lead = ty.shape.len().saturating_sub(1);
     let mut offsets = vec![0i64];
-    for axis in 0..lead {
-        offsets =
-            offsets.iter().flat_map(|o| (0..i64::from(ty.shape[axis])).map(move |i| o + i * strides[axis])).collect();
+    for (size, stride) in ty.shape.iter().zip(strides).take(lead) {
+        offsets = offsets.iter().flat_map(|o| (0..i64::from(*size)).map(move |i| o + i * stride)).collect();
     }
     offsets
 }

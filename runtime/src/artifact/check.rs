@@ -264,9 +264,17 @@ impl Manifest {
         })
     }
 
-    /// Bytes of an input or output with every symbol at its maximum; `None` on overflow.
+    /// Bytes to allocate for an input or output: every symbol at its maximum, rounded up to [`ROW_MULTIPLE`], since tail
+    /// programs of a kernel read and write whole row tiles. `None` on overflow.
     pub fn max_bytes(&self, binding: &Binding) -> Option<u64> {
-        binding.dtype.byte_size(&[self.max_elements(&binding.shape)?])
+        let elements = binding.shape.iter().try_fold(1u64, |n, dim| {
+            let dim = match dim {
+                Dim::Const(n) => *n,
+                Dim::Symbol(name) => self.symbol(name)?.1.max.checked_next_multiple_of(ROW_MULTIPLE)?,
+            };
+            n.checked_mul(dim)
+        })?;
+        binding.dtype.byte_size(&[elements])
     }
 
     /// Bytes that `item` must have by its layout and tensors; `None` if they do not fit together.

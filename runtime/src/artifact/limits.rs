@@ -28,3 +28,6 @@ pub const MAX_RANK: usize = 8;
 pub const MAX_THREADS: usize = 1024;
 /// Bytes of a tokens file.
 pub const MAX_TOKENS_FILE_BYTES: u64 = 256 << 20;
+
+/// Rows of a symbolic dim are allocated up to this multiple: kernels work on tiles of at most this many rows.
+pub const ROW_MULTIPLE: u64 = 16;

@@ -45,10 +45,10 @@ pub struct RunOptions {
 pub fn run(options: &RunOptions, open_codec: OpenCodec<'_>, out: &mut dyn Write) -> Result<()> {
     let started = Instant::now();
     let artifact = Artifact::open(&options.session.artifact)?;
-    // With token ids and no need of text the tokenizer is not even built: it would cost most of the start.
-    let codec = match (&options.prompt, options.json) {
-        (Prompt::Tokens(_), false) => None,
-        _ => open_codec(&artifact)?,
+    // With token ids the tokenizer is not needed before the end, if at all: building it would cost most of the start.
+    let codec = match &options.prompt {
+        Prompt::Tokens(_) => None,
+        Prompt::Text { .. } => open_codec(&artifact)?,
     };
     let prompt = match (&options.prompt, &codec) {
         (Prompt::Tokens(path), _) => files::read_tokens(path)?,
@@ -102,9 +102,17 @@ pub fn run(options: &RunOptions, open_codec: OpenCodec<'_>, out: &mut dyn Write)
             "prefill_ms": generation.first_token.as_secs_f64() * 1e3,
             "decode_tokens_per_second": speed,
         });
-        if codec.is_some()
-            && let Some(object) = report.as_object_mut()
-        {
+        if codec.is_none() {
+            text = match open_codec(&artifact)? {
+                Some(late) => {
+                    let mut decoder = late.decoder();
+                    let pieces: Result<String> = generation.tokens.iter().map(|id| decoder.push(*id)).collect();
+                    pieces? + &decoder.finish()?
+                }
+                None => String::new(),
+            };
+        }
+        if let Some(object) = report.as_object_mut() {
             object.insert("text".into(), text.into());
         }
         return put_json(out, &report);
