@@ -14,5 +14,5 @@ fn dtypes_of_the_runtime_are_those_of_the_ir() {
 
 #[test]
 fn tail_rows_have_room_in_the_plan_and_in_the_session() {
-    assert_eq!(weldment_passes::buffer::ROW_MULTIPLE, weldment_runtime::artifact::ROW_MULTIPLE);
+    assert_eq!(weldment_passes::buffer::ROW_MULTIPLE, weldment_runtime::artifact::limits::ROW_MULTIPLE);
 }
