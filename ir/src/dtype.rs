@@ -57,8 +57,9 @@ dtypes! {
     I64 "i64" 1 8;
     /// Boolean, one byte, 0 or 1.
     Bool "bool" 1 1;
-    /// Quantised activations, 40 bytes a block: 32 x i8, f32 scale d = amax/127, f32 d * sum(q). Made by `cast`.
-    Q8A "q8a" 32 40;
+    /// Quantised activations, 72 bytes a block: a high and a low plane of 32 x i8, f32 scale d = amax/127, f32 sum of
+    /// the values; value (high + low / 254) * d. Made by `cast`.
+    Q8A "q8a" 32 72;
     /// GGUF Q8_0: f16 scale, 32 x i8.
     Q8_0 "q8_0" 32 34;
     /// GGUF Q4_0: f16 scale, 32 x 4 bit, value (q - 8) * d.

@@ -169,7 +169,7 @@ ops! {
     Sigmoid "sigmoid" (a) {} -> (out) Elementwise float_unary;
     /// 1 / sqrt a.
     Rsqrt "rsqrt" (a) {} -> (out) Elementwise float_unary;
-    /// Rounds to `dtype` (nearest even; saturating for f8; to q8a: blocks of 32 along the last dim, d = amax/127, q = round(a/d)). From a block format: dequantises.
+    /// Rounds to `dtype` (nearest even; saturating for f8; to q8a: blocks of 32 along the last dim, d = amax/127, high = round(a/d), low = round(254 (a/d - high))). From a block format: dequantises.
     Cast "cast" (a) {dtype: DType} -> (out) Elementwise cast;
 
     /// Sum along `axis`, kept with size 1.
@@ -196,7 +196,7 @@ ops! {
     /// Size-1 dims (and missing leading ones) repeated to `shape`.
     Broadcast "broadcast" (a) {shape: Shape} -> (out) View broadcast;
 
-    /// x [.., K] times w [N, K] transposed: out [.., N], sums in f32 (i32 within a block where x is q8a), rounded to `dtype`.
+    /// x [.., K] times w [N, K] transposed: out [.., N], sums in f32 (i32 within a block and plane where x is q8a), rounded to `dtype`.
     Matmul "matmul" (x, w) {dtype: DType} -> (out) Contraction matmul;
     /// matmul(x, w) + addend, the addend broadcast over leading dims, rounded once.
     MatmulAdd "matmul_add" (x, w, addend) {dtype: DType} -> (out) Contraction matmul_add;

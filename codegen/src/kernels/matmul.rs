@@ -5,7 +5,7 @@
 
 use super::weights::{load_group, load_rows, matrix_layout};
 use super::{Argument, Built, Request, RowSpace, bytes_of, contiguous_last, last_dim, refuse, require, row_stride};
-use crate::kernels::row::elem_of;
+use crate::kernels::row::{Q8A_SCALE, Q8A_STEPS, Q8A_SUM, elem_of};
 use crate::tile::{Access, Builder, Compare, Conversion, Elem, Param, V};
 use weldment_ir::{DType, Op, TensorType};
 use weldment_passes::target::Refusal;
@@ -222,18 +222,24 @@ fn integer_product(b: &mut Builder, x: &Left<'_>, w: Param, at: V, layout: &Affi
         let x_at = b.add(x.base, x_at);
         let w_at = b.scale(i, layout.block_bytes() as i64 * per_block);
         let w_at = b.add(at, w_at);
-        let scale_at = b.offset(x_at, 32);
+        let scale_at = b.offset(x_at, Q8A_SCALE);
         let x_scale = b.load(x.param, scale_at, Elem::F32, &[x.rows, 1], &[x.stride, 4], None);
         for part in 0..per_block {
             let w_at = b.offset(w_at, part * layout.block_bytes() as i64);
             let g = load_group(b, w, w_at, layout);
-            let q_at = b.offset(x_at, part * group as i64);
-            let q = b.load(x.param, q_at, Elem::I8, &[x.rows, group as u32], &[x.stride, 1], None);
-            let dot = b.dot_i8(q, g.quants, g.signed, g.max);
-            let dot = b.to_f32(dot);
+            // One exact integer product per plane of x; the low plane counts 1/254.
+            let plane = |b: &mut Builder, start: i64| {
+                let q_at = b.offset(x_at, start + part * group as i64);
+                let q = b.load(x.param, q_at, Elem::I8, &[x.rows, group as u32], &[x.stride, 1], None);
+                let dot = b.dot_i8(q, g.quants, g.signed, g.max);
+                b.to_f32(dot)
+            };
+            let (high, low) = (plane(b, 0), plane(b, 32));
+            let step = b.float(1.0 / Q8A_STEPS);
+            let dot = b.fma(low, step, high);
             let mut scaled = b.mul(dot, x_scale);
             if g.minimum.is_some() || g.zero != 0.0 {
-                let sum_at = b.offset(x_at, 36);
+                let sum_at = b.offset(x_at, Q8A_SUM);
                 let x_sum = b.load(x.param, sum_at, Elem::F32, &[x.rows, 1], &[x.stride, 4], None);
                 if g.zero != 0.0 {
                     let zero = b.float(-g.zero);

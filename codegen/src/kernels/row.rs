@@ -3,6 +3,13 @@
 use crate::tile::{Builder, Conversion, Elem, Param, Reduction, V};
 use weldment_ir::DType;
 
+/// Steps of the low plane of q8a in one step of the high plane.
+pub const Q8A_STEPS: f64 = 254.0;
+/// Byte offset of the scale in a q8a block, after two planes of 32.
+pub const Q8A_SCALE: i64 = 64;
+/// Byte offset of the sum in a q8a block.
+pub const Q8A_SUM: i64 = 68;
+
 /// Tile element of a plain dtype as it lies in memory.
 pub fn elem_of(dtype: DType) -> Option<Elem> {
     Some(match dtype {
@@ -82,7 +89,8 @@ pub fn store_f32(b: &mut Builder, param: Param, offset: V, dtype: DType, v: V) {
     }
 }
 
-/// One block of quantised activations: d = amax / 127, q = round(v / d), then d and d * sum(q).
+/// One block of quantised activations: d = amax / 127, high = round(v / d), low = round(254 (v / d - high)); both planes,
+/// d, and the sum of the values.
 fn store_q8a(b: &mut Builder, param: Param, offset: V, v: V) {
     let magnitude = b.abs(v);
     let amax = b.reduce(Reduction::Max, magnitude, 0);
@@ -96,16 +104,24 @@ fn store_q8a(b: &mut Builder, param: Param, offset: V, v: V) {
     let inverse = b.select(tiny, zero, inverse);
     let d = b.select(tiny, zero, d);
     let scaled = b.mul(v, inverse);
-    let q = b.round(scaled);
-    let total = b.reduce(Reduction::Sum, q, 0);
+    let high = b.round(scaled);
+    let rest = b.sub(scaled, high);
+    let (steps, step) = (b.float(Q8A_STEPS), b.float(1.0 / Q8A_STEPS));
+    let rest = b.mul(rest, steps);
+    let low = b.round(rest);
+    let value = b.fma(low, step, high);
+    let total = b.reduce(Reduction::Sum, value, 0);
     let total = b.reshape(total, &[]);
     let sum = b.mul(total, d);
-    let q = b.convert(Conversion::FloatToSigned, q, Elem::I32);
-    let q = b.convert(Conversion::Signed, q, Elem::I8);
-    b.store_row(param, offset, q);
-    let at = b.offset(offset, 32);
+    for (plane, at) in [(high, 0), (low, 32)] {
+        let q = b.convert(Conversion::FloatToSigned, plane, Elem::I32);
+        let q = b.convert(Conversion::Signed, q, Elem::I8);
+        let at = b.offset(offset, at);
+        b.store_row(param, at, q);
+    }
+    let at = b.offset(offset, Q8A_SCALE);
     b.store_row(param, at, d);
-    let at = b.offset(offset, 36);
+    let at = b.offset(offset, Q8A_SUM);
     b.store_row(param, at, sum);
 }
 

@@ -7,11 +7,11 @@ fn half_at(block: &[u8], i: usize) -> f32 {
     f16::from_le_bytes([block[2 * i], block[2 * i + 1]]).to_f32()
 }
 
-/// 32 x i8, f32 scale, f32 scale times the sum of the quants (which serves dot products and is not needed here).
-pub(super) fn q8a(block: &[u8; 40], out: &mut [f32; 32]) {
-    let d = f32::from_le_bytes([block[32], block[33], block[34], block[35]]);
-    for (value, q) in out.iter_mut().zip(&block[..32]) {
-        *value = f32::from(*q as i8) * d;
+/// Two planes of 32 x i8, f32 scale, f32 sum of the values (which serves dot products and is not needed here).
+pub(super) fn q8a(block: &[u8; 72], out: &mut [f32; 32]) {
+    let d = f32::from_le_bytes([block[64], block[65], block[66], block[67]]);
+    for ((value, high), low) in out.iter_mut().zip(&block[..32]).zip(&block[32..64]) {
+        *value = (f32::from(*high as i8) + f32::from(*low as i8) / 254.0) * d;
     }
 }
 

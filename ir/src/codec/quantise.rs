@@ -7,15 +7,17 @@ fn inverse(d: f32) -> f32 {
     if d == 0.0 { 0.0 } else { 1.0 / d }
 }
 
-/// Appends the activation block of 32 `values`: quants, scale amax / 127, scale times the sum of the quants.
+/// Appends the activation block of 32 `values`: high plane, low plane in steps of 1/254, scale amax / 127, sum of the values.
 pub(super) fn q8a(values: &[f32], out: &mut Vec<u8>) {
     let d = values.iter().fold(0.0f32, |m, v| m.max(v.abs())) / 127.0;
     let id = inverse(d);
-    let quant = |v: &f32| (v * id).round_ties_even() as i8;
-    out.extend(values.iter().map(|v| quant(v) as u8));
-    let sum: i32 = values.iter().map(|v| i32::from(quant(v))).sum();
+    let high = |v: &f32| (v * id).round_ties_even().clamp(-127.0, 127.0);
+    let low = |v: &f32| ((v * id - high(v)) * 254.0).round_ties_even().clamp(-127.0, 127.0);
+    out.extend(values.iter().map(|v| high(v) as i8 as u8));
+    out.extend(values.iter().map(|v| low(v) as i8 as u8));
+    let sum: f32 = values.iter().map(|v| high(v) + low(v) / 254.0).sum();
     out.extend(d.to_le_bytes());
-    out.extend((d * sum as f32).to_le_bytes());
+    out.extend((d * sum).to_le_bytes());
 }
 
 /// Appends the block of 32 `values`.

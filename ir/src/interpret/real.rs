@@ -170,13 +170,15 @@ pub(crate) fn round_to(dtype: DType, v: f64) -> f64 {
     }
 }
 
-/// One q8a block: d = amax / 127 in f32, q = round(v / d).
+/// One q8a block: d = amax / 127 in f32, high = round(v / d), low = round(254 (v / d - high)).
 fn round_q8a(block: &mut [f64]) {
     let d = block.iter().fold(0.0f32, |m, v| m.max(v.abs() as f32)) / 127.0;
     // 1/d in f32, as the codec and the kernels compute it: a tie must fall to the same side in all three.
     let inverse = if d == 0.0 { 0.0 } else { 1.0 / d };
     for v in block {
-        let q = (*v as f32 * inverse).round_ties_even().clamp(-127.0, 127.0);
-        *v = f64::from(q) * f64::from(d);
+        let scaled = *v as f32 * inverse;
+        let high = scaled.round_ties_even().clamp(-127.0, 127.0);
+        let low = ((scaled - high) * 254.0).round_ties_even().clamp(-127.0, 127.0);
+        *v = (f64::from(high) + f64::from(low) / 254.0) * f64::from(d);
     }
 }

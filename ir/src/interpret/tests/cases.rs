@@ -310,10 +310,10 @@ fn the_table_of_cases_covers_every_op() {
 }
 
 #[test]
-fn q8a_rounds_to_127ths_of_the_block_maximum() {
+fn q8a_rounds_to_254ths_of_127ths_of_the_block_maximum() {
     let mut values = [0.0; 64];
-    (values[0], values[1], values[2], values[40]) = (-127.0, 0.4, 2.6, 0.5);
+    (values[0], values[1], values[2], values[40]) = (-127.0, 1.0 / 600.0, 2.5, 0.5);
     let found = numbers(&run::<F64>(&Op::Cast { dtype: DType::Q8A }, &[(F32, &[2, 32], &values)]).unwrap()[0]);
-    assert_eq!(&found[..4], &[-127.0, 0.0, 3.0, 0.0]);
+    assert_eq!(&found[..4], &[-127.0, 0.0, 2.5, 0.0]);
     assert!((found[40] - 0.5).abs() < 1e-7, "{}", found[40]);
 }
