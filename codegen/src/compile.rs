@@ -1,6 +1,6 @@
 //! From planned graphs to code and launches: builds each kernel once, links them, and binds every launch to its places.
 
-use crate::kernels::{Argument, Request, Tensor};
+use crate::kernels::{Argument, Built, Request, Tensor};
 use crate::llvm::{Emit, HostTarget, LlvmError, compile_host};
 use crate::object::link;
 use crate::select::build;
@@ -118,6 +118,9 @@ struct Unit {
 struct State<'s> {
     target: &'s HostTarget,
     statics: &'s mut dyn Statics,
+    /// Unit by what was asked for.
+    requests: IndexMap<String, usize>,
+    /// Units by text of the tile program and its bindings: variants that ask differently may get the same program.
     units: IndexMap<String, Unit>,
     items: IndexMap<(Vec<u32>, Layout), PackItem>,
     pack_bytes: u64,
@@ -137,6 +140,7 @@ pub fn compile(
     let mut state = State {
         target,
         statics,
+        requests: IndexMap::new(),
         units: IndexMap::new(),
         items: IndexMap::new(),
         pack_bytes: 0,
@@ -223,6 +227,17 @@ impl State<'_> {
         at.map(|i| i as u32).ok_or_else(|| CodegenError::Internal(format!("symbol {name} has no slot")))
     }
 
+    /// The unit of a built kernel, which gets a name if it is new.
+    fn add_unit(&mut self, built: Built) -> usize {
+        let body = format!("{} {:?}", built.kernel, built.arguments);
+        if let Some(index) = self.units.get_index_of(&body) {
+            return index;
+        }
+        let mut kernel = built.kernel;
+        kernel.name = format!("k{}_{}", self.units.len(), kernel.family);
+        self.units.insert_full(body, Unit { kernel, arguments: built.arguments, summary: built.summary }).0
+    }
+
     fn launch(&mut self, variant: &VariantPlan<'_>, step: &Step) -> Result<format::Launch, CodegenError> {
         let graph = variant.graph;
         let copy;
@@ -259,16 +274,15 @@ impl State<'_> {
         };
         let rows_class = variant.max_tokens.min(2);
         let key = format!("{op:?} {:?} {:?} {rows_class}", request.operands, request.results);
-        let index = match self.units.get_index_of(&key) {
-            Some(i) => i,
+        let index = match self.requests.get(&key) {
+            Some(index) => *index,
             None => {
                 let unsupported =
                     |refusal| CodegenError::Unsupported { path: path(), op: op.kind().info().name, refusal };
                 let built = build(&request).map_err(unsupported)?;
-                let mut kernel = built.kernel;
-                kernel.name = format!("k{}_{}", self.units.len(), kernel.family);
-                self.units.insert(key, Unit { kernel, arguments: built.arguments, summary: built.summary });
-                self.units.len() - 1
+                let index = self.add_unit(built);
+                self.requests.insert(key, index);
+                index
             }
         };
         let arguments = self.units[index].arguments.clone();
