@@ -2,6 +2,7 @@
 
 use super::LlvmError;
 use super::lower::lower;
+use crate::select::Choices;
 use crate::tile::{self, Kernel};
 use inkwell::OptimizationLevel;
 use inkwell::attributes::AttributeLoc;
@@ -27,6 +28,8 @@ pub struct HostTarget {
     pub avx_vnni: bool,
     /// `vdpbf16ps`.
     pub avx512_bf16: bool,
+    /// Automatic choices that the user fixed.
+    pub choices: Choices,
     /// Names of the dims block's slots, in order.
     pub symbols: Vec<String>,
 }
@@ -81,6 +84,7 @@ impl HostTarget {
             avx512_vnni: has("avx512vnni"),
             avx_vnni: has("avxvnni"),
             avx512_bf16: has("avx512bf16"),
+            choices: Choices::default(),
             symbols: symbols.to_vec(),
         })
     }

@@ -1,7 +1,10 @@
 //! Kernel selection: which family runs an op, whether it may, and what it costs. The passes ask through [`TargetModel`],
 //! bufferisation through [`KernelNeeds`], code generation through [`build`]; all end in the families' own checks.
 
+mod choices;
 mod cost;
+
+pub use choices::Choices;
 
 use crate::kernels::{
     Built, Request, Tensor, attention, contiguous_last, gather, matmul, norm, pointwise, reduce, refuse, rope,

@@ -31,6 +31,9 @@ pub fn option_list(build: &BuildArgs) -> Vec<(String, String)> {
         }),
     );
     add("fp-policy", build.fp_policy.map(|p| p.numerics().name().to_owned()));
+    let mut set: Vec<String> = build.set.iter().map(|s| format!("{}={}", s.key, s.value)).collect();
+    set.sort();
+    add("set", (!set.is_empty()).then(|| set.join(",")));
     let mut disabled = build.disable.clone();
     disabled.sort();
     add("disable", (!disabled.is_empty()).then(|| disabled.join(",")));
@@ -46,10 +49,6 @@ struct Front {
 }
 
 fn front(model: &Path, build: &BuildArgs, progress: &mut dyn Progress) -> Result<Front, CompileError> {
-    if let Some(setting) = build.set.first() {
-        let message = format!("`{}`; no automatic choice of this build can be set", setting.key);
-        return Err(CompileError::option("--set", message));
-    }
     let mut timeline = Timeline::default();
     let checkpoint = timeline.stage(progress, "read model", || graphs::checkpoint(model, build))?;
     let graph = timeline.stage(progress, "build graph", || graphs::graph(model, &checkpoint, build))?;
@@ -65,21 +64,21 @@ fn front(model: &Path, build: &BuildArgs, progress: &mut dyn Progress) -> Result
 pub fn reports(model: &Path, build: &BuildArgs) -> Result<Reports, CompileError> {
     let mut bars = Bars::new();
     let mut front = front(model, build, &mut bars)?;
-    let fusion = graphs::fusion_options(build);
+    let fusion = graphs::fusion_options(build)?;
     let planned = plan_targets(&front.graph, &build.target, &fusion, &mut front.timeline, &mut bars)?;
     Ok(driver::reports(&planned))
 }
 
-fn compile_options(build: &BuildArgs, max_seq: u64, emit: Emit) -> CompileOptions {
-    CompileOptions {
+fn compile_options(build: &BuildArgs, max_seq: u64, emit: Emit) -> Result<CompileOptions, CompileError> {
+    Ok(CompileOptions {
         targets: build.target.clone(),
-        fusion: graphs::fusion_options(build),
+        fusion: graphs::fusion_options(build)?,
         embed: build.weights == WeightsArg::Embed,
         max_seq,
         emit,
         recorded: option_list(build),
         threads: build.threads.unwrap_or_else(weldment_runtime::cpu::default_threads),
-    }
+    })
 }
 
 /// Compiles `model` to `output` with nothing printed but progress.
@@ -88,7 +87,7 @@ fn compile_options(build: &BuildArgs, max_seq: u64, emit: Emit) -> CompileOption
 /// Any bad input; see [`CompileError`].
 pub fn compile_to(model: &Path, build: &BuildArgs, output: &Path, bars: &mut Bars) -> Result<(), CompileError> {
     let mut front = front(model, build, bars)?;
-    let options = compile_options(build, front.max_seq, Emit::default());
+    let options = compile_options(build, front.max_seq, Emit::default())?;
     let planned = plan_targets(&front.graph, &options.targets, &options.fusion, &mut front.timeline, bars)?;
     let Front { graph, checkpoint, timeline, .. } = &mut front;
     build_artifact(graph, checkpoint, &planned, &options, output, timeline, bars)?;
@@ -107,7 +106,7 @@ pub fn compile(args: &CompileArgs) -> Result<(), CompileError> {
         return finish(args, &front.timeline, &mut bars);
     }
     let emit = Emit { llvm: args.emit.contains(&Form::Llvm), asm: args.emit.contains(&Form::Asm) };
-    let options = compile_options(&args.build, front.max_seq, emit);
+    let options = compile_options(&args.build, front.max_seq, emit)?;
     let planned = plan_targets(&front.graph, &options.targets, &options.fusion, &mut front.timeline, &mut bars)?;
     for target in &planned {
         for variant in &target.variants {

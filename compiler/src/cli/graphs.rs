@@ -8,6 +8,7 @@ use crate::driver::{self, CompileError, EntryOptions, FusionOptions};
 use crate::frontend::{Checkpoint, WeightSource};
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
+use weldment_codegen::select::Choices;
 use weldment_ir::Graph;
 use weldment_runtime::cli::SessionArgs;
 
@@ -36,12 +37,20 @@ pub fn entry_options(build: &BuildArgs) -> Result<EntryOptions, CompileError> {
 }
 
 /// Fusion as asked for.
-pub fn fusion_options(build: &BuildArgs) -> FusionOptions {
-    FusionOptions {
+///
+/// # Errors
+/// If `--set` names no choice, or a value that it does not take.
+pub fn fusion_options(build: &BuildArgs) -> Result<FusionOptions, CompileError> {
+    let mut choices = Choices::default();
+    for setting in &build.set {
+        choices.set(&setting.key, &setting.value).map_err(|e| CompileError::option("--set", e))?;
+    }
+    Ok(FusionOptions {
         fp_policy: build.fp_policy.map(|p| p.numerics()),
         disabled: build.disable.iter().cloned().collect(),
         require: build.require.clone(),
-    }
+        choices,
+    })
 }
 
 /// Where weights come from.

@@ -80,9 +80,18 @@ fn rows() -> Vec<Row> {
         default: None,
         doc: "for --disable, --require and the report's coverage".to_owned(),
     };
+    let setting = |(name, values, doc): &(&str, &[u32], &str)| Row {
+        name: (*name).to_owned(),
+        kind: "setting",
+        commands: Vec::new(),
+        values: values.iter().map(u32::to_string).collect(),
+        default: None,
+        doc: (*doc).to_owned(),
+    };
+    let settings = weldment_codegen::select::Choices::TABLE.iter().map(setting);
     let rules = weldment_passes::rules::all().into_iter().map(rule);
     let fusions = weldment_passes::rules::GROUPS.iter().map(fusion);
-    options.into_values().chain(fusions).chain(rules).chain(environment).collect()
+    options.into_values().chain(settings).chain(fusions).chain(rules).chain(environment).collect()
 }
 
 /// Prints the table.

@@ -122,7 +122,7 @@ pub fn verify(args: &VerifyArgs) -> Result<(), CompileError> {
     let mut bars = Bars::new();
     let checkpoint = graphs::checkpoint(&args.model, &args.build)?;
     let graph = graphs::graph(&args.model, &checkpoint, &args.build)?;
-    let fusion = graphs::fusion_options(&args.build);
+    let fusion = graphs::fusion_options(&args.build)?;
     let class = fusion.fp_policy.unwrap_or_else(|| Numerics::default_for(&graph));
     let exact = FusionOptions { fp_policy: Some(class.min(Numerics::Reassoc)), require: Vec::new(), ..fusion.clone() };
     let mut timeline = Timeline::default();

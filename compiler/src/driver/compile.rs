@@ -75,7 +75,8 @@ pub fn plan_targets(
     let names: Vec<String> = graph.symbols().keys().map(|s| s.to_string()).collect();
     let mut out: Vec<PlannedTarget> = Vec::new();
     for name in targets {
-        let target = HostTarget::named(name, &names).map_err(|e| CompileError::option("--target", e))?;
+        let mut target = HostTarget::named(name, &names).map_err(|e| CompileError::option("--target", e))?;
+        target.choices = fusion.choices;
         if out.iter().any(|t| t.target.name == target.name) {
             return Err(CompileError::option("--target", format!("{name} is given twice")));
         }

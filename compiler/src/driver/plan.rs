@@ -18,6 +18,8 @@ pub struct FusionOptions {
     pub disabled: BTreeSet<String>,
     /// `FUSION=N`, `FUSION>=N`, `FUSION=all`.
     pub require: Vec<String>,
+    /// Choices of kernel selection that the user fixed.
+    pub choices: weldment_codegen::select::Choices,
 }
 
 /// A variant ready for code generation.

@@ -1,0 +1,54 @@
+//! Automatic choices of kernel selection that a user may fix with `--set KEY=VALUE`, declared once.
+
+macro_rules! choices {
+    ($($(#[doc = $doc:literal])+ $name:ident: $($value:literal)|+;)*) => {
+        /// Choices that the user fixed; the others stay automatic.
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        pub struct Choices { $($(#[doc = $doc])+ pub $name: Option<u32>,)* }
+
+        impl Choices {
+            /// Key, accepted values and doc line of each choice.
+            pub const TABLE: &'static [(&'static str, &'static [u32], &'static str)] =
+                &[$((stringify!($name), &[$($value),+], concat!($($doc),+).trim_ascii()),)*];
+
+            /// Fixes one choice.
+            ///
+            /// # Errors
+            /// If there is no such choice or it does not take the value; names what is accepted.
+            pub fn set(&mut self, key: &str, value: &str) -> Result<(), String> {
+                let slot = match key {
+                    $(stringify!($name) => &mut self.$name,)*
+                    other => {
+                        let known: Vec<&str> = Self::TABLE.iter().map(|(name, ..)| *name).collect();
+                        return Err(format!("`{other}`; {} is accepted", known.join(" or ")));
+                    }
+                };
+                let accepted = Self::TABLE.iter().find(|(name, ..)| *name == key).map_or(&[][..], |(_, values, _)| values);
+                *slot = value.parse().ok().filter(|v| accepted.contains(v));
+                if slot.is_some() { Ok(()) } else { Err(format!("{key}={value}; one of {accepted:?} is accepted")) }
+            }
+        }
+    };
+}
+
+choices! {
+    /// Rows of activations per program of a matrix product with many tokens [default: 4, or 8 with AVX-512].
+    gemm_rows: 1 | 2 | 4 | 8 | 16;
+    /// Query heads per attention program: 1 spreads heads over threads, 2 shares keys and values within a group of heads
+    /// [default: 1 for one token, else 2].
+    attention_sharing: 1 | 2;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Choices;
+
+    #[test]
+    fn only_listed_values_are_taken() {
+        let mut choices = Choices::default();
+        assert!(choices.set("gemm_rows", "8").is_ok());
+        assert_eq!(choices.gemm_rows, Some(8));
+        assert!(choices.set("gemm_rows", "3").is_err());
+        assert!(choices.set("nothing", "1").unwrap_err().contains("gemm_rows"));
+    }
+}
