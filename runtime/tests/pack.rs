@@ -117,7 +117,7 @@ fn every_decodable_format_as_floats() {
     for dtype in BLOCKS.into_iter().chain([DType::F32, DType::F16, DType::BF16]) {
         check(dtype, &[7, 5], 256, Layout::Raw(Raw { dtype: DType::F32 }));
         for n_tile in [4, 16] {
-            let rows_interleaved = RowsInterleaved { dtype: DType::F32, n_tile, pair_interleave: false };
+            let rows_interleaved = RowsInterleaved { dtype: DType::F32, n_tile, pair_interleave: false, k_pair: false };
             check(dtype, &[7, 30], 256, Layout::RowsInterleaved(rows_interleaved));
             check(
                 dtype,
@@ -128,9 +128,34 @@ fn every_decodable_format_as_floats() {
         }
     }
     for dtype in [DType::F16, DType::BF16] {
-        check(dtype, &[33], 96, Layout::RowsInterleaved(RowsInterleaved { dtype, n_tile: 16, pair_interleave: false }));
+        for k_pair in [false, true] {
+            let rows_interleaved = RowsInterleaved { dtype, n_tile: 16, pair_interleave: false, k_pair };
+            for k in [1, 96, 97] {
+                check(dtype, &[33], k, Layout::RowsInterleaved(rows_interleaved));
+                check(dtype, &[7, 30], k, Layout::RowsInterleaved(rows_interleaved));
+                let pair = RowsInterleaved { pair_interleave: true, ..rows_interleaved };
+                check(dtype, &[19, 19], k, Layout::RowsInterleaved(pair));
+            }
+        }
         check(dtype, &[33], 96, Layout::Raw(Raw { dtype }));
     }
+}
+
+#[test]
+fn k_pairs_are_adjacent() {
+    let layout = RowsInterleaved { dtype: DType::BF16, n_tile: 2, pair_interleave: false, k_pair: true };
+    let (source, bytes) = packed(DType::BF16, &[3], 3, Layout::RowsInterleaved(layout), 1);
+    // (row, k) in pack order; K and N are odd, so the last pair and the last tile are padded.
+    let first = [Some((0, 0)), Some((0, 1)), Some((1, 0)), Some((1, 1)), Some((0, 2)), None, Some((1, 2)), None];
+    let second = [Some((2, 0)), Some((2, 1)), None, None, Some((2, 2)), None, None, None];
+    let element = |at: &Option<(usize, usize)>| {
+        at.map_or([0, 0], |(row, k)| {
+            let at = (row * 3 + k) * 2;
+            [source.0[0][at], source.0[0][at + 1]]
+        })
+    };
+    let expected: Vec<u8> = first.iter().chain(&second).flat_map(element).collect();
+    assert_eq!(bytes, expected);
 }
 
 #[test]
@@ -173,6 +198,14 @@ fn what_does_not_fit_is_refused() {
         AffineBlocks { signed: true, ..q4_1 },
     ] {
         assert_eq!(Layout::AffineBlocks(odd).packed_bytes(&[8], 32), None);
+    }
+    // Pairs are of 16-bit elements.
+    for (dtype, bytes) in [(DType::F32, None), (DType::I8, None), (DType::F16, Some(2 * 17 * 8 * 4))] {
+        let paired =
+            Layout::RowsInterleaved(RowsInterleaved { dtype, n_tile: 8, pair_interleave: false, k_pair: true });
+        assert_eq!(paired.packed_bytes(&[9], 33), bytes);
+        assert_eq!(paired.packed_bytes(&[1], u64::MAX), None);
+        assert_eq!(weldment_runtime::pack::tiles::refusal(&paired, DType::BF16).is_some(), bytes.is_none());
     }
     assert_eq!(Layout::AffineBlocks(q4_1).packed_bytes(&[8], 33), None);
     assert_eq!(Layout::AffineBlocks(q4_1).packed_bytes(&[u64::MAX, 8], 32), None);

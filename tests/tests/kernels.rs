@@ -175,6 +175,45 @@ fn matmul_epilogues() {
     }
 }
 
+/// Products of bf16 by bf16: f32 sums, and the same rounded to bf16.
+#[test]
+fn bf16_activations_and_weights() {
+    // K of one pair, odd, and with tails of every width; N below a tile, whole tiles and ragged; M with and without tails.
+    for (t, max, n, k) in
+        [(1, 1, 1, 2), (1, 1, 17, 33), (3, 7, 16, 1), (5, 64, 40, 24), (8, 8, 32, 62), (13, 16, 65, 100)]
+    {
+        for (dtype, tolerance) in [(DType::F32, 1e-5), (DType::BF16, 8e-3)] {
+            let mut c = Case::new(t, max);
+            let x = c.input("x", DType::BF16, dims(&[sym("T"), Dim::Const(k)]));
+            let r = c.input("r", dtype, dims(&[sym("T"), Dim::Const(n)]));
+            let w = c.weight("w", DType::BF16, &[n, k]);
+            let u = c.weight("u", DType::BF16, &[n, k]);
+            let bias = c.weight("bias", DType::BF16, &[n]);
+            let outputs = [
+                c.push(Op::Matmul { dtype }, &[x, w]),
+                c.push(Op::MatmulAdd { dtype }, &[x, w, r]),
+                c.push(Op::MatmulAdd { dtype }, &[x, w, bias]),
+                c.push(Op::MatmulSiluMul { dtype }, &[x, w, u]),
+            ];
+            c.check(&outputs, tolerance);
+        }
+    }
+}
+
+/// The embedding's rows and the logits read one table, in k pairs where the hidden size is even.
+#[test]
+fn tied_bf16_tables() {
+    for (h, dtype) in [(2, DType::BF16), (38, DType::BF16), (38, DType::F32), (33, DType::BF16)] {
+        let mut c = Case::new(5, 6);
+        let ids = c.input("ids", DType::I32, dims(&[sym("T")]));
+        c.given.insert("ids".into(), Stored::ints(&[5], &[20, 0, 7, 16, 8]));
+        let table = c.weight("table", DType::BF16, &[21, h]);
+        let rows = c.push(Op::Gather { dtype }, &[table, ids]);
+        let logits = c.push(Op::Matmul { dtype: DType::F32 }, &[rows, table]);
+        c.check(&[rows, logits], 1e-5);
+    }
+}
+
 #[test]
 fn merged_weights_and_slices() {
     let mut c = Case::new(5, 8);

@@ -2,7 +2,7 @@
 //! are packed once.
 
 use super::row::{elem_of, for_row, load_f32, load_index, store_f32};
-use super::weights::matrix_layout;
+use super::weights::{matrix_layout, stored_elem};
 use super::{Argument, Built, Request, RowSpace, contiguous_last, last_dim, require, row_stride};
 use crate::tile::{Access, Binary, Builder, Conversion, Elem, Param, V};
 use weldment_ir::Dim;
@@ -152,18 +152,18 @@ fn blocks_row(b: &mut Builder, table: Param, base: V, lane: V, layout: &AffineBl
 }
 
 fn interleaved_row(b: &mut Builder, table: Param, base: V, lane: V, layout: &RowsInterleaved, h: u64, sink: &Sink) {
-    let elem = match layout.dtype {
-        weldment_runtime::DType::F16 => Elem::F16,
-        weldment_runtime::DType::BF16 => Elem::BF16,
-        _ => Elem::F32,
-    };
+    let elem = stored_elem(layout);
+    // What one row has in one place: an element or, with even h and so even widths, a pair.
+    let word = if layout.k_pair { Elem::I32 } else { elem };
+    let together = layout.k_step() as u32;
     let step = i64::from(layout.n_tile) * elem.bytes() as i64;
-    let own = b.scale(lane, elem.bytes() as i64);
+    let own = b.scale(lane, word.bytes() as i64);
     let first = b.add(base, own);
     for_row(b, h, 8, &[], |b, i, width, _| {
         let at = b.scale(i, step);
         let at = b.add(first, at);
-        let v = b.load(table, at, elem, &[width], &[step], None);
+        let v = b.load(table, at, word, &[width / together], &[step * i64::from(together)], None);
+        let v = b.bitcast(v, elem);
         let v = b.to_f32(v);
         let at = b.scale(i, sink.dtype.block_bytes() as i64);
         let at = b.add(sink.row, at);

@@ -3,7 +3,7 @@
 //! A program computes an [m_tile, n_tile] tile of the result over all of K. Weights lie one lane per output row, so the
 //! inner step is a broadcast of x against a vector of weights, for one token (gemv) and for many (gemm) alike.
 
-use super::weights::{load_group, load_rows, matrix_layout};
+use super::weights::{load_group, load_pairs, load_rows, matrix_layout};
 use super::{Argument, Built, Request, RowSpace, bytes_of, contiguous_last, last_dim, refuse, require, row_stride};
 use crate::kernels::row::{Q8A_SCALE, Q8A_STEPS, Q8A_SUM, elem_of};
 use crate::tile::{Access, Builder, Compare, Conversion, Elem, Param, V};
@@ -69,7 +69,7 @@ fn addend_stride(r: &Request<'_>) -> Result<i64, Refusal> {
 
 /// Rows per program: one for decode, else as many as leave the accumulators in registers.
 fn row_tile(r: &Request<'_>, rows: &RowSpace) -> u32 {
-    let wide = if r.target.lanes == 16 { 8 } else { 4 };
+    let wide = r.target.choices.gemm_rows.unwrap_or(if r.target.lanes == 16 { 8 } else { 4 });
     match &rows.symbol {
         // Rows past the symbol's value are computed into the padding that bufferisation leaves (16 rows).
         Some(s) if s == "T" && r.max_tokens > 1 => wide,
@@ -281,16 +281,24 @@ fn load_left(b: &mut Builder, x: &Left<'_>, at: V, elem: Elem, width: u32) -> V 
     b.to_f32(tile)
 }
 
+/// Float activations and weights. Where both are bf16, k pairs go to the bf16 dot as they lie; else both widen to f32.
 fn float_product(b: &mut Builder, x: &Left<'_>, w: Param, at: V, layout: &RowsInterleaved, k: u64) -> V {
     let elem = elem_of(x.ty.dtype).unwrap_or(Elem::F32);
     let row_bytes = i64::from(layout.n_tile) * layout.dtype.block_bytes() as i64;
+    let pairs = layout.k_pair && x.ty.dtype == DType::BF16;
     let init = b.float_tile(&[x.rows, layout.n_tile], 0.0);
     super::row::for_row(b, k, 8, &[init], |b, i, width, carried| {
         let w_at = b.scale(i, row_bytes);
         let w_at = b.add(at, w_at);
-        let values = load_rows(b, w, w_at, layout, width);
         let x_at = b.scale(i, elem.bytes() as i64);
         let x_at = b.add(x.base, x_at);
+        if pairs {
+            // K is even, and so is every width.
+            let values = load_pairs(b, w, w_at, layout, width);
+            let left = b.load(x.param, x_at, elem, &[x.rows, width], &[x.stride, elem.bytes() as i64], None);
+            return vec![b.dot_bf16(carried[0], left, values)];
+        }
+        let values = load_rows(b, w, w_at, layout, width);
         let left = load_left(b, x, x_at, elem, width);
         vec![b.dot(carried[0], left, values)]
     })[0]
@@ -335,5 +343,39 @@ pub fn weight_bytes(w: &TensorType) -> f64 {
             shape[..shape.len() - 1].iter().product::<u64>() as f64 * bytes_of(w.dtype, shape[shape.len() - 1]) as f64
         }
         None => 0.0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{DType, Op, Request, TensorType, build};
+    use crate::kernels::Tensor;
+    use crate::llvm::HostTarget;
+    use weldment_ir::Dim;
+
+    /// The tile program of [4, k] x [32, k].
+    fn program(x: DType, w: DType, k: u64) -> String {
+        let target = HostTarget::named("x86-64-v4", &[]).expect("a known target");
+        let tensor = |dtype, rows, columns| {
+            Tensor::contiguous(&TensorType { dtype, shape: vec![Dim::Const(rows), Dim::Const(columns)] })
+        };
+        let request = Request {
+            op: &Op::Matmul { dtype: DType::F32 },
+            operands: vec![tensor(x, 4, k), Tensor { is_static: true, ..tensor(w, 32, k) }],
+            results: vec![tensor(DType::F32, 4, 32)],
+            used: vec![true],
+            max_tokens: 1,
+            target: &target,
+        };
+        build(&request).expect("a matmul the family takes").kernel.to_string()
+    }
+
+    #[test]
+    fn bf16_by_bf16_takes_the_bf16_dot() {
+        assert!(program(DType::BF16, DType::BF16, 38).contains("dot_bf16"));
+        for (x, w, k) in [(DType::BF16, DType::BF16, 37), (DType::F32, DType::BF16, 38), (DType::BF16, DType::F16, 38)]
+        {
+            assert!(!program(x, w, k).contains("dot_bf16"), "{x} {w} {k}");
+        }
     }
 }

@@ -16,7 +16,9 @@ pub fn matrix_layout(dtype: DType, k: u64, target: &HostTarget, pair_interleave:
     let n_tile = target.lanes;
     let layout = match runtime {
         Some(d @ (weldment_runtime::DType::F32 | weldment_runtime::DType::F16 | weldment_runtime::DType::BF16)) => {
-            Layout::RowsInterleaved(RowsInterleaved { dtype: d, n_tile, pair_interleave })
+            // One layout per dtype and K, whatever reads it: a tied embedding is packed once for its gather and its matmul.
+            let k_pair = d == weldment_runtime::DType::BF16 && k.is_multiple_of(2);
+            Layout::RowsInterleaved(RowsInterleaved { dtype: d, n_tile, pair_interleave, k_pair })
         }
         Some(d) => match weldment_runtime::pack::layout_for(d, n_tile) {
             Some(blocks) => Layout::AffineBlocks(AffineBlocks { pair_interleave, ..blocks }),
@@ -127,14 +129,44 @@ impl Group {
     }
 }
 
-/// `k_tile` rows of an interleaved float matrix as f32 [k_tile, n_tile], from byte `offset`.
-pub fn load_rows(b: &mut Builder, param: Param, offset: V, layout: &RowsInterleaved, k_tile: u32) -> V {
-    let elem = match layout.dtype {
+/// Tile element of an interleaved float matrix.
+pub fn stored_elem(layout: &RowsInterleaved) -> Elem {
+    match layout.dtype {
         weldment_runtime::DType::F16 => Elem::F16,
         weldment_runtime::DType::BF16 => Elem::BF16,
         _ => Elem::F32,
-    };
+    }
+}
+
+/// `k_tile` (even) rows of a bf16 matrix in k pairs as [k_tile / 2, 2 n_tile], from byte `offset`: the right side of `dot_bf16`.
+pub fn load_pairs(b: &mut Builder, param: Param, offset: V, layout: &RowsInterleaved, k_tile: u32) -> V {
+    let lanes = 2 * layout.n_tile;
+    b.load(param, offset, Elem::BF16, &[k_tile / 2, lanes], &[2 * i64::from(lanes), 2], None)
+}
+
+/// `k_tile` rows of an interleaved float matrix as f32 [k_tile, n_tile], from byte `offset`; `k_tile` is even where k comes in
+/// pairs.
+pub fn load_rows(b: &mut Builder, param: Param, offset: V, layout: &RowsInterleaved, k_tile: u32) -> V {
+    if layout.k_pair {
+        let pairs = load_pairs(b, param, offset, layout, k_tile);
+        return widen_pairs(b, pairs);
+    }
+    let elem = stored_elem(layout);
     let row = i64::from(layout.n_tile) * elem.bytes() as i64;
     let tile = b.load(param, offset, elem, &[k_tile, layout.n_tile], &[row, elem.bytes() as i64], None);
     b.to_f32(tile)
+}
+
+/// bf16 pairs [k / 2, 2 n] as f32 [k, n]. A bf16 is the upper half of its f32, so a shift and a mask of whole words do.
+fn widen_pairs(b: &mut Builder, pairs: V) -> V {
+    let words = b.bitcast(pairs, Elem::I32);
+    let (half, upper) = (b.int_of(Elem::I32, &[], 16), b.int_of(Elem::I32, &[], !0xffff));
+    let even = b.binary(Binary::Shl, words, half);
+    let odd = b.binary(Binary::And, words, upper);
+    let (even, odd) = (b.bitcast(even, Elem::F32), b.bitcast(odd, Elem::F32));
+    let mut rows = Vec::new();
+    for pair in 0..b.ty(words).shape[0] {
+        rows.extend([b.row(even, pair), b.row(odd, pair)]);
+    }
+    b.stack(&rows)
 }

@@ -46,7 +46,8 @@ impl<'c> Lower<'c, '_> {
         Ok(out)
     }
 
-    /// Pairs of bf16: `vdpbf16ps` where the CPU has it, else two fused multiply-adds on widened values.
+    /// Pairs of bf16: `vdpbf16ps` where the CPU has it, else two fused multiply-adds on widened values. The two differ in
+    /// rounding alone, and in that `vdpbf16ps` takes subnormals for zero.
     pub fn dot_bf16(&mut self, acc: V, a: V, b: V) -> Result<Rows<'c>, LlvmError> {
         let mut out = self.get(acc)?.clone();
         let right = self.get(b)?.clone();
@@ -218,5 +219,37 @@ impl<'c> Lower<'c, '_> {
             }
         }
         Ok(out)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::llvm::{Emit, HostTarget, compile_host};
+    use crate::tile::{Access, Builder, Elem};
+
+    /// Assembly of [4, 16] += [4, 8] [8, 16] in bf16 for an AVX-512 machine.
+    fn assembly(avx512_bf16: bool) -> String {
+        let mut target = HostTarget::named("x86-64-v4", &[]).expect("a known target");
+        if avx512_bf16 {
+            target.features.push_str(",+avx512bf16");
+            target.avx512_bf16 = true;
+        }
+        let mut b = Builder::new("test");
+        let (x, w, out) = (b.param("x", Access::Read), b.param("w", Access::Read), b.param("out", Access::Write));
+        let (zero, acc) = (b.int(0), b.float_tile(&[4, 16], 0.0));
+        let left = b.load(x, zero, Elem::BF16, &[4, 8], &[16, 2], None);
+        let right = b.load(w, zero, Elem::BF16, &[4, 32], &[64, 2], None);
+        let sum = b.dot_bf16(acc, left, right);
+        b.store(out, zero, &[64, 4], sum, None);
+        let emit = Emit { llvm: false, asm: true };
+        compile_host(&[&b.finish("dot".into())], &target, emit).expect("a well-formed kernel").asm.expect("assembly")
+    }
+
+    #[test]
+    fn bf16_pairs_take_one_instruction_where_the_cpu_has_it() {
+        let (with, without) = (assembly(true), assembly(false));
+        assert_eq!(with.matches("vdpbf16ps").count(), 4 * 4, "{with}");
+        assert!(!with.contains("vfmadd"), "{with}");
+        assert!(!without.contains("vdpbf16ps") && without.contains("vfmadd"), "{without}");
     }
 }

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 pub enum Layout {
     /// The logical bytes as they are; sources one after the other.
     Raw(Raw),
-    /// `[ceil(N / n_tile)][K][n_tile]`, rows past N are zero.
+    /// `[ceil(N / n_tile)][K][n_tile]`, or with pairs of k adjacent; rows past N are zero.
     RowsInterleaved(RowsInterleaved),
     /// Quants with scales and minima by tile and group.
     AffineBlocks(AffineBlocks),
@@ -26,7 +26,8 @@ pub struct Raw {
     pub dtype: DType,
 }
 
-/// A float matrix `[N, K]` as `[ceil(N / n_tile)][K][n_tile]`. Several sources are concatenated along N.
+/// A float matrix `[N, K]` as `[ceil(N / n_tile)][K][n_tile]`, or as `[ceil(N / n_tile)][ceil(K / 2)][n_tile][2]` with `k_pair`.
+/// Several sources are concatenated along N.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct RowsInterleaved {
     /// Element type in the pack: f32, f16 or bf16; sources of a narrower float type widen exactly, block formats decode to f32.
@@ -36,6 +37,10 @@ pub struct RowsInterleaved {
     /// Two sources of equal N, alternating tile by tile: tile 0 of the first, tile 0 of the second, tile 1 of the first, ...
     #[serde(default, skip_serializing_if = "is_false")]
     pub pair_interleave: bool,
+    /// Elements 2i and 2i + 1 of a row are adjacent: one 32-bit lane, as dots of 16-bit pairs read them. Only for f16 and bf16;
+    /// where K is odd, the second element of the last pair is zero.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub k_pair: bool,
 }
 
 /// A block-quantised matrix `[N, K]` as `[ceil(N / n_tile)][K / group]` blocks of
@@ -119,11 +124,27 @@ impl Layout {
 }
 
 impl RowsInterleaved {
-    /// Bytes of one tile of `n_tile` rows and all `k` columns.
+    /// True if the fields agree with each other and with what the packer knows.
+    pub const fn is_well_formed(&self) -> bool {
+        match self.dtype {
+            DType::F32 => !self.k_pair,
+            DType::F16 | DType::BF16 => true,
+            _ => false,
+        }
+    }
+
+    /// Elements of one row that lie together.
+    pub const fn k_step(&self) -> usize {
+        1 + self.k_pair as usize
+    }
+
+    /// Bytes of one tile of `n_tile` rows and all `k` columns; `None` on overflow, or if the layout is malformed.
     pub fn tile_bytes(&self, k: u64) -> Option<u64> {
-        let ok = matches!(self.dtype, DType::F32 | DType::F16 | DType::BF16);
-        let element = self.dtype.block_bytes() as u64;
-        if ok { k.checked_mul(u64::from(self.n_tile))?.checked_mul(element) } else { None }
+        if !self.is_well_formed() {
+            return None;
+        }
+        let padded = k.checked_next_multiple_of(self.k_step() as u64)?;
+        padded.checked_mul(u64::from(self.n_tile))?.checked_mul(self.dtype.block_bytes() as u64)
     }
 }
 

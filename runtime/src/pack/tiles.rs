@@ -8,7 +8,7 @@ use crate::dtype::DType;
 pub fn refusal(layout: &Layout, dtype: DType) -> Option<String> {
     let ok = match layout {
         Layout::Raw(l) => l.dtype == dtype || (is_decodable(dtype) && is_plain_float(l.dtype)),
-        Layout::RowsInterleaved(l) => is_decodable(dtype) && is_plain_float(l.dtype),
+        Layout::RowsInterleaved(l) => is_decodable(dtype) && l.is_well_formed(),
         Layout::AffineBlocks(l) => block_format(dtype).is_some_and(|f| f.fits(l)),
     };
     if ok { None } else { Some(format!("{dtype} cannot be packed into {layout:?}")) }
@@ -66,24 +66,27 @@ fn rows_interleaved(
     scratch: &mut Vec<f32>,
 ) {
     let (n_tile, element) = (l.n_tile as usize, l.dtype.block_bytes());
+    // What one row has in one place: an element or a pair.
+    let word = element * l.k_step();
     scratch.resize(k, 0.0);
-    let mut encoded = vec![0u8; k * element];
+    let mut padded = vec![0u8; (k * element).next_multiple_of(word)];
     for (lane, row) in rows.iter().enumerate() {
+        let encoded = &mut padded[..k * element];
         if row.is_empty() {
             encoded.fill(0);
         } else if l.dtype == dtype {
             encoded.copy_from_slice(row);
         } else {
             decode_row(dtype, row, scratch);
-            encode_row(l.dtype, scratch, &mut encoded);
+            encode_row(l.dtype, scratch, encoded);
         }
-        let columns = out.chunks_exact_mut(n_tile * element);
-        if element == 4 {
-            for (column, e) in columns.zip(encoded.chunks_exact(4)) {
+        let columns = out.chunks_exact_mut(n_tile * word);
+        if word == 4 {
+            for (column, e) in columns.zip(padded.chunks_exact(4)) {
                 column[lane * 4..lane * 4 + 4].copy_from_slice(e);
             }
         } else {
-            for (column, e) in columns.zip(encoded.chunks_exact(2)) {
+            for (column, e) in columns.zip(padded.chunks_exact(2)) {
                 column[lane * 2..lane * 2 + 2].copy_from_slice(e);
             }
         }

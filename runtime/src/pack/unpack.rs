@@ -39,7 +39,10 @@ fn scalar(dtype: DType, bytes: &[u8], index: usize) -> f32 {
 fn element(layout: &Layout, tile: &[u8], lane: usize, column: usize) -> f32 {
     match layout {
         Layout::Raw(l) => scalar(l.dtype, tile, column),
-        Layout::RowsInterleaved(l) => scalar(l.dtype, tile, column * l.n_tile as usize + lane),
+        Layout::RowsInterleaved(l) => {
+            let step = l.k_step();
+            scalar(l.dtype, tile, (column / step * l.n_tile as usize + lane) * step + column % step)
+        }
         Layout::AffineBlocks(l) => affine(l, tile, lane, column),
     }
 }
