@@ -6,11 +6,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use weldment_codegen::llvm::{Emit, HostTarget};
 use weldment_codegen::select::HostLibrary;
-use weldment_codegen::{Statics, VariantPlan, compile};
-use weldment_ir::generate::Random;
-use weldment_ir::interpret::{Binding, Bindings, Bytes, F64, Options, interpret};
+use weldment_codegen::{Compiled, Statics, VariantPlan, compile};
+use weldment_ir::generate::{Random, random_bindings};
+use weldment_ir::interpret::{Binding, BindingData, Bindings, Bytes, F64, Options, interpret};
 use weldment_ir::{DType, Dim, Graph, Op, TensorType, Value, codec};
-use weldment_passes::buffer::{External, bufferise};
+use weldment_passes::buffer::{BufferPlan, External, bufferise};
 use weldment_runtime::artifact::{
     Arg, Manifest, Model, Pack, Program, Region, Symbol, Target, Tensor, TensorPlace, WeightMode, Weights,
 };
@@ -188,6 +188,28 @@ pub fn fill(graph: &Graph, dims: &BTreeMap<String, u64>, given: Values, seed: u6
     values
 }
 
+/// Random values for every leaf that `given` lacks; integers are valid for the ops that read them.
+///
+/// # Errors
+/// If a symbol has no size or a leaf is too large.
+pub fn random_values(
+    graph: &Graph,
+    dims: &BTreeMap<String, u64>,
+    mut given: Values,
+    seed: u64,
+) -> Result<Values, String> {
+    for (name, binding) in random_bindings(graph, dims, seed).map_err(|e| e.to_string())?.iter() {
+        if let BindingData::Ints(ints) = &binding.data
+            && !given.contains_key(name)
+        {
+            let shape: Vec<u64> = binding.shape.iter().map(|d| *d as u64).collect();
+            let ints: Vec<i32> = ints.iter().map(|n| *n as i32).collect();
+            given.insert(name.to_owned(), Stored::ints(&shape, &ints));
+        }
+    }
+    Ok(fill(graph, dims, given, seed))
+}
+
 /// Outputs by the f64 interpreter.
 ///
 /// # Errors
@@ -243,6 +265,41 @@ fn collect(external: &External, bytes: &[u8], shape: &[u64]) -> Result<Vec<f64>,
         .collect())
 }
 
+/// A graph compiled for one target.
+struct Build<'a> {
+    target: HostTarget,
+    plan: BufferPlan,
+    compiled: Compiled,
+    statics: Static<'a>,
+}
+
+fn build<'a>(graph: &Graph, values: &'a Values, target: &str) -> Result<Build<'a>, String> {
+    let symbols: Vec<String> = graph.symbols().keys().map(|s| s.to_string()).collect();
+    let target = HostTarget::named(target, &symbols)?;
+    let library = library(graph, &target);
+    let plan = bufferise(graph, &library).map_err(|e| e.to_string())?;
+    let mut statics = Static { values, tensors: Vec::new(), bytes: Vec::new() };
+    let variant = VariantPlan { graph, plan: &plan, max_tokens: library.max_tokens, guards: Vec::new() };
+    let compiled = compile(&[variant], &target, &mut statics, Emit::default()).map_err(|e| e.to_string())?;
+    Ok(Build { target, plan, compiled, statics })
+}
+
+/// The kernels of `target` for the tokens that `graph` may have.
+pub fn library(graph: &Graph, target: &HostTarget) -> HostLibrary {
+    HostLibrary { target: target.clone(), max_tokens: graph.symbols().get("T").map_or(1, |r| r.max) }
+}
+
+/// Tile programs of a graph's kernels for `target`.
+///
+/// # Errors
+/// Any stage's, as text.
+pub fn tile_programs(graph: &Graph, target: &str) -> Result<String, String> {
+    // Weights computed at compile time need values, though code does not depend on them.
+    let least = graph.symbols().iter().map(|(name, range)| (name.to_string(), range.min)).collect();
+    let values = random_values(graph, &least, Values::new(), 0)?;
+    Ok(build(graph, &values, target)?.compiled.emitted.tile)
+}
+
 /// Outputs by compiled host code for `target`, with `threads` threads.
 ///
 /// # Errors
@@ -254,14 +311,7 @@ pub fn execute(
     target: &str,
     threads: usize,
 ) -> Result<IndexMap<String, Vec<f64>>, String> {
-    let symbols: Vec<String> = graph.symbols().keys().map(|s| s.to_string()).collect();
-    let target = HostTarget::named(target, &symbols)?;
-    let max_tokens = graph.symbols().get("T").map_or(1, |r| r.max);
-    let library = HostLibrary { target: target.clone(), max_tokens };
-    let plan = bufferise(graph, &library).map_err(|e| e.to_string())?;
-    let mut statics = Static { values, tensors: Vec::new(), bytes: Vec::new() };
-    let variant = VariantPlan { graph, plan: &plan, max_tokens, guards: Vec::new() };
-    let compiled = compile(&[variant], &target, &mut statics, Emit::default()).map_err(|e| e.to_string())?;
+    let Build { target, plan, compiled, statics } = build(graph, values, target)?;
 
     let symbol =
         |(name, r): (&Arc<str>, &weldment_ir::Range)| Symbol { name: name.to_string(), min: r.min, max: r.max };

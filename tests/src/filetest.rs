@@ -32,6 +32,11 @@ impl Args {
         self.options.get(key).map(String::as_str)
     }
 
+    /// The names of a `key=name,name`; none if it is not given.
+    pub fn list(&self, key: &str) -> impl Iterator<Item = &str> {
+        self.get(key).unwrap_or("").split(',').filter(|name| !name.is_empty())
+    }
+
     /// The value of a key as a number, or `default` if it is not given.
     ///
     /// # Errors

@@ -1,0 +1,29 @@
+//! What `weldment explain` says of a small llama, in full. `INSTA_UPDATE=always` rewrites the snapshots, to be read in the diff.
+
+use std::path::Path;
+use weldment_compiler::driver::{
+    EntryOptions, FusionOptions, Quiet, Timeline, model_graph, open, plan_targets, reports,
+};
+use weldment_compiler::frontend::WeightSource;
+use weldment_passes::report::Report;
+
+/// Reports by variant, for a target that every machine can compile for.
+fn llama() -> Vec<(String, Report)> {
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/tiny/llama");
+    let checkpoint = open(&model, WeightSource::Files).expect("a model directory");
+    let graph = model_graph(&checkpoint, &EntryOptions::default()).expect("a graph");
+    let (fusion, mut timeline) = (FusionOptions::default(), Timeline::default());
+    let planned = plan_targets(&graph, &["x86-64-v3".to_owned()], &fusion, &mut timeline, &mut Quiet);
+    reports(&planned.expect("a plan")).into_iter().collect()
+}
+
+#[test]
+fn report_and_explanation_of_a_layer() {
+    let (mut coverage, mut layer) = (String::new(), String::new());
+    for (variant, report) in llama() {
+        coverage += &format!("{variant}: {report}\n");
+        layer += &format!("{variant}:\n{}\n", report.explain("layers.1"));
+    }
+    insta::assert_snapshot!("llama_report", coverage);
+    insta::assert_snapshot!("llama_layer_1", layer);
+}
