@@ -43,12 +43,14 @@ impl HostTarget {
     /// A target by name.
     ///
     /// # Errors
-    /// If the name is not one of host, x86-64-v3, x86-64-v4, or the machine lacks AVX2 and FMA for `host`.
+    /// If the name is not one of host, x86-64-v3, x86-64-v4, icelake-server, sapphirerapids, znver4, or the machine lacks AVX2 and FMA for `host`.
     pub fn named(name: &str, symbols: &[String]) -> Result<HostTarget, String> {
         let mut features: Vec<&str> = BASE_V3.to_vec();
         match name {
             "x86-64-v3" => {}
             "x86-64-v4" => features.extend(V4),
+            "icelake-server" => features.extend(V4.iter().chain(&["avx512vnni"])),
+            "sapphirerapids" | "znver4" => features.extend(V4.iter().chain(&["avx512vnni", "avx512bf16"])),
             "host" => {
                 if !(std::is_x86_feature_detected!("avx2")
                     && std::is_x86_feature_detected!("fma")
@@ -73,7 +75,11 @@ impl HostTarget {
                     features.push("avxvnni");
                 }
             }
-            other => return Err(format!("target `{other}`; host, x86-64-v3 or x86-64-v4 is accepted here")),
+            other => {
+                return Err(format!(
+                    "target `{other}`; host, x86-64-v3, x86-64-v4, icelake-server, sapphirerapids or znver4 is accepted here"
+                ));
+            }
         }
         let has = |f: &str| features.contains(&f);
         Ok(HostTarget {

@@ -5,10 +5,13 @@ use crate::driver::CompileError;
 use std::process::Command;
 
 /// Targets that code can be made for, with what each needs.
-const TARGETS: [(&str, &str); 3] = [
+const TARGETS: [(&str, &str); 6] = [
     ("host", "this machine's CPU with all its features; AVX2, FMA and F16C at least"),
     ("x86-64-v3", "any CPU with AVX2, FMA and F16C"),
     ("x86-64-v4", "any CPU with AVX-512 F, BW, CD, DQ and VL"),
+    ("icelake-server", "x86-64-v4 with AVX-512 VNNI"),
+    ("sapphirerapids", "x86-64-v4 with AVX-512 VNNI and BF16"),
+    ("znver4", "x86-64-v4 with AVX-512 VNNI and BF16"),
 ];
 
 /// Linker of code images.
