@@ -166,15 +166,10 @@ fn repeat(mut body: impl FnMut() -> Result<()>) -> Result<Duration> {
     Ok(times[times.len() / 2])
 }
 
-/// Read bandwidth in bytes per second: every thread sums its share, the best of several passes.
+/// Read bandwidth in bytes per second: every thread sums its share of fresh memory as large as the weights, the best of
+/// several passes. Fresh, because the machine's limit is asked for: a file mapping reads slower, page by small page.
 pub fn probe(weights: &[u8], threads: usize) -> f64 {
-    let scratch;
-    let bytes = if weights.len() >= 32 << 20 {
-        &weights[..weights.len().min(PROBE_BYTES)]
-    } else {
-        scratch = vec![1u8; 64 << 20];
-        &scratch[..]
-    };
+    let bytes = vec![1u8; weights.len().clamp(64 << 20, PROBE_BYTES)];
     let threads = threads.max(1);
     let share = (bytes.len() / threads).next_multiple_of(4096).max(4096);
     let shares: Vec<&[u8]> = bytes.chunks(share).collect();
