@@ -268,7 +268,6 @@ impl State<'_> {
             op,
             operands: operand_types.iter().zip(&step.reads).map(|(t, v)| tensor(t, v)).collect(),
             results: result_types.iter().zip(&step.writes).map(|(t, v)| tensor(t, v)).collect(),
-            used: vec![true; result_types.len()],
             max_tokens: variant.max_tokens,
             target: self.target,
         };

@@ -22,7 +22,7 @@ pub fn check(r: &Request<'_>) -> Result<(), Refusal> {
     let slots = r.operands[1].ty.last_constant().unwrap_or(0);
     require(slots.is_power_of_two() && slots <= 64, "KV block", slots, "a power of two up to 64")?;
     require(out.ty.dtype != DType::Q8A || d.is_multiple_of(32), "head size for q8a", d, "a multiple of 32")?;
-    require(q.ty.dtype == DType::F32 || q.ty.dtype.is_compute_float(), "query dtype", q.ty.dtype, "f32, f16 or bf16")?;
+    require(q.ty.dtype.is_compute_float(), "query dtype", q.ty.dtype, "f32, f16 or bf16")?;
     require(q.ty.shape[1].constant().is_some(), "heads", &q.ty, "a constant")
 }
 

@@ -4,7 +4,7 @@
 //! inner step is a broadcast of x against a vector of weights, for one token (gemv) and for many (gemm) alike.
 
 use super::weights::{load_group, load_pairs, load_rows, matrix_layout};
-use super::{Argument, Built, Request, RowSpace, bytes_of, contiguous_last, last_dim, refuse, require, row_stride};
+use super::{Argument, Built, Request, RowSpace, contiguous_last, last_dim, refuse, require, row_stride};
 use crate::kernels::row::{Q8A_SCALE, Q8A_STEPS, Q8A_SUM, elem_of};
 use crate::tile::{Access, Builder, Compare, Conversion, Elem, Param, V};
 use weldment_ir::{DType, Op, TensorType};
@@ -336,16 +336,6 @@ fn dynamic_product(b: &mut Builder, x: &Left<'_>, r: &Request<'_>, w: Param, til
     Ok(sums[0])
 }
 
-/// Bytes of weights that one run reads, for the cost model.
-pub fn weight_bytes(w: &TensorType) -> f64 {
-    match w.constant_shape() {
-        Some(shape) => {
-            shape[..shape.len() - 1].iter().product::<u64>() as f64 * bytes_of(w.dtype, shape[shape.len() - 1]) as f64
-        }
-        None => 0.0,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::{DType, Op, Request, TensorType, build};
@@ -363,7 +353,6 @@ mod tests {
             op: &Op::Matmul { dtype: DType::F32 },
             operands: vec![tensor(x, 4, k), Tensor { is_static: true, ..tensor(w, 32, k) }],
             results: vec![tensor(DType::F32, 4, 32)],
-            used: vec![true],
             max_tokens: 1,
             target: &target,
         };

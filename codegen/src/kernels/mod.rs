@@ -58,8 +58,6 @@ pub struct Request<'a> {
     pub operands: Vec<Tensor>,
     /// Results in table order.
     pub results: Vec<Tensor>,
-    /// Results that somebody reads.
-    pub used: Vec<bool>,
     /// Largest number of tokens of the variant: 1 picks the decode form.
     pub max_tokens: u64,
     /// The machine.

@@ -136,7 +136,7 @@ pub(super) fn lower<'c>(
         lower.params.push(loaded.into_pointer_value());
     }
     for i in 0..kernel.symbols.len() {
-        // The manifest's order of symbols is the kernel's: the launch passes a dims pointer table of its own symbols.
+        // All kernels share one dims block, in the manifest's order of symbols.
         let at = lower.byte_offset(dims_ptr, 8 * target.symbol_slot(&kernel.symbols[i])? as i64)?;
         let loaded = lower.builder.build_load(i64t, at, "dim")?;
         lower.invariant(loaded)?;

@@ -113,7 +113,6 @@ impl TargetModel for HostLibrary {
             op,
             operands: operands.iter().map(Tensor::contiguous).collect(),
             results: results.iter().map(Tensor::contiguous).collect(),
-            used: vec![true; results.len()],
             max_tokens: self.max_tokens,
             target: &self.target,
         };
