@@ -4,6 +4,7 @@ use crate::kernels::{Argument, Built, Request, Tensor};
 use crate::llvm::{Emit, HostTarget, LlvmError, compile_host};
 use crate::object::link;
 use crate::select::build;
+use crate::target::Target;
 use crate::tile::{GridAxis, Kernel};
 use indexmap::IndexMap;
 use std::collections::BTreeSet;
@@ -116,7 +117,7 @@ struct Unit {
 }
 
 struct State<'s> {
-    target: &'s HostTarget,
+    target: &'s Target,
     statics: &'s mut dyn Statics,
     /// Unit by what was asked for.
     requests: IndexMap<String, usize>,
@@ -133,7 +134,7 @@ struct State<'s> {
 /// See [`CodegenError`].
 pub fn compile(
     variants: &[VariantPlan<'_>],
-    target: &HostTarget,
+    target: &Target,
     statics: &mut dyn Statics,
     emit: Emit,
 ) -> Result<Compiled, CodegenError> {
@@ -161,7 +162,10 @@ pub fn compile(
         compiled.push(format::Variant { guards: guards.collect::<Result<_, CodegenError>>()?, launches });
     }
     let kernels: Vec<&Kernel> = state.units.values().map(|u| &u.kernel).collect();
-    let object = compile_parallel(&kernels, target, emit)?;
+    let Target::Host(host) = target else {
+        return Err(CodegenError::Internal(format!("no code generation for {}", target.name())));
+    };
+    let object = compile_parallel(&kernels, host, emit)?;
     let image = link(&object.objects)?;
     let mut entries = Vec::new();
     for unit in state.units.values() {
@@ -172,6 +176,8 @@ pub fn compile(
             entry,
             family: unit.kernel.family.to_owned(),
             summary: unit.summary.clone(),
+            threads: 0,
+            resources: None,
         });
     }
     let tile = state.units.values().map(|u| u.kernel.to_string()).collect::<Vec<_>>().join("\n");
@@ -223,7 +229,7 @@ fn compile_parallel(kernels: &[&Kernel], target: &HostTarget, emit: Emit) -> Res
 
 impl State<'_> {
     fn symbol(&self, name: &str) -> Result<u32, CodegenError> {
-        let at = self.target.symbols.iter().position(|s| s == name);
+        let at = self.target.symbols().iter().position(|s| s == name);
         at.map(|i| i as u32).ok_or_else(|| CodegenError::Internal(format!("symbol {name} has no slot")))
     }
 
@@ -263,6 +269,8 @@ impl State<'_> {
             ty: ty.clone(),
             strides: view.strides.clone(),
             is_static: matches!(view.region, Region::Weights(_)),
+            // Every region starts at a multiple of 64 bytes.
+            align: 1 << view.offset.trailing_zeros().min(6),
         };
         let request = Request {
             op,

@@ -5,6 +5,7 @@ pub mod kernels;
 pub mod llvm;
 pub mod object;
 pub mod select;
+pub mod target;
 pub mod tile;
 
 pub use compile::{CodegenError, Compiled, Kernels, Statics, VariantPlan, compile};

@@ -4,8 +4,9 @@
 use indexmap::IndexMap;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use weldment_codegen::llvm::{Emit, HostTarget};
-use weldment_codegen::select::HostLibrary;
+use weldment_codegen::llvm::Emit;
+use weldment_codegen::select::KernelLibrary;
+use weldment_codegen::target::Target as Machine;
 use weldment_codegen::{Compiled, Statics, VariantPlan, compile};
 use weldment_ir::generate::{Random, random_bindings};
 use weldment_ir::interpret::{Binding, BindingData, Bindings, Bytes, F64, Options, interpret};
@@ -267,7 +268,7 @@ fn collect(external: &External, bytes: &[u8], shape: &[u64]) -> Result<Vec<f64>,
 
 /// A graph compiled for one target.
 struct Build<'a> {
-    target: HostTarget,
+    target: Machine,
     plan: BufferPlan,
     compiled: Compiled,
     statics: Static<'a>,
@@ -275,7 +276,7 @@ struct Build<'a> {
 
 fn build<'a>(graph: &Graph, values: &'a Values, target: &str) -> Result<Build<'a>, String> {
     let symbols: Vec<String> = graph.symbols().keys().map(|s| s.to_string()).collect();
-    let target = HostTarget::named(target, &symbols)?;
+    let target = Machine::named(target, &symbols)?;
     let library = library(graph, &target);
     let plan = bufferise(graph, &library).map_err(|e| e.to_string())?;
     let mut statics = Static { values, tensors: Vec::new(), bytes: Vec::new() };
@@ -285,8 +286,8 @@ fn build<'a>(graph: &Graph, values: &'a Values, target: &str) -> Result<Build<'a
 }
 
 /// The kernels of `target` for the tokens that `graph` may have.
-pub fn library(graph: &Graph, target: &HostTarget) -> HostLibrary {
-    HostLibrary { target: target.clone(), max_tokens: graph.symbols().get("T").map_or(1, |r| r.max) }
+pub fn library(graph: &Graph, target: &Machine) -> KernelLibrary {
+    KernelLibrary { target: target.clone(), max_tokens: graph.symbols().get("T").map_or(1, |r| r.max) }
 }
 
 /// Tile programs of a graph's kernels for `target`.
@@ -316,7 +317,11 @@ pub fn execute(
     let symbol =
         |(name, r): (&Arc<str>, &weldment_ir::Range)| Symbol { name: name.to_string(), min: r.min, max: r.max };
     let program = Program {
-        target: Target { name: target.name.clone(), arch: "x86_64".into(), features: target.feature_list() },
+        target: Target {
+            name: target.name().to_owned(),
+            arch: target.arch_name().into(),
+            features: target.feature_list(),
+        },
         code: "code.0".into(),
         kernels: compiled.kernels.clone(),
         arena_bytes: compiled.arena_bytes,

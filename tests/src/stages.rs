@@ -4,7 +4,7 @@ use crate::execute::{self, Stored, Values};
 use crate::filetest::{Args, FileTest};
 use std::collections::BTreeSet;
 use std::fmt::Write;
-use weldment_codegen::llvm::HostTarget;
+use weldment_codegen::target::Target;
 use weldment_ir::generate::random_bindings;
 use weldment_ir::interpret::{Binding, Domain, F64, Options, Ring, Tensor, interpret as evaluate};
 use weldment_ir::verify::verify_all;
@@ -125,7 +125,7 @@ fn optimised(graph: &Graph, target: &dyn TargetModel, options: &pipeline::Option
 /// The graph fused for [`TARGET`].
 fn fused(graph: &Graph, args: &Args) -> Result<Optimised, String> {
     let symbols: Vec<String> = graph.symbols().keys().map(|s| s.to_string()).collect();
-    let target = HostTarget::named(TARGET, &symbols)?;
+    let target = Target::named(TARGET, &symbols)?;
     optimised(graph, &execute::library(graph, &target), &pass_options(args)?)
 }
 

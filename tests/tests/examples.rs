@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
-use weldment_codegen::llvm::HostTarget;
+use weldment_codegen::target::Target;
 use weldment_ir::generate::random_dims;
 use weldment_ir::{text, verify};
 use weldment_passes::pipeline::{Options, optimise};
@@ -16,7 +16,7 @@ fn check(path: &Path) -> Result<(), String> {
     let graph = text::parse(&fs::read_to_string(path).map_err(|e| e.to_string())?).map_err(|e| e.to_string())?;
     verify(&graph).map_err(|e| e.to_string())?;
     let symbols: Vec<String> = graph.symbols().keys().map(|s| s.to_string()).collect();
-    let target = HostTarget::named(TARGET, &symbols)?;
+    let target = Target::named(TARGET, &symbols)?;
     let fused = optimise(&graph, &library(&graph, &target), &Options::default()).map_err(|e| e.to_string())?.graph;
     let least: BTreeMap<String, u64> = graph.symbols().iter().map(|(name, r)| (name.to_string(), r.min)).collect();
     for (seed, dims) in [least, random_dims(&graph, 1), random_dims(&graph, 2)].into_iter().enumerate() {

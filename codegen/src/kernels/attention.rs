@@ -51,7 +51,7 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
     let slots = keys.ty.last_constant().unwrap_or(16) as u32;
     // Decode spreads heads over programs; with many tokens, the heads of a group share each load of keys and values.
     let share = heads / kv_heads;
-    let spread = r.target.choices.attention_sharing.map_or(r.max_tokens == 1, |sharing| sharing == 1);
+    let spread = r.target.choices().attention_sharing.map_or(r.max_tokens == 1, |sharing| sharing == 1);
     let group = if spread || share > 8 { 1 } else { share as u32 };
     let mut b = Builder::new("attention");
     let names = ["q", "k_cache", "v_cache", "positions", "sequence_ids", "block_tables"];

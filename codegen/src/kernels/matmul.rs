@@ -69,7 +69,7 @@ fn addend_stride(r: &Request<'_>) -> Result<i64, Refusal> {
 
 /// Rows per program: one for decode, else as many as leave the accumulators in registers.
 fn row_tile(r: &Request<'_>, rows: &RowSpace) -> u32 {
-    let wide = r.target.choices.gemm_rows.unwrap_or(if r.target.lanes == 16 { 8 } else { 4 });
+    let wide = r.target.choices().gemm_rows.unwrap_or(if r.target.lanes() == 16 { 8 } else { 4 });
     match &rows.symbol {
         // Rows past the symbol's value are computed into the padding that bufferisation leaves (16 rows).
         Some(s) if s == "T" && r.max_tokens > 1 => wide,
@@ -100,7 +100,7 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
     let n = last_dim(out)?;
     let rows = RowSpace::of(&x.ty.shape[..x.ty.rank() - 1])?;
     let m_tile = row_tile(r, &rows);
-    let n_tile = u64::from(r.target.lanes);
+    let n_tile = u64::from(r.target.lanes());
     let pair = matches!(r.op, Op::MatmulSiluMul { .. });
     let mut b = Builder::new(if m_tile == 1 { "gemv" } else { "gemm" });
     let x_param = b.param("x", Access::Read);
@@ -308,7 +308,7 @@ fn float_product(b: &mut Builder, x: &Left<'_>, w: Param, at: V, layout: &RowsIn
 fn dynamic_product(b: &mut Builder, x: &Left<'_>, r: &Request<'_>, w: Param, tile: V, k: u64) -> Result<V, Refusal> {
     let weights = &r.operands[1];
     let n = weights.ty.shape[0].constant().unwrap_or(1);
-    let lanes = r.target.lanes;
+    let lanes = r.target.lanes();
     let elem = elem_of(weights.ty.dtype).unwrap_or(Elem::F32);
     let x_elem = elem_of(x.ty.dtype).unwrap_or(Elem::F32);
     let (row, column) = (weights.byte_stride(0), weights.byte_stride(1));
@@ -340,12 +340,12 @@ fn dynamic_product(b: &mut Builder, x: &Left<'_>, r: &Request<'_>, w: Param, til
 mod tests {
     use super::{DType, Op, Request, TensorType, build};
     use crate::kernels::Tensor;
-    use crate::llvm::HostTarget;
+    use crate::target::Target;
     use weldment_ir::Dim;
 
     /// The tile program of [4, k] x [32, k].
     fn program(x: DType, w: DType, k: u64) -> String {
-        let target = HostTarget::named("x86-64-v4", &[]).expect("a known target");
+        let target = Target::named("x86-64-v4", &[]).expect("a known target");
         let tensor = |dtype, rows, columns| {
             Tensor::contiguous(&TensorType { dtype, shape: vec![Dim::Const(rows), Dim::Const(columns)] })
         };

@@ -11,7 +11,7 @@ pub mod rope;
 mod row;
 mod weights;
 
-use crate::llvm::HostTarget;
+use crate::target::Target;
 use crate::tile::Kernel;
 use weldment_ir::{DType, Dim, Op, TensorType};
 use weldment_passes::target::Refusal;
@@ -26,6 +26,8 @@ pub struct Tensor {
     pub strides: Vec<u64>,
     /// Depends on weights alone: packed ahead of time into the layout that the kernel asks for.
     pub is_static: bool,
+    /// Bytes that its address is a multiple of, at most 64.
+    pub align: u32,
 }
 
 impl Tensor {
@@ -35,7 +37,7 @@ impl Tensor {
         for i in (1..ty.rank()).rev() {
             strides[i - 1] = strides[i].saturating_mul(ty.shape[i].constant().unwrap_or(1));
         }
-        Tensor { ty: ty.clone(), strides, is_static: false }
+        Tensor { ty: ty.clone(), strides, is_static: false, align: 64 }
     }
 
     /// Byte stride of a dim.
@@ -61,7 +63,7 @@ pub struct Request<'a> {
     /// Largest number of tokens of the variant: 1 picks the decode form.
     pub max_tokens: u64,
     /// The machine.
-    pub target: &'a HostTarget,
+    pub target: &'a Target,
 }
 
 /// What a kernel parameter is bound to.

@@ -1,7 +1,7 @@
 //! Reading packed weights: which layout a dtype is packed in, and the tiles of each layout as f32 or as quants.
 
 use super::{refuse, require};
-use crate::llvm::HostTarget;
+use crate::target::Target;
 use crate::tile::{Binary, Builder, Conversion, Elem, Param, V};
 use weldment_ir::DType;
 use weldment_passes::target::Refusal;
@@ -11,9 +11,9 @@ use weldment_runtime::artifact::{AffineBlocks, Layout, RowsInterleaved};
 ///
 /// # Errors
 /// If no kernel reads the dtype, or K is not a whole number of groups.
-pub fn matrix_layout(dtype: DType, k: u64, target: &HostTarget, pair_interleave: bool) -> Result<Layout, Refusal> {
+pub fn matrix_layout(dtype: DType, k: u64, target: &Target, pair_interleave: bool) -> Result<Layout, Refusal> {
     let runtime = weldment_runtime::DType::from_name(dtype.name());
-    let n_tile = target.lanes;
+    let n_tile = target.lanes();
     let layout = match runtime {
         Some(d @ (weldment_runtime::DType::F32 | weldment_runtime::DType::F16 | weldment_runtime::DType::BF16)) => {
             // One layout per dtype and K, whatever reads it: a tied embedding is packed once for its gather and its matmul.

@@ -10,7 +10,7 @@ use crate::kernels::{
     Built, Request, Tensor, attention, contiguous_last, gather, matmul, norm, pointwise, reduce, refuse, rope,
     row_stride,
 };
-use crate::llvm::HostTarget;
+use crate::target::Target;
 use weldment_ir::{Category, DType, Graph, NodeId, Op, OpKind, TensorType};
 use weldment_passes::buffer::KernelNeeds;
 use weldment_passes::target::{Refusal, TargetModel};
@@ -84,7 +84,7 @@ fn family(op: &Op) -> Option<Family> {
 }
 
 fn accepts(access: Access, ty: &TensorType, strides: &[u64]) -> Result<(), String> {
-    let t = Tensor { ty: ty.clone(), strides: strides.to_vec(), is_static: false };
+    let t = Tensor { ty: ty.clone(), strides: strides.to_vec(), is_static: false, align: 64 };
     let refused = match access {
         Access::Any => return Ok(()),
         Access::Contiguous => contiguous_last(&t),
@@ -93,16 +93,16 @@ fn accepts(access: Access, ty: &TensorType, strides: &[u64]) -> Result<(), Strin
     refused.map_err(|r| r.to_string())
 }
 
-/// The host's kernels for one variant.
+/// A target's kernels for one variant.
 #[derive(Clone, Debug)]
-pub struct HostLibrary {
+pub struct KernelLibrary {
     /// The machine.
-    pub target: HostTarget,
+    pub target: Target,
     /// Largest number of tokens of the variant.
     pub max_tokens: u64,
 }
 
-impl TargetModel for HostLibrary {
+impl TargetModel for KernelLibrary {
     fn supports(&self, op: &Op, operands: &[TensorType], results: &[TensorType]) -> Result<(), Refusal> {
         let category = op.kind().info().category;
         if matches!(category, Category::Leaf | Category::View) {
@@ -131,7 +131,7 @@ impl TargetModel for HostLibrary {
     }
 }
 
-impl KernelNeeds for HostLibrary {
+impl KernelNeeds for KernelLibrary {
     fn read(&self, op: &Op, operand: usize, ty: &TensorType, strides: &[u64]) -> Result<(), String> {
         let Some(family) = family(op) else { return Ok(()) };
         let access = family.operands.get(operand).or(family.operands.last()).copied().unwrap_or(Access::Any);

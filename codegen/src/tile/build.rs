@@ -1,8 +1,8 @@
 //! Builds tile programs: one method per instruction, with numpy broadcasting of operands.
 
 use super::{
-    Access, Address, Binary, Compare, Conversion, Elem, GridAxis, Inst, Kernel, Param, Reduction, Stmt, TileType,
-    Unary, V,
+    Access, Address, Binary, Compare, Conversion, Elem, GridAxis, Inst, Kernel, Param, ParamInfo, Reduction, Stmt,
+    TileType, Unary, V,
 };
 
 /// Builds one [`Kernel`]. Misuse (shapes that do not broadcast) is a bug in a kernel family and panics; a kernel family
@@ -34,16 +34,28 @@ impl Builder {
             params: Vec::new(),
             symbols: Vec::new(),
             grid: [GridAxis::constant(1), GridAxis::constant(1), GridAxis::constant(1)],
+            threads: 128,
             types: Vec::new(),
             body: Vec::new(),
         };
         Builder { kernel, blocks: vec![Vec::new()] }
     }
 
-    /// Declares the next pointer parameter.
+    /// Declares the next pointer parameter, of which no alignment is known.
     pub fn param(&mut self, name: &str, access: Access) -> Param {
-        self.kernel.params.push((name.to_owned(), access));
+        self.aligned_param(name, access, 1, false)
+    }
+
+    /// Declares the next pointer parameter: `align` bytes divide it; `constant` ones are weights.
+    pub fn aligned_param(&mut self, name: &str, access: Access, align: u32, constant: bool) -> Param {
+        self.kernel.params.push(ParamInfo { name: name.to_owned(), access, align, constant });
         Param(self.kernel.params.len() as u32 - 1)
+    }
+
+    /// Sets the threads of a block on a GPU.
+    pub fn threads(&mut self, threads: u32) {
+        assert!(threads.is_power_of_two(), "{threads} threads");
+        self.kernel.threads = threads;
     }
 
     fn symbol(&mut self, name: &str) -> u32 {

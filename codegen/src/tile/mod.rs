@@ -231,7 +231,8 @@ pub enum Inst {
         /// Lanes to write.
         mask: Option<V>,
     },
-    /// acc [M, N] f32 + a [M, K] b [K, N], f32 inputs, k ascending, fused multiply-adds.
+    /// acc [M, N] f32 + a [M, K] b [K, N]. On the host f32 inputs, k ascending, fused multiply-adds. On GPUs also bf16 and
+    /// f16 through matrix instructions (M a multiple of 16, N of 16, K of 16), and with a leading batch dim on all three.
     Dot {
         /// Accumulator.
         acc: V,
@@ -326,6 +327,19 @@ pub enum Access {
     Write,
 }
 
+/// A pointer parameter as the kernel sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ParamInfo {
+    /// For people.
+    pub name: String,
+    /// Loads or stores.
+    pub access: Access,
+    /// Bytes that the pointer is a multiple of: 1 where nothing is known.
+    pub align: u32,
+    /// Weights: no kernel of the step writes them, so loads may run ahead of earlier launches.
+    pub constant: bool,
+}
+
 /// A finished tile program.
 #[derive(Clone, Debug)]
 pub struct Kernel {
@@ -333,12 +347,14 @@ pub struct Kernel {
     pub name: String,
     /// Kernel family, for reports.
     pub family: &'static str,
-    /// Parameter names and access, in argument order.
-    pub params: Vec<(String, Access)>,
+    /// Parameters in argument order.
+    pub params: Vec<ParamInfo>,
     /// Symbolic dims used.
     pub symbols: Vec<String>,
     /// Grid, x fastest.
     pub grid: [GridAxis; 3],
+    /// Threads of a block on a GPU, a power of two; the host runs a program on one thread.
+    pub threads: u32,
     /// Types of all values.
     pub types: Vec<TileType>,
     /// The body.

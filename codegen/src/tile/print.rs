@@ -16,9 +16,9 @@ impl fmt::Display for Kernel {
             }
         }
         f.write_str("] (")?;
-        for (i, (name, access)) in self.params.iter().enumerate() {
-            let mark = if *access == Access::Read { "" } else { "mut " };
-            write!(f, "{}{mark}${name}", if i == 0 { "" } else { ", " })?;
+        for (i, param) in self.params.iter().enumerate() {
+            let mark = if param.access == Access::Read { "" } else { "mut " };
+            write!(f, "{}{mark}${}", if i == 0 { "" } else { ", " }, param.name)?;
         }
         f.write_str(") {\n")?;
         let mut text = String::new();
@@ -34,7 +34,7 @@ fn list(values: &[V]) -> String {
 
 fn address(k: &Kernel, a: &Address, mask: &Option<V>) -> String {
     let mask = mask.map_or(String::new(), |m| format!(" mask %{}", m.0));
-    format!("${}[%{}] strides {:?}{mask}", k.params[a.param.0 as usize].0, a.offset.0, a.strides)
+    format!("${}[%{}] strides {:?}{mask}", k.params[a.param.0 as usize].name, a.offset.0, a.strides)
 }
 
 fn block(k: &Kernel, stmts: &[Stmt], depth: usize, out: &mut String) -> fmt::Result {

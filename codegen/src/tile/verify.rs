@@ -118,7 +118,7 @@ impl Scope<'_> {
                 let t = self.ty(*value)?.clone();
                 self.address(address, &t, *mask)
             }
-            Inst::Dot { acc, a, b } => self.dot(Some(*acc), *a, *b, 1),
+            Inst::Dot { acc, a, b } => self.batched_dot(*acc, *a, *b),
             Inst::DotBf16 { acc, a, b } => self.dot(Some(*acc), *a, *b, 2),
             Inst::DotI8 { a, b, .. } => self.dot(None, *a, *b, 4),
             Inst::For { start, end, init, index, carried, body, next, results, .. } => {
@@ -139,6 +139,21 @@ impl Scope<'_> {
                 self.scalar(*condition, Elem::I1)?;
                 self.block(body)
             }
+        }
+    }
+
+    /// Shapes of a plain contraction, with an optional leading batch dim.
+    fn batched_dot(&self, acc: V, a: V, b: V) -> Result<(), String> {
+        let (c, ta, tb) = (self.ty(acc)?, self.ty(a)?, self.ty(b)?);
+        let fits = match (&c.shape[..], &ta.shape[..], &tb.shape[..]) {
+            ([m, n], [m2, k], [k2, n2]) => (m, n, k) == (m2, n2, k2),
+            ([s, m, n], [s2, m2, k], [s3, k2, n2]) => (s, s, m, n, k) == (s2, s3, m2, n2, k2),
+            _ => false,
+        };
+        if fits && ta.elem == tb.elem && c.elem == Elem::F32 {
+            Ok(())
+        } else {
+            Err(format!("{c} + a dot of {ta} and {tb}"))
         }
     }
 

@@ -110,7 +110,7 @@ pub fn compile(args: &CompileArgs) -> Result<(), CompileError> {
     let planned = plan_targets(&front.graph, &options.targets, &options.fusion, &mut front.timeline, &mut bars)?;
     for target in &planned {
         for variant in &target.variants {
-            dumps.graph(Form::Fused, "fuse", &format!("{}.{}", target.target.name, variant.name), &variant.graph)?;
+            dumps.graph(Form::Fused, "fuse", &format!("{}.{}", target.target.name(), variant.name), &variant.graph)?;
         }
     }
     if args.stop_after == Some(Stage::Fused) {

@@ -8,8 +8,9 @@ use super::{
 use crate::frontend::Checkpoint;
 use indexmap::IndexMap;
 use std::path::{Path, PathBuf};
-use weldment_codegen::llvm::{Emit, HostTarget};
-use weldment_codegen::select::HostLibrary;
+use weldment_codegen::llvm::Emit;
+use weldment_codegen::select::KernelLibrary;
+use weldment_codegen::target::Target as MachineTarget;
 use weldment_codegen::{Compiled, Kernels, VariantPlan};
 use weldment_ir::Graph;
 use weldment_passes::report::Report;
@@ -41,7 +42,7 @@ pub struct CompileOptions {
 #[derive(Debug)]
 pub struct PlannedTarget {
     /// The machine.
-    pub target: HostTarget,
+    pub target: MachineTarget,
     /// One plan a variant.
     pub variants: Vec<Planned>,
 }
@@ -75,15 +76,15 @@ pub fn plan_targets(
     let names: Vec<String> = graph.symbols().keys().map(|s| s.to_string()).collect();
     let mut out: Vec<PlannedTarget> = Vec::new();
     for name in targets {
-        let mut target = HostTarget::named(name, &names).map_err(|e| CompileError::option("--target", e))?;
-        target.choices = fusion.choices;
-        if out.iter().any(|t| t.target.name == target.name) {
+        let mut target = MachineTarget::named(name, &names).map_err(|e| CompileError::option("--target", e))?;
+        target.set_choices(fusion.choices);
+        if out.iter().any(|t| t.target.name() == target.name()) {
             return Err(CompileError::option("--target", format!("{name} is given twice")));
         }
         let mut planned = Vec::new();
         for variant in variants(graph) {
             let max_tokens = variant.graph.symbols().get("T").map_or(1, |r| r.max);
-            let library = HostLibrary { target: target.clone(), max_tokens };
+            let library = KernelLibrary { target: target.clone(), max_tokens };
             planned.push(plan_variant(variant, &library, &library, fusion, timeline, progress)?);
         }
         for variant in &planned {
@@ -154,15 +155,15 @@ pub fn build_artifact(
         sources.append(&mut compiled.sources);
         let launches = compiled.variants.iter_mut().flat_map(|v| &mut v.launches);
         launches.for_each(|launch| launch.source += base);
-        let host = &target.target;
-        let name = if host.name == "host" { host.cpu.clone() } else { host.name.clone() };
-        let mut features = host.feature_list();
+        let machine = &target.target;
+        let name = machine.stored_name().to_owned();
+        let mut features = machine.feature_list();
         features.sort();
         let mut pack = Pack { bytes: compiled.pack_bytes, key: String::new(), items: compiled.pack };
         pack.key = pack.compute_key(&statics.model.weights, &name);
         let code = format!("code.{i}");
         programs.push(Program {
-            target: Target { name, arch: "x86_64".to_owned(), features },
+            target: Target { name, arch: machine.arch_name().to_owned(), features },
             code: code.clone(),
             kernels: compiled.kernels,
             arena_bytes: compiled.arena_bytes,
@@ -170,7 +171,7 @@ pub fn build_artifact(
             entries: vec![Entry { name: "step".to_owned(), variants: compiled.variants }],
         });
         codes.push((code, compiled.code));
-        emitted.insert(host.name.clone(), compiled.emitted);
+        emitted.insert(machine.name().to_owned(), compiled.emitted);
     }
     let (kernels, launches) = programs.first().map_or((0, Vec::new()), |p| {
         let variants = p.entries.iter().flat_map(|e| &e.variants);

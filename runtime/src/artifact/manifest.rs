@@ -146,6 +146,36 @@ pub struct Kernel {
     /// One line for people: shapes, dtypes, tile.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub summary: String,
+    /// Threads of a block on a GPU; 0 on the host.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub threads: u32,
+    /// What the code object says the kernel needs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resources: Option<Resources>,
+}
+
+/// Resources of a GPU kernel, read back from its code object.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resources {
+    /// Vector registers of a thread, accumulation registers excluded (NVIDIA: unknown before the driver's JIT, 0).
+    pub vgprs: u32,
+    /// Accumulation vector registers (AMD).
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub agprs: u32,
+    /// Scalar registers (AMD).
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub sgprs: u32,
+    /// Bytes of shared memory (LDS) of a block.
+    pub lds_bytes: u32,
+    /// Bytes of scratch of a thread.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub scratch_bytes: u32,
+    /// Registers spilled, vector and scalar.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub spills: u32,
+    /// Waves that a SIMD unit can hold at once, by registers and LDS; 0 where unknown.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub occupancy: u32,
 }
 
 /// An entry point of the model.

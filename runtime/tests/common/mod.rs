@@ -93,7 +93,14 @@ pub fn manifest() -> Manifest {
         programs: vec![Program {
             target: Target { name: "x86-64".into(), arch: "x86_64".into(), features: vec!["sse3".into()] },
             code: "code.0".into(),
-            kernels: vec![Kernel { name: "next".into(), entry: 0, family: "test".into(), summary: String::new() }],
+            kernels: vec![Kernel {
+                name: "next".into(),
+                entry: 0,
+                family: "test".into(),
+                summary: String::new(),
+                threads: 0,
+                resources: None,
+            }],
             arena_bytes: 64,
             pack,
             entries: vec![Entry { name: "step".into(), variants: vec![Variant { guards, launches: vec![launch] }] }],
