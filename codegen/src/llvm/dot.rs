@@ -2,8 +2,8 @@
 //! deferred), the right operand keeps one lane per output column.
 
 use super::LlvmError;
-use super::elementwise::{constant_splat, int_constant};
 use super::lower::{Lower, Rows};
+use super::ops::{constant_splat, int_constant};
 use crate::tile::{Binary, Elem, V};
 use inkwell::types::BasicTypeEnum;
 use inkwell::values::BasicValueEnum;

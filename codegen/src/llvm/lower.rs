@@ -5,25 +5,21 @@
 
 use super::LlvmError;
 use super::host::HostTarget;
-use crate::tile::{Elem, Inst, Kernel, Stmt, TileType, V};
+use super::ops::Ops;
+use crate::tile::{Inst, Kernel, Stmt, TileType, V};
 use inkwell::IntPredicate;
-use inkwell::builder::Builder;
 use inkwell::context::Context;
-use inkwell::intrinsics::Intrinsic;
 use inkwell::module::Module;
-use inkwell::types::{BasicType, BasicTypeEnum, VectorType};
-use inkwell::values::{BasicValue, BasicValueEnum, FunctionValue, IntValue, PhiValue, PointerValue};
+use inkwell::values::{BasicValue, BasicValueEnum, IntValue, PhiValue, PointerValue};
+use std::ops::Deref;
 
 /// The LLVM values of one tile, a value per row.
 pub(super) type Rows<'c> = Vec<BasicValueEnum<'c>>;
 
 pub(super) struct Lower<'c, 'k> {
-    pub context: &'c Context,
-    pub module: &'k Module<'c>,
-    pub builder: Builder<'c>,
+    ops: Ops<'c, 'k>,
     pub kernel: &'k Kernel,
     pub target: &'k HostTarget,
-    pub function: FunctionValue<'c>,
     pub params: Vec<PointerValue<'c>>,
     dims: Vec<IntValue<'c>>,
     program: Vec<IntValue<'c>>,
@@ -31,6 +27,13 @@ pub(super) struct Lower<'c, 'k> {
     /// Loads read only by dots: their elements are fetched at the dot, as broadcasts from memory.
     pub deferred: Vec<Option<(PointerValue<'c>, Vec<i64>)>>,
     only_in_dots: Vec<bool>,
+}
+
+impl<'c, 'k> Deref for Lower<'c, 'k> {
+    type Target = Ops<'c, 'k>;
+    fn deref(&self) -> &Ops<'c, 'k> {
+        &self.ops
+    }
 }
 
 /// Marks values whose every use is the left side of a dot.
@@ -116,12 +119,9 @@ pub(super) fn lower<'c>(
     let (args, dims_ptr) = (argument(0)?.into_pointer_value(), argument(1)?.into_pointer_value());
     let (begin, end) = (argument(2)?.into_int_value(), argument(3)?.into_int_value());
     let mut lower = Lower {
-        context,
-        module,
-        builder,
+        ops: Ops { context, module, builder, function },
         kernel,
         target,
-        function,
         params: Vec::new(),
         dims: Vec::new(),
         program: Vec::new(),
@@ -191,71 +191,6 @@ impl<'c> Lower<'c, '_> {
             Some(BasicValueEnum::IntValue(x)) => Ok(*x),
             _ => Err(LlvmError::Tile(format!("%{} is not an integer scalar in {}", v.0, self.kernel.name))),
         }
-    }
-
-    /// LLVM element type; bf16 travels as i16, since LLVM's bfloat needs library calls where the CPU lacks it.
-    pub fn elem_type(&self, elem: Elem) -> BasicTypeEnum<'c> {
-        match elem {
-            Elem::I1 => self.context.bool_type().into(),
-            Elem::I8 => self.context.i8_type().into(),
-            Elem::I16 | Elem::BF16 => self.context.i16_type().into(),
-            Elem::I32 => self.context.i32_type().into(),
-            Elem::I64 => self.context.i64_type().into(),
-            Elem::F16 => self.context.f16_type().into(),
-            Elem::F32 => self.context.f32_type().into(),
-        }
-    }
-
-    /// LLVM type of one row.
-    pub fn row_type(&self, elem: Elem, lanes: u32) -> BasicTypeEnum<'c> {
-        let scalar = self.elem_type(elem);
-        if lanes == 1 { scalar } else { vector_of(scalar, lanes).into() }
-    }
-
-    /// `base + bytes`.
-    pub fn byte_offset(&self, base: PointerValue<'c>, bytes: i64) -> Result<PointerValue<'c>, LlvmError> {
-        let offset = self.context.i64_type().const_int(bytes as u64, true);
-        self.dynamic_offset(base, offset)
-    }
-
-    /// `base + bytes` for a run-time offset.
-    pub fn dynamic_offset(&self, base: PointerValue<'c>, bytes: IntValue<'c>) -> Result<PointerValue<'c>, LlvmError> {
-        // SAFETY: an i8 GEP has no index type to get wrong; whether the address is in bounds is the kernel family's
-        // precondition, checked by the interpreter comparison and the canary tests.
-        Ok(unsafe { self.builder.build_gep(self.context.i8_type(), base, &[bytes], "")? })
-    }
-
-    /// Marks a load of memory that no kernel writes while it runs (arguments, dims).
-    fn invariant(&self, loaded: BasicValueEnum<'c>) -> Result<(), LlvmError> {
-        let kind = self.context.get_kind_id("invariant.load");
-        let instruction =
-            loaded.as_instruction_value().ok_or_else(|| LlvmError::Llvm("a load without an instruction".into()))?;
-        instruction.set_metadata(self.context.metadata_node(&[]), kind).map_err(|e| LlvmError::Llvm(e.to_string()))
-    }
-
-    /// Calls an intrinsic, bit-casting arguments to its parameter types and the result to `result`.
-    pub fn intrinsic(
-        &self,
-        name: &str,
-        overload: &[BasicTypeEnum<'c>],
-        args: &[BasicValueEnum<'c>],
-        result: BasicTypeEnum<'c>,
-    ) -> Result<BasicValueEnum<'c>, LlvmError> {
-        let missing = || LlvmError::Intrinsic(name.to_owned());
-        let function =
-            Intrinsic::find(name).and_then(|i| i.get_declaration(self.module, overload)).ok_or_else(missing)?;
-        let mut converted = Vec::with_capacity(args.len());
-        for (arg, param) in args.iter().zip(function.get_type().get_param_types()) {
-            let param = BasicTypeEnum::try_from(param).map_err(|_| missing())?;
-            converted.push(if arg.get_type() == param {
-                (*arg).into()
-            } else {
-                self.builder.build_bit_cast(*arg, param, "")?.into()
-            });
-        }
-        let call = self.builder.build_call(function, &converted, "")?;
-        let value = call.try_as_basic_value().basic().ok_or_else(missing)?;
-        if value.get_type() == result { Ok(value) } else { Ok(self.builder.build_bit_cast(value, result, "")?) }
     }
 
     fn block(&mut self, block: &[Stmt]) -> Result<(), LlvmError> {
@@ -357,10 +292,6 @@ impl<'c> Lower<'c, '_> {
         Ok(carried)
     }
 
-    pub fn current_block(&self) -> Result<inkwell::basic_block::BasicBlock<'c>, LlvmError> {
-        self.builder.get_insert_block().ok_or_else(|| LlvmError::Llvm("no insertion point".into()))
-    }
-
     /// Emits `body` under a scalar condition.
     pub fn when(
         &mut self,
@@ -375,14 +306,5 @@ impl<'c> Lower<'c, '_> {
         self.builder.build_unconditional_branch(after)?;
         self.builder.position_at_end(after);
         Ok(())
-    }
-}
-
-/// A vector type over any scalar type.
-pub(super) fn vector_of(scalar: BasicTypeEnum<'_>, lanes: u32) -> VectorType<'_> {
-    match scalar {
-        BasicTypeEnum::FloatType(t) => t.vec_type(lanes),
-        BasicTypeEnum::IntType(t) => t.vec_type(lanes),
-        other => unreachable!("tile elements are ints and floats, not {}", other.as_basic_type_enum()),
     }
 }

@@ -1,8 +1,8 @@
 //! Loads and stores of tiles.
 
 use super::LlvmError;
-use super::elementwise::constant_splat;
 use super::lower::{Lower, Rows};
+use super::ops::constant_splat;
 use crate::tile::{Address, TileType, V};
 use inkwell::values::{BasicValue, BasicValueEnum, IntValue, PointerValue};
 

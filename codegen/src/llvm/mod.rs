@@ -5,6 +5,7 @@ mod elementwise;
 mod host;
 mod lower;
 mod memory;
+mod ops;
 
 pub use host::{Emit, HostObject, HostTarget, compile_host};
 
