@@ -37,6 +37,8 @@ choices! {
     /// Query heads per attention program: 1 spreads heads over threads, 2 shares keys and values within a group of heads
     /// [default: 1 for one token, else 2].
     attention_sharing: 1 | 2;
+    /// 1 accepts GPU kernels that need scratch memory or spill registers [default: 0, an error].
+    allow_scratch: 0 | 1;
 }
 
 #[cfg(test)]
