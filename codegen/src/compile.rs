@@ -1,8 +1,9 @@
-//! From planned graphs to code and launches: builds each kernel once, links them, and binds every launch to its places.
+//! From planned graphs to kernels and launches: builds each kernel once and binds every launch to its places. Code is
+//! generated from what this leaves by [`crate::generate`].
 
+use crate::generate::{Kernels, generate};
 use crate::kernels::{Argument, Built, Request, Tensor};
-use crate::llvm::{Emit, HostTarget, LlvmError, compile_host};
-use crate::object::link;
+use crate::llvm::{Emit, LlvmError};
 use crate::select::build;
 use crate::target::Target;
 use crate::tile::{GridAxis, Kernel};
@@ -35,6 +36,20 @@ pub enum CodegenError {
     /// The linker.
     #[error("link: {0}")]
     Link(String),
+    /// A kernel needs more than its target has, or scratch that was not allowed.
+    #[error("{kernel} ({family}, {summary}) for {target}: {message}")]
+    Resources {
+        /// Name in the code object.
+        kernel: String,
+        /// Kernel family.
+        family: String,
+        /// Shapes and dtypes.
+        summary: String,
+        /// Target name.
+        target: String,
+        /// Found and accepted.
+        message: String,
+    },
     /// A static value could not be computed or found.
     #[error("{path}: {message}")]
     Static {
@@ -76,23 +91,10 @@ pub trait Statics {
     fn computed(&mut self, graph: &Graph, value: Value) -> Result<u32, String>;
 }
 
-/// Emitted texts, for `--emit`.
-#[derive(Debug, Default)]
-pub struct Kernels {
-    /// Tile programs.
-    pub tile: String,
-    /// LLVM IR, where asked for.
-    pub llvm: Option<String>,
-    /// Assembly, where asked for.
-    pub asm: Option<String>,
-    /// The relocatable object.
-    pub object: Vec<u8>,
-}
-
 /// Code and everything that launches it.
 #[derive(Debug)]
 pub struct Compiled {
-    /// The flat image.
+    /// A flat image for the host, a linked code object for AMD, PTX for NVIDIA.
     pub code: Vec<u8>,
     /// Kernels of the image.
     pub kernels: Vec<format::Kernel>,
@@ -110,10 +112,24 @@ pub struct Compiled {
     pub emitted: Kernels,
 }
 
-struct Unit {
-    kernel: Kernel,
+/// A kernel and how its parameters are bound.
+#[derive(Debug)]
+pub(crate) struct Unit {
+    pub(crate) kernel: Kernel,
     arguments: Vec<Argument>,
-    summary: String,
+    pub(crate) summary: String,
+}
+
+/// A program up to its code: kernels are built and launches bound.
+#[derive(Debug)]
+pub struct Prepared {
+    pub(crate) target: Target,
+    pub(crate) units: Vec<Unit>,
+    pub(crate) variants: Vec<format::Variant>,
+    pub(crate) pack: Vec<PackItem>,
+    pub(crate) pack_bytes: u64,
+    pub(crate) sources: Vec<Vec<String>>,
+    pub(crate) arena_bytes: u64,
 }
 
 struct State<'s> {
@@ -128,7 +144,7 @@ struct State<'s> {
     sources: IndexMap<Vec<String>, ()>,
 }
 
-/// Compiles all variants for one target. `symbols` are the dims block's slots.
+/// Compiles all variants for one target, whose symbols are the dims block's slots.
 ///
 /// # Errors
 /// See [`CodegenError`].
@@ -138,6 +154,20 @@ pub fn compile(
     statics: &mut dyn Statics,
     emit: Emit,
 ) -> Result<Compiled, CodegenError> {
+    let prepared = prepare(variants, target, statics)?;
+    let compiled = generate(vec![prepared], emit)?.pop();
+    compiled.ok_or_else(|| CodegenError::Internal("a program went missing".into()))
+}
+
+/// Builds the kernels of all variants for one target and binds their launches.
+///
+/// # Errors
+/// An op without a kernel, a static value that cannot be had.
+pub fn prepare(
+    variants: &[VariantPlan<'_>],
+    target: &Target,
+    statics: &mut dyn Statics,
+) -> Result<Prepared, CodegenError> {
     let mut state = State {
         target,
         statics,
@@ -147,7 +177,7 @@ pub fn compile(
         pack_bytes: 0,
         sources: IndexMap::new(),
     };
-    let mut compiled = Vec::new();
+    let mut bound = Vec::new();
     let mut arena_bytes = 0;
     for variant in variants {
         arena_bytes = arena_bytes.max(variant.plan.arena_bytes);
@@ -159,72 +189,17 @@ pub fn compile(
             let symbol = state.symbol(name)?;
             Ok(format::Guard { symbol, min: *min, max: *max })
         });
-        compiled.push(format::Variant { guards: guards.collect::<Result<_, CodegenError>>()?, launches });
+        bound.push(format::Variant { guards: guards.collect::<Result<_, CodegenError>>()?, launches });
     }
-    let kernels: Vec<&Kernel> = state.units.values().map(|u| &u.kernel).collect();
-    let Target::Host(host) = target else {
-        return Err(CodegenError::Internal(format!("no code generation for {}", target.name())));
-    };
-    let object = compile_parallel(&kernels, host, emit)?;
-    let image = link(&object.objects)?;
-    let mut entries = Vec::new();
-    for unit in state.units.values() {
-        let entry = image.entries.get(&unit.kernel.name).copied();
-        let entry = entry.ok_or_else(|| CodegenError::Internal(format!("no code for {}", unit.kernel.name)))?;
-        entries.push(format::Kernel {
-            name: unit.kernel.name.clone(),
-            entry,
-            family: unit.kernel.family.to_owned(),
-            summary: unit.summary.clone(),
-            threads: 0,
-            resources: None,
-        });
-    }
-    let tile = state.units.values().map(|u| u.kernel.to_string()).collect::<Vec<_>>().join("\n");
-    Ok(Compiled {
-        code: image.bytes,
-        kernels: entries,
-        variants: compiled,
+    Ok(Prepared {
+        target: target.clone(),
+        units: state.units.into_values().collect(),
+        variants: bound,
         pack: state.items.into_values().collect(),
         pack_bytes: state.pack_bytes,
         sources: state.sources.into_keys().collect(),
         arena_bytes,
-        emitted: Kernels { tile, llvm: object.llvm, asm: object.asm, object: object.objects.concat() },
     })
-}
-
-struct Objects {
-    objects: Vec<Vec<u8>>,
-    llvm: Option<String>,
-    asm: Option<String>,
-}
-
-/// Compiles kernels on two threads, in modules whose content does not depend on the number of threads.
-fn compile_parallel(kernels: &[&Kernel], target: &HostTarget, emit: Emit) -> Result<Objects, CodegenError> {
-    // Alternate kernels between modules: neighbours are the expensive ones of one family.
-    let parts: Vec<Vec<&Kernel>> = (0..2).map(|i| kernels.iter().copied().skip(i).step_by(2).collect()).collect();
-    let results: Vec<_> = std::thread::scope(|scope| {
-        let running: Vec<_> = parts
-            .iter()
-            .filter(|p| !p.is_empty())
-            .map(|part| scope.spawn(move || compile_host(part, target, emit)))
-            .collect();
-        running
-            .into_iter()
-            .map(|r| r.join().unwrap_or_else(|_| Err(LlvmError::Llvm("a compile thread panicked".into()))))
-            .collect()
-    });
-    let mut out = Objects { objects: Vec::new(), llvm: emit.llvm.then(String::new), asm: emit.asm.then(String::new) };
-    for object in results {
-        let object = object?;
-        out.objects.push(object.object);
-        for (all, part) in [(&mut out.llvm, object.llvm), (&mut out.asm, object.asm)] {
-            if let (Some(all), Some(part)) = (all, part) {
-                all.push_str(&part);
-            }
-        }
-    }
-    Ok(out)
 }
 
 impl State<'_> {
@@ -279,7 +254,8 @@ impl State<'_> {
             max_tokens: variant.max_tokens,
             target: self.target,
         };
-        let rows_class = variant.max_tokens.min(2);
+        // Host kernels only tell one token from more; GPU kernels choose their tiles by the most tokens.
+        let rows_class = if self.target.gpu().is_some() { variant.max_tokens } else { variant.max_tokens.min(2) };
         let key = format!("{op:?} {:?} {:?} {rows_class}", request.operands, request.results);
         let index = match self.requests.get(&key) {
             Some(index) => *index,

@@ -1,6 +1,7 @@
 //! Kernels and code: the tile IR, one file per kernel family, the LLVM lowering, kernel selection and linking.
 
 mod compile;
+mod generate;
 pub mod kernels;
 pub mod llvm;
 pub mod object;
@@ -8,4 +9,5 @@ pub mod select;
 pub mod target;
 pub mod tile;
 
-pub use compile::{CodegenError, Compiled, Kernels, Statics, VariantPlan, compile};
+pub use compile::{CodegenError, Compiled, Prepared, Statics, VariantPlan, compile, prepare};
+pub use generate::{Kernels, generate};

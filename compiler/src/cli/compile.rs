@@ -172,7 +172,7 @@ impl Dumps<'_> {
                 self.write(&format!("{target}.s"), asm.as_bytes())?;
             }
             if wants(Form::Object) {
-                self.write(&format!("{target}.o"), &kernels.object)?;
+                self.write(&format!("{target}.{}", kernels.extension), &kernels.object()?)?;
             }
         }
         Ok(())

@@ -1,11 +1,10 @@
-//! Linking: relocatable objects to one position-independent image without imports, relocations or constructors.
+//! Host code: relocatable objects to one position-independent image without imports, relocations or constructors.
 
+use super::run_linker;
 use crate::compile::CodegenError;
 use indexmap::IndexMap;
 use object::read::elf::ElfFile64;
 use object::{Endianness, Object, ObjectSection, ObjectSegment, ObjectSymbol};
-use std::path::Path;
-use std::process::Command;
 
 /// A flat code image.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,22 +15,12 @@ pub struct Image {
     pub entries: IndexMap<String, u64>,
 }
 
-/// Name of the linker that [`link`] runs.
-pub const LINKER: &str = "ld.lld-22";
-
-fn linker() -> String {
-    let beside = Path::new("/usr/lib/llvm-22/bin/ld.lld");
-    if beside.exists() { beside.to_string_lossy().into_owned() } else { LINKER.to_owned() }
-}
-
 /// Links host objects and flattens the result.
 ///
 /// # Errors
 /// If the linker is missing or fails, or its output has imports, relocations or writable data.
 pub fn link(objects: &[Vec<u8>]) -> Result<Image, CodegenError> {
-    let dir = tempfile::tempdir().map_err(|e| CodegenError::Link(format!("no temporary directory: {e}")))?;
-    let mut command = Command::new(linker());
-    command.args([
+    let options = [
         "-pie",
         "--no-dynamic-linker",
         "-z",
@@ -47,21 +36,16 @@ pub fn link(objects: &[Vec<u8>]) -> Result<Image, CodegenError> {
         "--hash-style=sysv",
         "-z",
         "max-page-size=4096",
-    ]);
-    for (i, object) in objects.iter().enumerate() {
-        let path = dir.path().join(format!("{i}.o"));
-        std::fs::write(&path, object).map_err(|e| CodegenError::Link(format!("{}: {e}", path.display())))?;
-        command.arg(&path);
-    }
-    let out = dir.path().join("image");
-    let run = command.arg("-o").arg(&out).output();
-    let run = run
-        .map_err(|e| CodegenError::Link(format!("{} did not start: {e}; Debian's package lld-22 has it", linker())))?;
-    if !run.status.success() {
-        return Err(CodegenError::Link(String::from_utf8_lossy(&run.stderr).trim().to_owned()));
-    }
-    let elf = std::fs::read(&out).map_err(|e| CodegenError::Link(e.to_string()))?;
-    flatten(&elf)
+    ];
+    flatten(&run_linker(objects, &options)?)
+}
+
+/// Joins host objects to one that is still relocatable, for people to look at.
+///
+/// # Errors
+/// If the linker is missing or fails.
+pub fn link_relocatable(objects: &[Vec<u8>]) -> Result<Vec<u8>, CodegenError> {
+    run_linker(objects, &["-r"])
 }
 
 fn flatten(elf: &[u8]) -> Result<Image, CodegenError> {
