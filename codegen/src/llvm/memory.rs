@@ -21,6 +21,28 @@ impl<'c> Lower<'c, '_> {
         self.dynamic_offset(self.params[address.param.0 as usize], self.scalar(address.offset)?)
     }
 
+    /// Start of row `row` of a tile: `offset` bytes from the base, and the row's own offset where the address gathers.
+    fn row_start(
+        &self,
+        base: PointerValue<'c>,
+        address: &Address,
+        ty: &TileType,
+        row: usize,
+        offset: i64,
+    ) -> Result<PointerValue<'c>, LlvmError> {
+        let at = self.byte_offset(base, offset)?;
+        let Some(gather) = address.gather else { return Ok(at) };
+        // The row's index along each leading dim, numbered as the gathered offsets are (theirs may be 1).
+        let own = &self.ty(gather).shape;
+        let (mut rest, mut index, mut scale) = (row, 0, 1);
+        for (size, own) in ty.shape.iter().zip(own).rev().skip(1) {
+            index += (rest % *size as usize) % *own as usize * scale;
+            scale *= *own as usize;
+            rest /= *size as usize;
+        }
+        self.dynamic_offset(at, self.get(gather)?[index].into_int_value())
+    }
+
     /// The mask's value for a row, if there is a mask.
     fn row_mask(&self, mask: Option<V>, row: usize) -> Result<Option<BasicValueEnum<'c>>, LlvmError> {
         let Some(mask) = mask else { return Ok(None) };
@@ -32,7 +54,7 @@ impl<'c> Lower<'c, '_> {
         let base = self.base(address)?;
         let mut rows = Vec::with_capacity(ty.rows());
         for (i, offset) in row_offsets(ty, &address.strides).into_iter().enumerate() {
-            let at = self.byte_offset(base, offset)?;
+            let at = self.row_start(base, address, ty, i, offset)?;
             let lane_stride = address.strides.last().copied().unwrap_or(0);
             rows.push(match self.row_mask(mask, i)? {
                 None => self.load_row(at, ty, lane_stride, address.align)?,
@@ -124,7 +146,7 @@ impl<'c> Lower<'c, '_> {
         let rows = self.get(value)?.clone();
         let lane_stride = address.strides.last().copied().unwrap_or(0);
         for ((i, offset), row) in row_offsets(&ty, &address.strides).into_iter().enumerate().zip(rows) {
-            let at = self.byte_offset(base, offset)?;
+            let at = self.row_start(base, address, &ty, i, offset)?;
             match self.row_mask(mask, i)? {
                 None => self.store_row(at, row, &ty, lane_stride, address.align)?,
                 Some(BasicValueEnum::IntValue(condition)) => {

@@ -313,7 +313,24 @@ impl Builder {
 
     /// Loads a tile at `param + offset` with byte `strides`.
     pub fn load(&mut self, param: Param, offset: V, elem: Elem, shape: &[u32], strides: &[i64], mask: Option<V>) -> V {
-        let address = Address { param, offset, strides: strides.to_vec(), align: elem.bytes() as u32 };
+        let address = Address { param, offset, gather: None, strides: strides.to_vec(), align: elem.bytes() as u32 };
+        self.define(elem, shape.to_vec(), Inst::Load { address, mask })
+    }
+
+    /// Loads a tile at `param + offset + gather[index]` with byte `strides`; `gather` as [`Address::gather`] says.
+    #[allow(clippy::too_many_arguments, reason = "an address, a type and a mask, as in `load`")]
+    pub fn load_gather(
+        &mut self,
+        param: Param,
+        offset: V,
+        gather: V,
+        elem: Elem,
+        shape: &[u32],
+        strides: &[i64],
+        mask: Option<V>,
+    ) -> V {
+        let align = elem.bytes() as u32;
+        let address = Address { param, offset, gather: Some(gather), strides: strides.to_vec(), align };
         self.define(elem, shape.to_vec(), Inst::Load { address, mask })
     }
 
@@ -330,7 +347,14 @@ impl Builder {
     /// Stores a tile.
     pub fn store(&mut self, param: Param, offset: V, strides: &[i64], value: V, mask: Option<V>) {
         let align = self.ty(value).elem.bytes() as u32;
-        let address = Address { param, offset, strides: strides.to_vec(), align };
+        let address = Address { param, offset, gather: None, strides: strides.to_vec(), align };
+        self.emit(None, Inst::Store { address, value, mask });
+    }
+
+    /// Stores a tile at `param + offset + gather[index]`; `gather` as [`Address::gather`] says.
+    pub fn store_gather(&mut self, param: Param, offset: V, gather: V, strides: &[i64], value: V, mask: Option<V>) {
+        let align = self.ty(value).elem.bytes() as u32;
+        let address = Address { param, offset, gather: Some(gather), strides: strides.to_vec(), align };
         self.emit(None, Inst::Store { address, value, mask });
     }
 

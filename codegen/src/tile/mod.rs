@@ -165,13 +165,15 @@ pub enum Conversion {
     Unsigned,
 }
 
-/// Where a load or store goes: `param + offset + sum(index[i] * strides[i])`, all in bytes.
+/// Where a load or store goes: `param + offset + gather[index] + sum(index[i] * strides[i])`, all in bytes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Address {
     /// The pointer parameter.
     pub param: Param,
     /// Scalar i64 byte offset.
     pub offset: V,
+    /// i64 byte offsets by index of the leading dims: of the tile's rank, each dim 1 or the tile's, the last dim 1.
+    pub gather: Option<V>,
     /// Byte stride per tile dim.
     pub strides: Vec<i64>,
     /// Alignment in bytes that every row start has.

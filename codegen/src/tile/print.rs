@@ -34,7 +34,8 @@ fn list(values: &[V]) -> String {
 
 fn address(k: &Kernel, a: &Address, mask: &Option<V>) -> String {
     let mask = mask.map_or(String::new(), |m| format!(" mask %{}", m.0));
-    format!("${}[%{}] strides {:?}{mask}", k.params[a.param.0 as usize].name, a.offset.0, a.strides)
+    let gather = a.gather.map_or(String::new(), |g| format!(" + %{}", g.0));
+    format!("${}[%{}{gather}] strides {:?}{mask}", k.params[a.param.0 as usize].name, a.offset.0, a.strides)
 }
 
 fn block(k: &Kernel, stmts: &[Stmt], depth: usize, out: &mut String) -> fmt::Result {

@@ -51,6 +51,16 @@ impl Scope<'_> {
         if a.strides.len() != t.shape.len() {
             return Err(format!("{} strides for a tile {t}", a.strides.len()));
         }
+        if let Some(gather) = a.gather {
+            let g = self.ty(gather)?;
+            let fits = g.elem == Elem::I64
+                && g.shape.len() == t.shape.len()
+                && g.lanes() == 1
+                && g.shape.iter().zip(&t.shape).all(|(g, t)| *g == 1 || g == t);
+            if !fits {
+                return Err(format!("byte offsets {g} for a tile {t}"));
+            }
+        }
         if let Some(mask) = mask {
             let m = self.ty(mask)?;
             let fits = m.elem == Elem::I1
