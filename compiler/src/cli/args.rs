@@ -51,7 +51,7 @@ pub enum Command {
 /// How a model is compiled; shared by all commands that take a MODEL.
 #[derive(Debug, Clone, Args)]
 pub struct BuildArgs {
-    /// Targets, the preferred first: host, or a CPU name as LLVM spells it (x86-64-v3, ...).
+    /// Targets, the preferred first, CPUs and GPUs as LLVM spells them: host, x86-64-v3, gfx942, sm_90a, ... (`weldment targets`).
     #[arg(long, default_value = "host", value_delimiter = ',')]
     pub target: Vec<String>,
     /// Tensor-parallel ranks.
@@ -216,6 +216,9 @@ pub struct InspectArgs {
     pub artifact: PathBuf,
     /// What to show: manifest, memory, graph or kernels.
     pub section: Option<String>,
+    /// Kernels or manifest as JSON.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `weldment verify`.

@@ -23,7 +23,7 @@ pub const PASSES: [(&str, Pass, &str); 4] = [
 const PLAN: &str = "bufferise";
 
 fn variant(graph: &Graph, name: &str) -> Result<Graph, CompileError> {
-    let found = variants(graph).into_iter().find(|v| v.name == name);
+    let found = variants(graph, false).into_iter().find(|v| v.name == name);
     let missing = || CompileError::option("--passes", format!("this graph has no variant `{name}`"));
     Ok(found.ok_or_else(missing)?.graph)
 }

@@ -62,7 +62,7 @@ pub fn inspect(args: &InspectArgs) -> Result<(), CompileError> {
         Some(name) => cli::inspect::View::parse(name)?,
         None => cli::inspect::View::Summary,
     };
-    let options = cli::inspect::InspectOptions { artifact: args.artifact.clone(), view };
+    let options = cli::inspect::InspectOptions { artifact: args.artifact.clone(), view, json: args.json };
     Ok(cli::inspect::inspect(&options, &mut stdout())?)
 }
 

@@ -126,11 +126,11 @@ pub fn verify(args: &VerifyArgs) -> Result<(), CompileError> {
     let class = fusion.fp_policy.unwrap_or_else(|| Numerics::default_for(&graph));
     let exact = FusionOptions { fp_policy: Some(class.min(Numerics::Reassoc)), require: Vec::new(), ..fusion.clone() };
     let mut timeline = Timeline::default();
-    let before = driver::variants(&graph);
     let strict = driver::plan_targets(&graph, &args.build.target, &exact, &mut timeline, &mut bars)?;
     let full = driver::plan_targets(&graph, &args.build.target, &fusion, &mut timeline, &mut bars)?;
     let mut failed = Vec::new();
     for (strict, full) in strict.iter().zip(&full) {
+        let before = driver::variants(&graph, full.target.gpu().is_some());
         for ((before, strict), full) in before.iter().zip(&strict.variants).zip(&full.variants) {
             bars.begin("interpret");
             let ring = ring_difference(&before.graph, &strict.graph, &checkpoint)?;

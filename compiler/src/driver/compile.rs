@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use weldment_codegen::llvm::Emit;
 use weldment_codegen::select::KernelLibrary;
 use weldment_codegen::target::Target as MachineTarget;
-use weldment_codegen::{Compiled, Kernels, VariantPlan};
+use weldment_codegen::{Kernels, Prepared, VariantPlan};
 use weldment_ir::Graph;
 use weldment_passes::report::Report;
 use weldment_runtime::artifact::{
@@ -22,7 +22,7 @@ use weldment_runtime::artifact::{
 /// How an artifact is made.
 #[derive(Clone, Debug)]
 pub struct CompileOptions {
-    /// Target names, the preferred first.
+    /// Target names, the preferred first: hosts and GPUs may be mixed.
     pub targets: Vec<String>,
     /// Fusion.
     pub fusion: FusionOptions,
@@ -82,7 +82,7 @@ pub fn plan_targets(
             return Err(CompileError::option("--target", format!("{name} is given twice")));
         }
         let mut planned = Vec::new();
-        for variant in variants(graph) {
+        for variant in variants(graph, target.gpu().is_some()) {
             let max_tokens = variant.graph.symbols().get("T").map_or(1, |r| r.max);
             let library = KernelLibrary { target: target.clone(), max_tokens };
             planned.push(plan_variant(variant, &library, &library, fusion, timeline, progress)?);
@@ -128,7 +128,7 @@ pub fn build_artifact(
         }
     }
     let mut statics = Collector::new(checkpoint);
-    let mut compiled: Vec<(&PlannedTarget, Compiled)> = Vec::new();
+    let mut prepared: Vec<Prepared> = Vec::new();
     for target in planned {
         let plan = |v: &'_ Planned| -> (u64, Vec<(String, u64, u64)>) {
             (v.graph.symbols().get("T").map_or(1, |r| r.max), v.guards.clone())
@@ -140,9 +140,11 @@ pub fn build_artifact(
             .zip(parts)
             .map(|(v, (max_tokens, guards))| VariantPlan { graph: &v.graph, plan: &v.plan, max_tokens, guards })
             .collect();
-        let work = || weldment_codegen::compile(&plans, &target.target, &mut statics, options.emit);
-        compiled.push((target, timeline.stage(progress, "generate code", work)?));
+        let work = || weldment_codegen::prepare(&plans, &target.target, &mut statics);
+        prepared.push(timeline.stage(progress, "build kernels", work)?);
     }
+    let work = || weldment_codegen::generate(prepared, options.emit);
+    let compiled = timeline.stage(progress, "generate code", work)?;
     let statics = timeline.stage(progress, "hash weights", || statics.finish(options.embed))?;
 
     // Launches name sources by index into one list; each target's own list is appended.
@@ -150,7 +152,7 @@ pub fn build_artifact(
     let mut programs = Vec::new();
     let mut codes = Vec::new();
     let mut emitted = IndexMap::new();
-    for (i, (target, mut compiled)) in compiled.into_iter().enumerate() {
+    for (i, (target, mut compiled)) in planned.iter().zip(compiled).enumerate() {
         let base = sources.len() as u32;
         sources.append(&mut compiled.sources);
         let launches = compiled.variants.iter_mut().flat_map(|v| &mut v.launches);

@@ -126,11 +126,15 @@ impl Timeline {
         progress.begin(name);
         let start = Instant::now();
         let out = work();
-        self.stages.push((name, start.elapsed()));
+        let time = start.elapsed();
+        match self.stages.iter_mut().find(|(n, _)| *n == name) {
+            Some((_, sum)) => *sum += time,
+            None => self.stages.push((name, time)),
+        }
         out
     }
 
-    /// Stages so far.
+    /// Stages so far; one that ran several times has the sum.
     pub fn stages(&self) -> &[(&'static str, Duration)] {
         &self.stages
     }
@@ -189,8 +193,12 @@ pub struct Variant {
     pub guards: Vec<(String, u64, u64)>,
 }
 
-/// The entry split by tokens: one token, and more. Tried in this order.
-pub fn variants(graph: &Graph) -> Vec<Variant> {
+/// Where the tokens of a GPU entry are split beside one token: grids are launched for a variant's most tokens, so the range
+/// of a variant bounds the programs that find nothing to do.
+const GPU_SPLITS: [(&str, u64); 3] = [("tokens_16", 16), ("tokens_64", 64), ("tokens_256", 256)];
+
+/// The entry split by tokens: one token and more for the host, finer for GPUs. Tried in this order.
+pub fn variants(graph: &Graph, gpu: bool) -> Vec<Variant> {
     let most = graph.symbols().get("T").map_or(1, |r| r.max);
     let narrowed = |name, min, max| {
         let mut graph = graph.clone();
@@ -202,8 +210,13 @@ pub fn variants(graph: &Graph) -> Vec<Variant> {
         Variant { name, graph, guards: vec![("T".to_owned(), min, max)] }
     };
     let mut all = vec![narrowed("decode", 1, 1)];
-    if most > 1 {
-        all.push(narrowed("prefill", 2, most));
+    let mut next = 2;
+    for (name, end) in GPU_SPLITS.into_iter().filter(|(_, end)| gpu && *end < most) {
+        all.push(narrowed(name, next, end));
+        next = end + 1;
+    }
+    if most >= next {
+        all.push(narrowed("prefill", next, most));
     }
     all
 }
@@ -235,7 +248,7 @@ mod tests {
     #[test]
     fn variants_share_external_layouts() {
         let graph = model_graph(&tiny(), &EntryOptions::default()).unwrap();
-        let plans: Vec<_> = variants(&graph).iter().map(|v| bufferise(&v.graph, &AnyStrides).unwrap()).collect();
+        let plans: Vec<_> = variants(&graph, false).iter().map(|v| bufferise(&v.graph, &AnyStrides).unwrap()).collect();
         assert_eq!(plans.len(), 2);
         let strides = |list: &[weldment_passes::buffer::External]| {
             list.iter().map(|e| (e.name.clone(), e.strides.clone())).collect::<Vec<_>>()
@@ -246,9 +259,25 @@ mod tests {
     }
 
     #[test]
+    fn variants_cover_every_number_of_tokens_once() {
+        let graph = |most| model_graph(&tiny(), &EntryOptions { max_tokens: most, ..EntryOptions::default() }).unwrap();
+        for (most, count) in [(1, 1), (2, 2), (16, 2), (17, 3), (256, 4), (512, 5)] {
+            let split = variants(&graph(most), true);
+            assert_eq!(split.len(), count, "{most}");
+            let mut next = 1;
+            for variant in &split {
+                assert_eq!(variant.guards[0].1, next, "{most} {}", variant.name);
+                next = variant.guards[0].2 + 1;
+            }
+            assert_eq!(next, most + 1);
+            assert_eq!(variants(&graph(most), false).len(), count.min(2));
+        }
+    }
+
+    #[test]
     fn a_model_step_has_no_copies() {
         let graph = model_graph(&tiny(), &EntryOptions::default()).unwrap();
-        for variant in variants(&graph) {
+        for variant in variants(&graph, true) {
             let plan = bufferise(&variant.graph, &AnyStrides).unwrap();
             assert!(plan.copies.is_empty(), "{}: {:?}", variant.name, plan.copies);
             assert!(plan.arena_bytes <= plan.arena_lower_bound + plan.arena_lower_bound / 4);

@@ -147,11 +147,7 @@ impl Checker<'_> {
         if program.arena_bytes > i64::MAX as u64 / 2 {
             return self.bad(&place, "arena_bytes overflows");
         }
-        for kernel in &program.kernels {
-            if kernel.entry >= code.bytes {
-                return self.bad(&format!("kernel {}", kernel.name), "its entry lies past the code section");
-            }
-        }
+        self.kernels(program, code)?;
         self.pack(&place, &program.pack)?;
         for entry in &program.entries {
             self.limit("variants", entry.variants.len(), MAX_VARIANTS)?;
@@ -163,8 +159,65 @@ impl Checker<'_> {
                     }
                 }
                 for (index, launch) in variant.launches.iter().enumerate() {
-                    self.launch(&format!("{place}, launch {index}"), program, launch)?;
+                    let place = format!("{place}, launch {index}");
+                    self.launch(&place, program, launch)?;
+                    if program.target.is_gpu() {
+                        self.gpu_grid(&place, variant, launch)?;
+                    }
                 }
+            }
+        }
+        Ok(())
+    }
+
+    /// Host kernels are entered by offset, GPU kernels by name.
+    fn kernels(&self, program: &Program, code: &Section) -> Result<()> {
+        let target = &program.target;
+        let place = format!("program {}", target.name);
+        if !["x86_64", "amdgcn", "nvptx64"].contains(&target.arch.as_str()) {
+            return self.bad(&place, format!("arch {:?}; x86_64, amdgcn or nvptx64 is accepted", target.arch));
+        }
+        if target.is_gpu() && !target.features.is_empty() {
+            return self.bad(&place, "a GPU target has no features beside its name");
+        }
+        let mut names = BTreeSet::new();
+        for kernel in &program.kernels {
+            let place = format!("kernel {}", kernel.name);
+            if !names.insert(kernel.name.as_str()) {
+                return self.bad(&place, "listed twice");
+            }
+            if !target.is_gpu() {
+                if kernel.entry >= code.bytes {
+                    return self.bad(&place, "its entry lies past the code section");
+                }
+                if kernel.threads != 0 || kernel.resources.is_some() {
+                    return self.bad(&place, "a host kernel has neither threads nor GPU resources");
+                }
+                continue;
+            }
+            let symbol = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'$' | b'.');
+            if kernel.name.is_empty() || kernel.name.len() > MAX_KERNEL_NAME || !kernel.name.bytes().all(symbol) {
+                return self.bad(&place, "its name is not a symbol");
+            }
+            if !kernel.threads.is_power_of_two() || kernel.threads > MAX_BLOCK_THREADS {
+                let detail =
+                    format!("{} threads; a power of two up to {MAX_BLOCK_THREADS} is accepted", kernel.threads);
+                return self.bad(&place, detail);
+            }
+            if kernel.entry != 0 {
+                return self.bad(&place, "a GPU kernel is entered by name, not by offset");
+            }
+        }
+        Ok(())
+    }
+
+    /// A GPU's grid is that of the variant's largest dims.
+    fn gpu_grid(&self, place: &str, variant: &Variant, launch: &Launch) -> Result<()> {
+        for (axis, dim) in launch.grid.iter().enumerate() {
+            let limit = if axis == 0 { MAX_GRID_X } else { MAX_GRID_YZ };
+            let found = self.manifest.most_programs(variant, dim);
+            if found.is_none_or(|n| n == 0 || n > limit) {
+                return self.bad(place, format!("{found:?} programs along axis {axis}; 1 to {limit} are accepted"));
             }
         }
         Ok(())
@@ -251,6 +304,21 @@ impl Manifest {
     /// Index and declaration of the symbol called `name`.
     pub fn symbol(&self, name: &str) -> Option<(usize, &Symbol)> {
         self.symbols.iter().enumerate().find(|(_, s)| s.name == name)
+    }
+
+    /// Most programs of a grid dim in `variant`: the symbol at the largest value its guards let pass. `None` if it names no
+    /// symbol, divides by zero or overflows.
+    pub fn most_programs(&self, variant: &Variant, dim: &GridDim) -> Option<u64> {
+        match *dim {
+            GridDim::Const(n) => Some(n),
+            GridDim::Symbol { div: 0, .. } => None,
+            GridDim::Symbol { symbol, mul, div } => {
+                let declared = self.symbols.get(symbol as usize)?.max;
+                let guards = variant.guards.iter().filter(|g| g.symbol == symbol);
+                let most = guards.fold(declared, |most, guard| most.min(guard.max));
+                Some(most.checked_mul(mul)?.div_ceil(div))
+            }
+        }
     }
 
     /// Elements of `shape` with every symbol at its maximum; `None` on overflow.

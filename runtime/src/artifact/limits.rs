@@ -26,6 +26,14 @@ pub const MAX_TENSORS: usize = 1 << 20;
 pub const MAX_RANK: usize = 8;
 /// Threads of a host device.
 pub const MAX_THREADS: usize = 1024;
+/// Threads of a GPU thread block.
+pub const MAX_BLOCK_THREADS: u32 = 1024;
+/// Programs along x of a GPU grid; along y and z [`MAX_GRID_YZ`].
+pub const MAX_GRID_X: u64 = (1 << 31) - 1;
+/// Programs along y or z of a GPU grid.
+pub const MAX_GRID_YZ: u64 = 65_535;
+/// Bytes of a kernel's name.
+pub const MAX_KERNEL_NAME: usize = 256;
 /// Bytes of a tokens file.
 pub const MAX_TOKENS_FILE_BYTES: u64 = 256 << 20;
 

@@ -108,7 +108,7 @@ pub struct State {
 /// The machine a program is for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Target {
-    /// `x86-64-v3`, or the CPU's LLVM name where compiled for `host`.
+    /// `x86-64-v3`, or the CPU's LLVM name where compiled for `host`; `gfx942`, `sm_90a`.
     pub name: String,
     /// `x86_64`, `amdgcn`, `nvptx64`.
     pub arch: String,
@@ -117,12 +117,19 @@ pub struct Target {
     pub features: Vec<String>,
 }
 
+impl Target {
+    /// True if its code runs on a GPU: kernels are entered by name, with threads of their own.
+    pub fn is_gpu(&self) -> bool {
+        self.arch != "x86_64"
+    }
+}
+
 /// Everything that depends on the target.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Program {
     /// The machine it is for.
     pub target: Target,
-    /// Name of the section that holds the code image.
+    /// Name of the section that holds the code: a flat image for the host, a linked code object for AMD, PTX for NVIDIA.
     pub code: String,
     /// Kernels of the image.
     pub kernels: Vec<Kernel>,
@@ -139,7 +146,7 @@ pub struct Program {
 pub struct Kernel {
     /// Symbol in the object, unique.
     pub name: String,
-    /// Byte offset of the entry point in the code section.
+    /// Byte offset of the entry point in the code section; 0 on GPUs, which find it by name.
     pub entry: u64,
     /// Kernel family (`gemv`, `attention`, ...).
     pub family: String,

@@ -23,7 +23,7 @@ weldment-rt: runs Weldment artifacts
                       [--max-tokens 128] [--ignore-eos] [--temperature 0] [--top-p 1] [--seed 0] [--json]
   weldment-rt eval    M.weld --tokens FILE --logits OUT.safetensors [--stepwise]
   weldment-rt bench   M.weld [--batch 1] [--context 1024] [--prefill 512] [--json]
-  weldment-rt inspect M.weld [manifest|memory|graph|kernels]
+  weldment-rt inspect M.weld [manifest|memory|graph|kernels] [--json]
   weldment-rt verify  M.weld --hashes
   weldment-rt doctor
 
@@ -140,12 +140,12 @@ fn dispatch(arguments: Vec<OsString>, open_codec: OpenCodec<'_>, out: &mut dyn W
             bench(&BenchOptions { session: session()?, batch, context, prefill, json: flag("json") }, out)
         }
         "inspect" => {
-            only(&[], 2)?;
+            only(&["json"], 2)?;
             let view = match given.positional.get(1) {
                 Some(name) => View::parse(&name.to_string_lossy())?,
                 None => View::Summary,
             };
-            inspect(&InspectOptions { artifact: artifact()?, view }, out)
+            inspect(&InspectOptions { artifact: artifact()?, view, json: flag("json") }, out)
         }
         "verify" => {
             only(&["hashes", "weights-file"], 1)?;

@@ -1,7 +1,7 @@
 //! `inspect`: what an artifact holds, after every section's hash was checked.
 
 use super::put;
-use crate::artifact::{Artifact, GridDim, Manifest, Program, Region, WeightMode};
+use crate::artifact::{Artifact, GridDim, Kernel, Manifest, Program, Region, WeightMode};
 use crate::error::{Error, Result};
 use std::fmt::Write as _;
 use std::io::Write;
@@ -45,6 +45,8 @@ pub struct InspectOptions {
     pub artifact: PathBuf,
     /// What to show.
     pub view: View,
+    /// As JSON; the manifest always is.
+    pub json: bool,
 }
 
 /// Checks every section hash, then shows.
@@ -55,6 +57,9 @@ pub fn inspect(options: &InspectOptions, out: &mut dyn Write) -> Result<()> {
     let artifact = Artifact::open(&options.artifact)?;
     artifact.check_all_hashes()?;
     let manifest = artifact.manifest();
+    if options.json && !matches!(options.view, View::Kernels | View::Manifest) {
+        return Err(Error::InvalidInput("inspect --json: kernels and manifest have a JSON form".into()));
+    }
     let mut text = String::new();
     // Writing to a String cannot fail.
     let _ = match options.view {
@@ -66,6 +71,11 @@ pub fn inspect(options: &InspectOptions, out: &mut dyn Write) -> Result<()> {
         }
         View::Memory => memory(&mut text, manifest),
         View::Graph => graph(&mut text, manifest),
+        View::Kernels if options.json => {
+            let json = serde_json::to_string_pretty(&kernels_json(manifest))
+                .map_err(|e| Error::InvalidInput(format!("the kernels cannot be shown: {e}")))?;
+            writeln!(text, "{json}")
+        }
         View::Kernels => kernels(&mut text, manifest),
     };
     put(out, &text)
@@ -182,15 +192,65 @@ fn region(m: &Manifest, region: Region) -> String {
     }
 }
 
+/// How often a program launches a kernel, over all variants.
+fn uses(p: &Program, kernel: usize) -> usize {
+    let launches = p.entries.iter().flat_map(|e| &e.variants).flat_map(|v| &v.launches);
+    launches.filter(|l| l.kernel as usize == kernel).count()
+}
+
+/// Kernels of each program; of a GPU's with what their code needs.
 fn kernels(t: &mut String, m: &Manifest) -> std::fmt::Result {
-    let uses = |p: &Program, kernel: usize| {
-        let launches = p.entries.iter().flat_map(|e| &e.variants).flat_map(|v| &v.launches);
-        launches.filter(|l| l.kernel as usize == kernel).count()
-    };
     for p in &m.programs {
+        if !p.target.is_gpu() {
+            for (index, k) in p.kernels.iter().enumerate() {
+                writeln!(
+                    t,
+                    "{:>5} x {:<40} {:<12} at {:>8}  {}",
+                    uses(p, index),
+                    k.name,
+                    k.family,
+                    k.entry,
+                    k.summary
+                )?;
+            }
+            continue;
+        }
+        // Registers of NVIDIA kernels are known to the driver alone, after its JIT.
+        let known = p.kernels.iter().any(|k| k.resources.is_some_and(|r| r.vgprs > 0));
+        writeln!(t, "{}: resources by the {}", p.target.name, if known { "code object" } else { "PTX" })?;
+        write!(t, "{:>5}   {:<28} {:<12} {:>7}", "uses", "kernel", "family", "threads")?;
+        if known {
+            write!(t, " {:>4} {:>4} {:>4}", "VGPR", "AGPR", "SGPR")?;
+        }
+        writeln!(t, " {:>6} {:>7} {:>6} {:>9}  shapes", "LDS", "scratch", "spills", "occupancy")?;
         for (index, k) in p.kernels.iter().enumerate() {
-            writeln!(t, "{:>5} x {:<40} {:<12} at {:>8}  {}", uses(p, index), k.name, k.family, k.entry, k.summary)?;
+            let r = k.resources.unwrap_or_default();
+            write!(t, "{:>5} x {:<28} {:<12} {:>7}", uses(p, index), k.name, k.family, k.threads)?;
+            if known {
+                write!(t, " {:>4} {:>4} {:>4}", r.vgprs, r.agprs, r.sgprs)?;
+            }
+            let occupancy = if r.occupancy > 0 { r.occupancy.to_string() } else { "-".to_owned() };
+            let (lds, scratch, spills) = (r.lds_bytes, r.scratch_bytes, r.spills);
+            writeln!(t, " {lds:>6} {scratch:>7} {spills:>6} {occupancy:>9}  {}", k.summary)?;
         }
     }
     Ok(())
+}
+
+fn kernels_json(m: &Manifest) -> serde_json::Value {
+    let kernel = |p: &Program, index: usize, k: &Kernel| {
+        serde_json::json!({
+            "name": k.name,
+            "family": k.family,
+            "summary": k.summary,
+            "launches": uses(p, index),
+            "threads": k.threads,
+            "resources": k.resources,
+        })
+    };
+    let program = |p: &Program| {
+        let kernels: Vec<_> = p.kernels.iter().enumerate().map(|(i, k)| kernel(p, i, k)).collect();
+        serde_json::json!({ "target": p.target.name, "kernels": kernels })
+    };
+    serde_json::Value::Array(m.programs.iter().map(program).collect())
 }
