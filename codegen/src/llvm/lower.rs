@@ -64,7 +64,7 @@ fn find_only_in_dots(kernel: &Kernel) -> Vec<bool> {
 }
 
 /// Calls `f` on each operand (loop bodies excluded).
-fn operands(inst: &Inst, f: &mut dyn FnMut(V)) {
+pub(super) fn operands(inst: &Inst, f: &mut dyn FnMut(V)) {
     match inst {
         Inst::Int(_) | Inst::Float(_) | Inst::ProgramId(_) | Inst::Dim(_) | Inst::Iota => {}
         Inst::Unary(_, a)
@@ -86,12 +86,12 @@ fn operands(inst: &Inst, f: &mut dyn FnMut(V)) {
         Inst::Stack(parts) => parts.iter().for_each(|v| f(*v)),
         Inst::Load { address, mask } => {
             f(address.offset);
-            mask.iter().for_each(|v| f(*v));
+            address.gather.iter().chain(mask).for_each(|v| f(*v));
         }
         Inst::Store { address, value, mask } => {
             f(address.offset);
             f(*value);
-            mask.iter().for_each(|v| f(*v));
+            address.gather.iter().chain(mask).for_each(|v| f(*v));
         }
         Inst::For { start, end, init, next, .. } => {
             f(*start);
@@ -196,7 +196,9 @@ impl<'c> Lower<'c, '_> {
     fn block(&mut self, block: &[Stmt]) -> Result<(), LlvmError> {
         for stmt in block {
             match (&stmt.inst, stmt.value) {
-                (Inst::Load { address, mask: None }, Some(v)) if self.only_in_dots[v.0 as usize] => {
+                (Inst::Load { address, mask: None }, Some(v))
+                    if self.only_in_dots[v.0 as usize] && address.gather.is_none() =>
+                {
                     let base =
                         self.dynamic_offset(self.params[address.param.0 as usize], self.scalar(address.offset)?)?;
                     self.deferred[v.0 as usize] = Some((base, address.strides.clone()));

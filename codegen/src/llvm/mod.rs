@@ -2,11 +2,13 @@
 
 mod dot;
 mod elementwise;
+mod gpu;
 mod host;
 mod lower;
 mod memory;
 mod ops;
 
+pub use gpu::{GpuObject, compile_gpu};
 pub use host::{Emit, HostObject, HostTarget, compile_host};
 
 use inkwell::builder::BuilderError;
