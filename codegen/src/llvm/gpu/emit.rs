@@ -41,6 +41,20 @@ pub(in crate::llvm) struct Emit<'c, 'k> {
     shared_bytes: u32,
     /// Parameters stored to since the last barrier.
     pub dirty: Vec<bool>,
+    /// Whether the launches before this one are known to be over.
+    waited: bool,
+    /// Loops and ifs around the current statement.
+    depth: usize,
+}
+
+/// True if the instruction, or one inside it, reads or writes memory that other launches write.
+fn touches_variables(kernel: &Kernel, inst: &Inst) -> bool {
+    match inst {
+        Inst::Load { address, .. } => !kernel.params[address.param.0 as usize].constant,
+        Inst::Store { .. } => true,
+        Inst::For { body, .. } | Inst::If { body, .. } => body.iter().any(|s| touches_variables(kernel, &s.inst)),
+        _ => false,
+    }
 }
 
 impl<'c, 'k> Deref for Emit<'c, 'k> {
@@ -119,7 +133,13 @@ pub(in crate::llvm) fn emit<'c>(
         shared: None,
         shared_bytes: 0,
         dirty: vec![false; kernel.params.len()],
+        waited: target.arch.is_amd(),
+        depth: 0,
     };
+    if !emit.waited {
+        // Programmatic dependent launch: the next kernel may start, up to its own wait, as soon as all blocks of this one have.
+        emit.call("llvm.nvvm.griddepcontrol.launch.dependents", &[])?;
+    }
     emit.leave_surplus()?;
     emit.block(&kernel.body)?;
     emit.builder.build_return(None)?;
@@ -566,8 +586,19 @@ impl<'c, 'k> Emit<'c, 'k> {
         Ok(())
     }
 
+    /// Weights may be read before the launches ahead are over, everything else only afterwards. Said at the top level of the
+    /// program, so that every block says it once.
+    fn wait_for_launches(&mut self, stmt: &Stmt) -> Result<(), LlvmError> {
+        if !self.waited && self.depth == 0 && touches_variables(self.kernel, &stmt.inst) {
+            self.waited = true;
+            self.call("llvm.nvvm.griddepcontrol.wait", &[])?;
+        }
+        Ok(())
+    }
+
     fn block(&mut self, block: &'k [Stmt]) -> Result<(), LlvmError> {
         for stmt in block {
+            self.wait_for_launches(stmt)?;
             match (&stmt.inst, stmt.value) {
                 (Inst::For { start, end, step, init, index, carried, body, next, results }, _) => {
                     let (start, end) = (self.scalar(*start)?, self.scalar(*end)?);
@@ -579,7 +610,7 @@ impl<'c, 'k> Emit<'c, 'k> {
                     let out = self.counted(start, end, *step, &flat, |e, i, values| {
                         e.values[index.0 as usize] = Some(vec![i.into()]);
                         e.scatter(carried, &layouts, values);
-                        e.block(body)?;
+                        e.nested(body)?;
                         let mut flat = Vec::new();
                         for (v, l) in next.iter().zip(&layouts) {
                             flat.extend(e.get(*v, l)?);
@@ -590,7 +621,7 @@ impl<'c, 'k> Emit<'c, 'k> {
                 }
                 (Inst::If { condition, body }, _) => {
                     let condition = self.scalar(*condition)?;
-                    self.when(condition, |e| e.block(body))?;
+                    self.when(condition, |e| e.nested(body))?;
                 }
                 (Inst::Store { address, value, mask }, _) => self.store(address, *value, *mask)?,
                 (_, Some(v)) if self.inferred.is_lazy(v) => {}
@@ -603,6 +634,13 @@ impl<'c, 'k> Emit<'c, 'k> {
             }
         }
         Ok(())
+    }
+
+    fn nested(&mut self, body: &'k [Stmt]) -> Result<(), LlvmError> {
+        self.depth += 1;
+        let result = self.block(body);
+        self.depth -= 1;
+        result
     }
 
     fn scatter(&mut self, values: &[V], layouts: &[Layout], flat: &[BasicValueEnum<'c>]) {

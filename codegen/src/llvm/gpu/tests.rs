@@ -119,6 +119,9 @@ fn gemv_streams_weights_in_16_byte_pieces() {
         let asm = assembly(&kernel, arch);
         let wide = if arch.is_amd() { "global_load_dwordx4" } else { "ld.global.nc.v4" };
         assert!(asm.matches(wide).count() >= 4, "{} has no {wide}:\n{asm}", arch.cpu());
+        if !arch.is_amd() {
+            assert!(asm.contains("griddepcontrol.launch_dependents") && asm.contains("griddepcontrol.wait"), "{asm}");
+        }
         assert!(!asm.contains("scratch_load") && !asm.contains("ld.local"), "{asm}");
     }
 }
