@@ -34,6 +34,7 @@ pub mod artifact;
 pub mod cli;
 pub mod codec;
 pub mod cpu;
+pub mod device;
 pub mod driver;
 pub mod dtype;
 pub mod error;
@@ -50,11 +51,12 @@ pub mod text;
 pub mod weights;
 
 pub use artifact::Artifact;
+pub use device::{Device, DeviceChoice};
 pub use dtype::DType;
 pub use error::{Error, Result};
 pub use generate::{GenerateOptions, Generation, Stop};
 pub use sampler::Sampling;
-pub use session::{Device, Session, SessionOptions, StepInput, Stream};
+pub use session::{Session, SessionOptions, StepInput, Stream};
 
 /// Hex blake3 of `bytes`: how artifacts name their sections, tensors and code.
 pub fn blake3_hex(bytes: &[u8]) -> String {

@@ -1,8 +1,11 @@
 //! From an artifact to logits: a device, a stream, and a session that captures once and replays.
 
 use crate::artifact::{Artifact, Dim, Manifest, Model, Program};
-use crate::driver::host::{HostDriver, HostOptions};
-use crate::driver::{Buffer, Driver, Event, Placement, StreamBackend};
+use crate::device::Device;
+use crate::driver::{
+    Allocator, Buffer, Driver, Event, ExternalMemory, ExternalStream, Graph, KernelEntry, Module, ModuleSource,
+    Placement, StreamBackend, bytes_of,
+};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::graph::{Dims, Regions, StepGraph};
@@ -10,43 +13,6 @@ use crate::memory::{BlockPool, Sequence};
 use crate::weights::{self, WeightOptions};
 use std::path::PathBuf;
 use std::sync::Arc;
-
-/// A machine that runs artifacts.
-#[derive(Clone, Debug)]
-pub struct Device {
-    driver: Arc<dyn Driver>,
-    threads: usize,
-}
-
-impl Device {
-    /// This machine's CPU with `threads` threads, the caller included; 0 means one per physical core.
-    ///
-    /// # Errors
-    /// If the threads cannot be started.
-    pub fn host(threads: usize) -> Result<Device> {
-        Device::host_with(HostOptions { threads, pin_caller: false })
-    }
-
-    /// This machine's CPU with all options.
-    ///
-    /// # Errors
-    /// If the threads cannot be started.
-    pub fn host_with(options: HostOptions) -> Result<Device> {
-        let driver = HostDriver::new(options)?;
-        let threads = driver.threads();
-        Ok(Device { driver: Arc::new(driver), threads })
-    }
-
-    /// The driver.
-    pub fn driver(&self) -> &dyn Driver {
-        &*self.driver
-    }
-
-    /// Threads that run kernels on the host.
-    pub fn threads(&self) -> usize {
-        self.threads
-    }
-}
 
 /// An in-order queue of work on a device.
 #[derive(Debug)]
@@ -60,7 +26,7 @@ impl Stream {
     /// # Errors
     /// If the device refuses.
     pub fn new(device: &Device) -> Result<Stream> {
-        Ok(Stream { backend: device.driver().create_stream()? })
+        Ok(Stream { backend: device.driver().create_stream(None)? })
     }
 
     /// Waits until everything enqueued so far is done.
@@ -87,13 +53,26 @@ pub struct SessionOptions {
     pub kv_blocks: Option<usize>,
     /// The checkpoint's file or folder, for external weights.
     pub weights_file: Option<PathBuf>,
-    /// Cache folder for packs; `None` uses none.
+    /// Cache folder for packs and compiled code; `None` uses none.
     pub cache: Option<PathBuf>,
+    /// Gives the memory of arena, weights, states and outputs; `None` asks the driver.
+    pub allocator: Option<Arc<dyn Allocator>>,
+    /// The stream that steps run on; `None` makes one.
+    pub stream: Option<ExternalStream>,
+    /// Memory of the states (KV caches), in the manifest's order; it is used as it is, not zeroed. `None` allocates.
+    pub states: Option<Vec<ExternalMemory>>,
 }
 
 impl Default for SessionOptions {
     fn default() -> Self {
-        SessionOptions { kv_blocks: None, weights_file: None, cache: weights::cache_dir() }
+        SessionOptions {
+            kv_blocks: None,
+            weights_file: None,
+            cache: weights::cache_dir(),
+            allocator: None,
+            stream: None,
+            states: None,
+        }
     }
 }
 
@@ -112,15 +91,18 @@ pub struct StepInput<'a> {
     pub logit_rows: &'a [i32],
 }
 
-/// Index of each known input in the manifest, if the graph uses it.
-#[derive(Debug, Default)]
-struct InputSlots {
-    tokens: Option<usize>,
-    positions: Option<usize>,
-    sequence_ids: Option<usize>,
-    block_tables: Option<usize>,
-    logit_rows: Option<usize>,
+/// An input that this runtime fills.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum InputKind {
+    Tokens,
+    Positions,
+    SequenceIds,
+    BlockTables,
+    LogitRows,
 }
+
+/// As many inputs as there are kinds.
+const MAX_INPUTS: usize = 5;
 
 /// An artifact on a device: weights in place, graph captured, KV cache empty.
 #[derive(Debug)]
@@ -129,7 +111,12 @@ pub struct Session {
     regions: Regions,
     graph: StepGraph,
     stream: Stream,
-    slots: InputSlots,
+    /// What each input of the manifest is.
+    inputs: Vec<InputKind>,
+    /// Where the host reads output 0, if not in place.
+    logits: Option<Buffer>,
+    /// Rows of logits of the last step.
+    rows: usize,
     pool: BlockPool,
     /// `[T]`, derived from `seq_starts`.
     sequence_ids: Vec<i32>,
@@ -137,6 +124,8 @@ pub struct Session {
     program: usize,
     variant: usize,
     threads: usize,
+    module: Arc<dyn Module>,
+    device: Device,
 }
 
 impl Session {
@@ -148,44 +137,56 @@ impl Session {
         let manifest = artifact.shared_manifest();
         let driver = device.driver();
         let (index, program) = choose_program(&manifest, driver)?;
-        let slots = input_slots(&manifest)?;
+        let inputs = input_kinds(&manifest)?;
         check_output(&manifest)?;
         let code = manifest
             .section(&program.code)
             .and_then(|section| Some((artifact.section(&section.name)?, section)))
             .ok_or_else(|| Error::Unsupported("the program has no code".into()))?;
-        let entries: Vec<u64> = program.kernels.iter().map(|k| k.entry).collect();
-        let module = driver.load_module(code.0, &code.1.blake3, &entries)?;
+        let kernels: Vec<KernelEntry<'_>> = program
+            .kernels
+            .iter()
+            .map(|k| KernelEntry { name: &k.name, offset: k.entry, threads: k.threads })
+            .collect();
+        let (image, section) = code;
+        let cache = options.cache.as_deref();
+        let module = driver.load_module(&ModuleSource { image, hash: &section.blake3, kernels: &kernels, cache })?;
 
         let mut dims = Dims::new(&manifest.symbols);
         let blocks = kv_blocks(&manifest, options.kv_blocks)?;
         dims.set(&manifest, "N", blocks)?;
+        let allocator = options.allocator.as_ref();
         let weight_options =
             WeightOptions { weights_file: options.weights_file, cache: options.cache, threads: device.threads() };
-        let allocate = |bytes: Option<u64>, placement| {
-            let bytes = bytes
-                .and_then(|n| usize::try_from(n).ok())
-                .ok_or_else(|| Error::Unsupported("an allocation's size overflows".into()))?;
-            driver.allocate(bytes, placement)
-        };
-        let bindings = |list: &[crate::artifact::Binding]| {
-            list.iter().map(|b| allocate(manifest.max_bytes(b), Placement::Pinned)).collect::<Result<Vec<_>>>()
-        };
-        let regions = Regions {
-            arena: allocate(Some(program.arena_bytes), Placement::Arena)?,
-            weights: weights::load(artifact, program, driver, &weight_options)?,
-            states: manifest
+        let allocate = |bytes: Option<u64>, placement| driver.allocate(size(bytes)?, placement, allocator);
+        let states = match &options.states {
+            Some(given) => external_states(&manifest, driver, given, blocks)?,
+            None => manifest
                 .states
                 .iter()
                 .map(|s| allocate(s.unit_bytes.checked_mul(blocks as u64), Placement::State))
                 .collect::<Result<Vec<_>>>()?,
-            inputs: bindings(&manifest.inputs)?,
-            outputs: bindings(&manifest.outputs)?,
         };
-        let graph = StepGraph::capture(driver, program, "step", &module, &regions)?;
+        let regions = Regions {
+            arena: allocate(Some(program.arena_bytes), Placement::Arena)?,
+            weights: weights::load(artifact, program, driver, &weight_options, allocator)?,
+            states,
+            outputs: manifest
+                .outputs
+                .iter()
+                .map(|b| allocate(manifest.max_bytes(b), Placement::Output))
+                .collect::<Result<Vec<_>>>()?,
+        };
+        let graph = StepGraph::capture(driver, &manifest, program, "step", &module, &regions, blocks)?;
+        let logits = match regions.outputs.first() {
+            Some(output) if !output.is_host_visible() => {
+                Some(driver.allocate(output.len(), Placement::Pinned, None)?)
+            }
+            _ => None,
+        };
         let tokens = manifest.symbol("T").map_or(1, |(_, s)| s.max) as usize;
         let pool = BlockPool::new(blocks);
-        let stream = Stream::new(device)?;
+        let stream = Stream { backend: driver.create_stream(options.stream.as_ref())? };
         let sequence_ids = Vec::with_capacity(tokens.min(1 << 20));
         let threads = device.threads();
         Ok(Session {
@@ -193,13 +194,17 @@ impl Session {
             regions,
             graph,
             stream,
-            slots,
+            inputs,
+            logits,
+            rows: 0,
             pool,
             sequence_ids,
             dims,
             program: index,
             variant: 0,
             threads,
+            module,
+            device: device.clone(),
         })
     }
 
@@ -224,8 +229,23 @@ impl Session {
     }
 
     /// The packed weights.
-    pub fn weights(&self) -> &[u8] {
-        self.regions.weights.bytes()
+    pub fn weights(&self) -> &Buffer {
+        &self.regions.weights
+    }
+
+    /// The device.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// The loaded code.
+    pub fn module(&self) -> &dyn Module {
+        &*self.module
+    }
+
+    /// The captured graph that the last step replayed and the stream it runs on.
+    pub fn last_graph(&mut self) -> Option<(&mut (dyn Graph + 'static), &mut Stream)> {
+        Some((self.graph.variant(self.variant)?, &mut self.stream))
     }
 
     /// Bytes that the last step moved by the artifact's own estimate, with `tokens` tokens of sequences of `context` positions
@@ -269,28 +289,55 @@ impl Session {
     /// Runs one step and returns logits `[R, vocab]`, row-major f32. Allocates nothing.
     ///
     /// # Errors
-    /// [`Error::InvalidInput`] naming the value that is outside its range. Nothing was run then.
+    /// [`Error::InvalidInput`] naming the value that is outside its range; nothing was run then. [`Error::Driver`] if the device
+    /// failed.
     pub fn step(&mut self, input: &StepInput<'_>) -> Result<&[f32]> {
+        self.enqueue(input)?;
+        self.logits()
+    }
+
+    /// Enqueues one step without waiting for it; the values of `input` are copied. Steps run in the order of the calls.
+    ///
+    /// # Errors
+    /// As [`Session::step`].
+    pub fn enqueue(&mut self, input: &StepInput<'_>) -> Result<()> {
         self.check(input)?;
-        let write = |buffers: &[Buffer], slot: Option<usize>, values: &[i32]| -> Result<()> {
-            match slot.and_then(|i| buffers.get(i)) {
-                Some(buffer) => buffer.write_i32(values),
-                None => Ok(()),
-            }
-        };
-        let inputs = &self.regions.inputs;
-        write(inputs, self.slots.tokens, input.tokens)?;
-        write(inputs, self.slots.positions, input.positions)?;
-        write(inputs, self.slots.sequence_ids, &self.sequence_ids)?;
-        write(inputs, self.slots.block_tables, input.block_tables)?;
-        write(inputs, self.slots.logit_rows, input.logit_rows)?;
-        self.variant = self.graph.replay(&self.manifest, &mut *self.stream.backend, &self.dims)?;
-        self.stream.synchronize()?;
-        let count = input.logit_rows.len() * self.manifest.model.vocab_size as usize;
-        match self.regions.outputs.first() {
-            Some(output) => output.as_f32(count),
-            None => Ok(&[]),
+        let mut inputs: [&[u8]; MAX_INPUTS] = [&[]; MAX_INPUTS];
+        for (slot, kind) in inputs.iter_mut().zip(&self.inputs) {
+            *slot = bytes_of(match kind {
+                InputKind::Tokens => input.tokens,
+                InputKind::Positions => input.positions,
+                InputKind::SequenceIds => &self.sequence_ids,
+                InputKind::BlockTables => input.block_tables,
+                InputKind::LogitRows => input.logit_rows,
+            });
         }
+        let inputs = inputs.get(..self.inputs.len()).unwrap_or_default();
+        self.variant = self.graph.replay(&self.manifest, &mut *self.stream.backend, &self.dims, inputs)?;
+        self.rows = input.logit_rows.len();
+        Ok(())
+    }
+
+    /// Waits until every enqueued step is done.
+    ///
+    /// # Errors
+    /// If one of them failed.
+    pub fn wait(&mut self) -> Result<()> {
+        self.stream.synchronize()
+    }
+
+    /// Waits for the last step and returns its logits `[R, vocab]`, row-major f32; none before the first step.
+    ///
+    /// # Errors
+    /// If a step failed.
+    pub fn logits(&mut self) -> Result<&[f32]> {
+        let count = self.rows * self.manifest.model.vocab_size as usize;
+        let Some(output) = self.regions.outputs.first() else { return Ok(&[]) };
+        if let (Some(host), true) = (&self.logits, count > 0) {
+            self.stream.backend.download(output, host, count * 4)?;
+        }
+        self.stream.synchronize()?;
+        self.logits.as_ref().unwrap_or(output).as_f32(count)
     }
 
     /// Validates a step, sets the dims and derives the sequence ids.
@@ -375,15 +422,42 @@ fn choose_program<'a>(manifest: &'a Manifest, driver: &dyn Driver) -> Result<(us
     Err(Error::Unsupported(if reasons.is_empty() { "the artifact has no program".into() } else { reasons.join("; ") }))
 }
 
-fn input_slots(manifest: &Manifest) -> Result<InputSlots> {
-    let mut slots = InputSlots::default();
-    for (index, input) in manifest.inputs.iter().enumerate() {
-        let slot = match input.name.as_str() {
-            "tokens" => &mut slots.tokens,
-            "positions" => &mut slots.positions,
-            "sequence_ids" => &mut slots.sequence_ids,
-            "block_tables" => &mut slots.block_tables,
-            "logit_rows" => &mut slots.logit_rows,
+fn size(bytes: Option<u64>) -> Result<usize> {
+    let bytes = bytes.and_then(|n| usize::try_from(n).ok());
+    bytes.ok_or_else(|| Error::Unsupported("an allocation's size overflows".into()))
+}
+
+/// The embedding engine's memory as states, checked against what the states need.
+fn external_states(
+    manifest: &Manifest,
+    driver: &dyn Driver,
+    given: &[ExternalMemory],
+    blocks: usize,
+) -> Result<Vec<Buffer>> {
+    if given.len() != manifest.states.len() {
+        let (given, states) = (given.len(), manifest.states.len());
+        return Err(Error::InvalidInput(format!("memory for {given} states was given, the artifact has {states}")));
+    }
+    let wrap = |(memory, state): (&ExternalMemory, &crate::artifact::State)| {
+        let needed = size(state.unit_bytes.checked_mul(blocks as u64))?;
+        if memory.len() < needed {
+            let (name, given) = (&state.name, memory.len());
+            return Err(Error::InvalidInput(format!("state {name} needs {needed} bytes, {given} were given")));
+        }
+        driver.wrap(memory)
+    };
+    given.iter().zip(&manifest.states).map(wrap).collect()
+}
+
+fn input_kinds(manifest: &Manifest) -> Result<Vec<InputKind>> {
+    let mut kinds = Vec::with_capacity(manifest.inputs.len());
+    for input in &manifest.inputs {
+        let kind = match input.name.as_str() {
+            "tokens" => InputKind::Tokens,
+            "positions" => InputKind::Positions,
+            "sequence_ids" => InputKind::SequenceIds,
+            "block_tables" => InputKind::BlockTables,
+            "logit_rows" => InputKind::LogitRows,
             other => {
                 return Err(Error::Unsupported(format!(
                     "the artifact has an input this runtime does not fill: {other}"
@@ -393,9 +467,12 @@ fn input_slots(manifest: &Manifest) -> Result<InputSlots> {
         if input.dtype != DType::I32 {
             return Err(Error::Unsupported(format!("input {} is {}, not i32", input.name, input.dtype)));
         }
-        *slot = Some(index);
+        if kinds.contains(&kind) {
+            return Err(Error::Unsupported(format!("input {} is declared twice", input.name)));
+        }
+        kinds.push(kind);
     }
-    Ok(slots)
+    Ok(kinds)
 }
 
 fn check_output(manifest: &Manifest) -> Result<()> {
@@ -432,7 +509,7 @@ impl Session {
     pub fn extend(&mut self, sequence: &mut Sequence, tokens: &[i32]) -> Result<&[f32]> {
         self.extend_rows(sequence, tokens, false, &mut |_| Ok(()))?;
         let vocab = self.manifest.model.vocab_size as usize;
-        match self.regions.outputs.first() {
+        match self.logits.as_ref().or(self.regions.outputs.first()) {
             Some(output) => output.as_f32(vocab),
             None => Ok(&[]),
         }

@@ -5,11 +5,11 @@
 //! registry in the cache, by content). Wherever they are found, every tensor's hash must be the manifest's.
 
 use crate::artifact::{Artifact, Manifest, Program, TensorPlace, WEIGHTS_SECTION, WeightMode, write_atomically};
-use crate::driver::{Buffer, Driver, Placement, SharedBytes};
+use crate::driver::{Allocator, Buffer, Driver, Placement, SharedBytes};
 use crate::error::{Error, Result};
 use crate::log::{self, Level};
 use crate::map::{FileMap, MappedRange};
-use crate::pack::{TensorSource, for_each_parallel, pack_all};
+use crate::pack::{Packer, TensorSource, for_each_parallel};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -74,28 +74,39 @@ pub fn pack_path(manifest: &Manifest, program: &Program, cache: &Path) -> Option
     cacheable.then(|| cache.join("packs").join(format!("{}.pack", program.pack.key)))
 }
 
-/// The weights region of `program`, ready for kernels.
+/// The weights region of `program`, ready for kernels, in memory of `allocator` where one is given and the driver copies.
 ///
 /// # Errors
 /// [`Error::Weights`] saying where was looked, or which tensor is not what the artifact was compiled for.
-pub fn load(artifact: &Artifact, program: &Program, driver: &dyn Driver, options: &WeightOptions) -> Result<Buffer> {
+pub fn load(
+    artifact: &Artifact,
+    program: &Program,
+    driver: &dyn Driver,
+    options: &WeightOptions,
+    allocator: Option<&Arc<dyn Allocator>>,
+) -> Result<Buffer> {
     let manifest = artifact.manifest();
     if program.pack.bytes == 0 {
-        return driver.allocate(0, Placement::Weights);
+        return driver.allocate(0, Placement::Weights, allocator);
     }
     if manifest.weights.mode == WeightMode::Embedded {
-        return load_embedded(artifact, program, driver);
+        return driver.import(embedded(artifact, program)?, allocator);
     }
     let cached = options.cache.as_deref().and_then(|cache| pack_path(manifest, program, cache));
     if let Some(pack) = cached.as_deref().and_then(|path| open_pack(path, program)) {
-        return driver.import(Arc::new(pack));
+        return driver.import(Arc::new(pack), allocator);
     }
-    let mut buffer = driver.allocate(program.pack.bytes as usize, Placement::Weights)?;
+    let bytes = usize::try_from(program.pack.bytes)
+        .map_err(|_| Error::Unsupported("the weights are larger than this machine addresses".into()))?;
+    let mut buffer = driver.allocate(bytes, Placement::Weights, allocator)?;
     let source = Source::find(artifact, options)?;
     source.verify(options.threads)?;
-    pack_all(manifest, program, &source, buffer.bytes_mut()?, options.threads)?;
-    if let Some(path) = cached
-        && let Err(e) = write_pack(&path, program, buffer.bytes(), options.threads)
+    let packer = Packer::new(manifest, program, &source)?;
+    let ranges = packer.ranges(driver.staging_bytes().unwrap_or(usize::MAX));
+    driver.fill(&mut buffer, &ranges, &mut |range, out| packer.pack(range, out, options.threads))?;
+    // A device's pack is close to the checkpoint's own bytes: making it again costs little more than reading it.
+    if let (Some(path), true) = (cached, buffer.is_host_visible())
+        && let Err(e) = buffer.bytes().and_then(|bytes| write_pack(&path, program, bytes, options.threads))
     {
         // The weights are in memory: a cache that cannot be written costs the next start, nothing else.
         log::write(Level::Warn, format_args!("the pack is not cached: {e}"));
@@ -103,7 +114,7 @@ pub fn load(artifact: &Artifact, program: &Program, driver: &dyn Driver, options
     Ok(buffer)
 }
 
-fn load_embedded(artifact: &Artifact, program: &Program, driver: &dyn Driver) -> Result<Buffer> {
+fn embedded(artifact: &Artifact, program: &Program) -> Result<Arc<dyn SharedBytes>> {
     let manifest = artifact.manifest();
     let section = manifest
         .section(WEIGHTS_SECTION)
@@ -116,7 +127,7 @@ fn load_embedded(artifact: &Artifact, program: &Program, driver: &dyn Driver) ->
     }
     artifact.check_hash(section)?;
     let range = artifact.map_section(section).ok_or_else(|| Error::Weights("section weights is not mapped".into()))?;
-    driver.import(Arc::new(range))
+    Ok(Arc::new(range))
 }
 
 /// Logical tensors from the checkpoint's files and the artifact's constants.

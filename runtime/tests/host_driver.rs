@@ -5,9 +5,12 @@
 #[allow(dead_code, reason = "each test binary uses its own part")]
 mod common;
 
+use std::sync::Arc;
 use weldment_runtime::artifact::GridDim;
 use weldment_runtime::driver::host::{HostDriver, HostOptions};
-use weldment_runtime::driver::{Buffer, CaptureLaunch, Driver, Placement};
+use weldment_runtime::driver::{
+    Buffer, CaptureArg, CaptureLaunch, CaptureSpec, Driver, KernelEntry, Module, ModuleSource, Placement,
+};
 
 const ADD1: usize = 1;
 const REV1: usize = 2;
@@ -20,8 +23,22 @@ fn code_hash() -> String {
     blake3::hash(&common::CODE).to_hex().to_string()
 }
 
+/// Loads the image with kernels at `entries`.
+fn load(driver: &HostDriver, hash: &str, entries: &[u64]) -> weldment_runtime::Result<Arc<dyn Module>> {
+    let kernels: Vec<KernelEntry<'_>> =
+        entries.iter().map(|offset| KernelEntry { name: "", offset: *offset, threads: 0 }).collect();
+    driver.load_module(&ModuleSource { image: &common::CODE, hash, kernels: &kernels, cache: None })
+}
+
+fn allocate(driver: &HostDriver, bytes: usize, placement: Placement) -> Buffer {
+    driver.allocate(bytes, placement, None).unwrap()
+}
+
+/// No inputs; the host takes any dims.
+const SPEC: CaptureSpec<'static> = CaptureSpec { label: "test", max_dims: &[], input_bytes: &[] };
+
 fn values(buffer: &Buffer, count: usize) -> Vec<i64> {
-    buffer.to_vec().chunks_exact(8).take(count).map(|b| i64::from_le_bytes(b.try_into().unwrap())).collect()
+    buffer.to_vec().unwrap().chunks_exact(8).take(count).map(|b| i64::from_le_bytes(b.try_into().unwrap())).collect()
 }
 
 /// A ring of two buffers: `length` launches, each reading what the one before wrote, in the given order of kernels.
@@ -32,17 +49,25 @@ fn chain(
     symbol: bool,
     n: usize,
 ) -> (Buffer, Buffer, ChainGraph) {
-    let module = driver.load_module(&common::CODE, &code_hash(), &common::ENTRIES).unwrap();
-    let a = driver.allocate(n * 8, Placement::Arena).unwrap();
-    let b = driver.allocate(n * 8, Placement::State).unwrap();
-    let mut capture = driver.begin_capture(module).unwrap();
+    let module = load(driver, &code_hash(), &common::ENTRIES).unwrap();
+    let a = allocate(driver, n * 8, Placement::Arena);
+    let b = allocate(driver, n * 8, Placement::State);
+    let mut capture = driver.begin_capture(module, &SPEC).unwrap();
     let grid = if symbol { GridDim::Symbol { symbol: 0, mul: 1, div: 1 } } else { GridDim::Const(n as u64) };
     for i in 0..length {
         let (to, from) = if i % 2 == 0 { (&b, &a) } else { (&a, &b) };
         let kernel = kernels[i % kernels.len()];
-        capture.launch(CaptureLaunch { kernel, grid: &[grid], args: &[(to, 0), (from, 0)], barrier: true }).unwrap();
+        capture
+            .launch(CaptureLaunch {
+                kernel,
+                grid: &[grid],
+                args: &[CaptureArg::Buffer(to, 0), CaptureArg::Buffer(from, 0)],
+                barrier: true,
+                overlap: false,
+            })
+            .unwrap();
     }
-    (a, b, ChainGraph { graph: capture.finish().unwrap(), stream: driver.create_stream().unwrap() })
+    (a, b, ChainGraph { graph: capture.finish().unwrap(), stream: driver.create_stream(None).unwrap() })
 }
 
 struct ChainGraph {
@@ -52,7 +77,7 @@ struct ChainGraph {
 
 impl ChainGraph {
     fn replay(&mut self, dims: &[i64]) {
-        self.graph.replay(&mut *self.stream, dims).unwrap();
+        self.graph.replay(&mut *self.stream, dims, &[]).unwrap();
     }
 }
 
@@ -102,15 +127,22 @@ fn grids_follow_the_dims() {
     graph.replay(&[0]);
     graph.replay(&[100]);
     assert_eq!(values(&b, 100), vec![1; 100]);
-    let module = driver.load_module(&common::CODE, &code_hash(), &common::ENTRIES).unwrap();
-    let (to, from) =
-        (driver.allocate(800, Placement::Pinned).unwrap(), driver.allocate(800, Placement::Pinned).unwrap());
-    let mut capture = driver.begin_capture(module).unwrap();
+    let module = load(&driver, &code_hash(), &common::ENTRIES).unwrap();
+    let (to, from) = (allocate(&driver, 800, Placement::Pinned), allocate(&driver, 800, Placement::Pinned));
+    let mut capture = driver.begin_capture(module, &SPEC).unwrap();
     // ceil(7 * 3 / 4) * 2 * 5 = 60 programs
     let grid = [GridDim::Symbol { symbol: 1, mul: 3, div: 4 }, GridDim::Const(2), GridDim::Const(5)];
-    capture.launch(CaptureLaunch { kernel: ADD1, grid: &grid, args: &[(&to, 0), (&from, 0)], barrier: false }).unwrap();
+    capture
+        .launch(CaptureLaunch {
+            kernel: ADD1,
+            grid: &grid,
+            args: &[CaptureArg::Buffer(&to, 0), CaptureArg::Buffer(&from, 0)],
+            barrier: false,
+            overlap: false,
+        })
+        .unwrap();
     let mut graph = capture.finish().unwrap();
-    graph.replay(&mut *driver.create_stream().unwrap(), &[0, 7]).unwrap();
+    graph.replay(&mut *driver.create_stream(None).unwrap(), &[0, 7], &[]).unwrap();
     assert_eq!(values(&to, 100).iter().sum::<i64>(), 60);
 }
 
@@ -119,23 +151,25 @@ fn launches_of_one_program_mix_with_wide_ones() {
     // wide -> single -> wide: the second wide launch reads what only the caller wrote, and vice versa.
     for threads in [1, 2, 6] {
         let driver = driver(threads);
-        let module = driver.load_module(&common::CODE, &code_hash(), &common::ENTRIES).unwrap();
-        let a = driver.allocate(8 * 256, Placement::Arena).unwrap();
-        let b = driver.allocate(8 * 256, Placement::Arena).unwrap();
-        let mut capture = driver.begin_capture(module).unwrap();
+        let module = load(&driver, &code_hash(), &common::ENTRIES).unwrap();
+        let a = allocate(&driver, 8 * 256, Placement::Arena);
+        let b = allocate(&driver, 8 * 256, Placement::Arena);
+        let mut capture = driver.begin_capture(module, &SPEC).unwrap();
         for _ in 0..50 {
             for (n, to, from, barrier) in
                 [(256, &b, &a, true), (1, &b, &b, true), (1, &b, &b, false), (256, &a, &b, true), (1, &a, &a, true)]
             {
-                let (grid, args) = ([GridDim::Const(n)], [(to, 0), (from, 0)]);
-                capture.launch(CaptureLaunch { kernel: ADD1, grid: &grid, args: &args, barrier }).unwrap();
+                let (grid, args) = ([GridDim::Const(n)], [CaptureArg::Buffer(to, 0), CaptureArg::Buffer(from, 0)]);
+                capture
+                    .launch(CaptureLaunch { kernel: ADD1, grid: &grid, args: &args, barrier, overlap: false })
+                    .unwrap();
             }
         }
         let mut graph = capture.finish().unwrap();
         assert_eq!(graph.len(), 250);
-        let mut stream = driver.create_stream().unwrap();
+        let mut stream = driver.create_stream(None).unwrap();
         for replay in 1..=40i64 {
-            graph.replay(&mut *stream, &[]).unwrap();
+            graph.replay(&mut *stream, &[], &[]).unwrap();
             let found = values(&a, 256);
             assert_eq!((found[0], found[1], found[255]), (250 * replay, 100 * replay, 100 * replay), "{threads}");
         }
@@ -145,17 +179,17 @@ fn launches_of_one_program_mix_with_wide_ones() {
 #[test]
 fn bad_launches_and_images_are_refused() {
     let driver = driver(1);
-    assert!(driver.load_module(&common::CODE, &"0".repeat(64), &common::ENTRIES).is_err(), "wrong hash");
-    assert!(driver.load_module(&common::CODE, &code_hash(), &[153]).is_err(), "entry past the end");
-    let module = driver.load_module(&common::CODE, &code_hash(), &common::ENTRIES).unwrap();
-    let buffer = driver.allocate(64, Placement::Arena).unwrap();
-    let mut capture = driver.begin_capture(module).unwrap();
-    let launch = CaptureLaunch { kernel: 3, grid: &[], args: &[], barrier: false };
+    assert!(load(&driver, &"0".repeat(64), &common::ENTRIES).is_err(), "wrong hash");
+    assert!(load(&driver, &code_hash(), &[153]).is_err(), "entry past the end");
+    let module = load(&driver, &code_hash(), &common::ENTRIES).unwrap();
+    let buffer = allocate(&driver, 64, Placement::Arena);
+    let mut capture = driver.begin_capture(module, &SPEC).unwrap();
+    let launch = CaptureLaunch { kernel: 3, grid: &[], args: &[], barrier: false, overlap: false };
     assert!(capture.launch(launch).is_err(), "no such kernel");
-    let args = [(&buffer, 65)];
+    let args = [CaptureArg::Buffer(&buffer, 65)];
     assert!(capture.launch(CaptureLaunch { kernel: 0, args: &args, ..launch }).is_err(), "offset past the buffer");
     let grid = [GridDim::Symbol { symbol: 0, mul: 1, div: 0 }];
     assert!(capture.launch(CaptureLaunch { kernel: 0, grid: &grid, ..launch }).is_err(), "division by zero");
-    assert!(driver.allocate(usize::MAX, Placement::State).is_err());
+    assert!(driver.allocate(usize::MAX, Placement::State, None).is_err());
     assert!(HostDriver::new(HostOptions { threads: 100_000, pin_caller: false }).is_err());
 }

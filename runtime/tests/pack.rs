@@ -280,8 +280,9 @@ fn external_weights_are_found_verified_and_cached() {
             kv_blocks: None,
             weights_file: weights_file.map(Into::into),
             cache: cache.map(Into::into),
+            ..SessionOptions::default()
         };
-        Session::new(&artifact, &device, options).map(|s| s.weights().to_vec())
+        Session::new(&artifact, &device, options).map(|s| s.weights().to_vec().unwrap())
     };
     let expected = open(None, None).unwrap();
     let layout = Layout::AffineBlocks(layout_for(DType::Q8_0, 8).unwrap());
@@ -348,7 +349,7 @@ fn random_artifacts_need_no_files() {
     let artifact = Artifact::open(&path).unwrap();
     let weights = |threads| {
         let device = Device::host(threads).unwrap();
-        Session::new(&artifact, &device, SessionOptions::default()).unwrap().weights().to_vec()
+        Session::new(&artifact, &device, SessionOptions::default()).unwrap().weights().to_vec().unwrap()
     };
     assert_eq!(weights(1), weights(2));
     assert!(weights(1).iter().any(|b| *b != 0));

@@ -15,7 +15,9 @@ use weldment_passes::buffer::{BufferPlan, External, bufferise};
 use weldment_runtime::artifact::{
     Arg, Manifest, Model, Pack, Program, Region, Symbol, Target, Tensor, TensorPlace, WeightMode, Weights,
 };
-use weldment_runtime::driver::{Buffer, CaptureLaunch, Driver, Placement, SharedBytes, host};
+use weldment_runtime::driver::{
+    Buffer, CaptureArg, CaptureLaunch, CaptureSpec, Driver, KernelEntry, ModuleSource, Placement, SharedBytes, host,
+};
 use weldment_runtime::pack::{TensorSource, pack_all};
 
 /// Stored bytes of an input, weight or state.
@@ -355,11 +357,16 @@ pub fn execute(
 
     let text = |e: weldment_runtime::Error| e.to_string();
     let driver = host::HostDriver::new(host::HostOptions { threads, ..host::HostOptions::default() }).map_err(text)?;
-    let entries: Vec<u64> = compiled.kernels.iter().map(|k| k.entry).collect();
+    let kernels: Vec<KernelEntry<'_>> = compiled
+        .kernels
+        .iter()
+        .map(|k| KernelEntry { name: &k.name, offset: k.entry, threads: k.threads })
+        .collect();
     let hash = weldment_runtime::blake3_hex(&compiled.code);
-    let module = driver.load_module(&compiled.code, &hash, &entries).map_err(text)?;
-    let import = |bytes: Vec<u8>| driver.import(Arc::new(Owned(bytes))).map_err(text);
-    let allocate = |bytes: u64| driver.allocate(bytes.max(64) as usize, Placement::Arena).map_err(text);
+    let source = ModuleSource { image: &compiled.code, hash: &hash, kernels: &kernels, cache: None };
+    let module = driver.load_module(&source).map_err(text)?;
+    let import = |bytes: Vec<u8>| driver.import(Arc::new(Owned(bytes)), None).map_err(text);
+    let allocate = |bytes: u64| driver.allocate(bytes.max(64) as usize, Placement::Arena, None).map_err(text);
     let arena = allocate(compiled.arena_bytes)?;
     // Stale bytes in the arena must not matter: NaN everywhere.
     arena.write(0, &vec![0xff; compiled.arena_bytes as usize]).map_err(text)?;
@@ -367,7 +374,7 @@ pub fn execute(
     let missing = |name: &str| format!("no value for {name}");
     let mut inputs = Vec::new();
     for e in &plan.inputs {
-        inputs.push(import(spread(e, values.get(&*e.name).ok_or_else(|| missing(&e.name))?))?);
+        inputs.push(spread(e, values.get(&*e.name).ok_or_else(|| missing(&e.name))?));
     }
     let outputs = plan.outputs.iter().map(|e| allocate(e.bytes)).collect::<Result<Vec<Buffer>, _>>()?;
     let mut states = Vec::new();
@@ -376,32 +383,29 @@ pub fn execute(
         buffer.write(0, &spread(e, values.get(&*e.name).ok_or_else(|| missing(&e.name))?)).map_err(text)?;
         states.push(buffer);
     }
-    let resolve_arg = |arg: &Arg| -> (&Buffer, usize) {
+    let resolve_arg = |arg: &Arg| -> CaptureArg<'_> {
         let buffer = match arg.region {
             Region::Arena => &arena,
             Region::Weights => &weights,
             Region::State(i) => &states[i as usize],
-            Region::Input(i) => &inputs[i as usize],
+            Region::Input(i) => return CaptureArg::Input(i as usize, arg.offset as usize),
             Region::Output(i) => &outputs[i as usize],
         };
-        (buffer, arg.offset as usize)
+        CaptureArg::Buffer(buffer, arg.offset as usize)
     };
-    let mut capture = driver.begin_capture(module).map_err(text)?;
+    let block: Vec<i64> = graph.symbols().keys().map(|s| dims[&**s] as i64).collect();
+    let input_bytes: Vec<usize> = inputs.iter().map(Vec::len).collect();
+    let spec = CaptureSpec { label: "step", max_dims: &block, input_bytes: &input_bytes };
+    let mut capture = driver.begin_capture(module, &spec).map_err(text)?;
     for launch in &compiled.variants[0].launches {
-        let args: Vec<(&Buffer, usize)> = launch.args.iter().map(resolve_arg).collect();
-        capture
-            .launch(CaptureLaunch {
-                kernel: launch.kernel as usize,
-                grid: &launch.grid,
-                args: &args,
-                barrier: launch.barrier,
-            })
-            .map_err(text)?;
+        let args: Vec<CaptureArg<'_>> = launch.args.iter().map(resolve_arg).collect();
+        let (kernel, grid, barrier) = (launch.kernel as usize, launch.grid.as_slice(), launch.barrier);
+        capture.launch(CaptureLaunch { kernel, grid, args: &args, barrier, overlap: false }).map_err(text)?;
     }
     let mut captured = capture.finish().map_err(text)?;
-    let mut stream = driver.create_stream().map_err(text)?;
-    let block: Vec<i64> = graph.symbols().keys().map(|s| dims[&**s] as i64).collect();
-    captured.replay(stream.as_mut(), &block).map_err(text)?;
+    let mut stream = driver.create_stream(None).map_err(text)?;
+    let inputs: Vec<&[u8]> = inputs.iter().map(Vec::as_slice).collect();
+    captured.replay(stream.as_mut(), &block, &inputs).map_err(text)?;
     stream.synchronize().map_err(text)?;
 
     let mut out = IndexMap::new();
@@ -412,7 +416,7 @@ pub fn execute(
             weldment_ir::OutputKind::State => (&plan.states, &states),
         };
         let i = list.iter().position(|e| e.name == o.name).ok_or_else(|| missing(&o.name))?;
-        out.insert(o.name.to_string(), collect(&list[i], &buffers[i].to_vec(), &shape)?);
+        out.insert(o.name.to_string(), collect(&list[i], &buffers[i].to_vec().map_err(text)?, &shape)?);
     }
     Ok(out)
 }

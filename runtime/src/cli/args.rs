@@ -8,6 +8,7 @@ use super::run::{Prompt, RunOptions, run};
 use super::verify::{VerifyOptions, verify};
 use super::{SessionArgs, put};
 use crate::codec::OpenCodec;
+use crate::device::DeviceChoice;
 use crate::error::{Error, Result};
 use crate::generate::GenerateOptions;
 use lexopt::{Arg, Parser, ValueExt};
@@ -27,7 +28,8 @@ weldment-rt: runs Weldment artifacts
   weldment-rt verify  M.weld --hashes
   weldment-rt doctor
 
-run, eval and bench take --threads N (default: physical cores) and --weights-file FILE|FOLDER.
+run, eval and bench take --device auto|host|cuda[:I]|hip[:I] (default auto: the first program of the artifact that a device here
+can run, GPUs first), --threads N (default: physical cores) and --weights-file FILE|FOLDER.
 Data goes to stdout, messages to stderr (WELDMENT_LOG). Exit code 0: done, 1: a check failed, 2: bad input.
 ";
 
@@ -35,6 +37,7 @@ Data goes to stdout, messages to stderr (WELDMENT_LOG). Exit code 0: done, 1: a 
 #[derive(Debug, Default)]
 struct Given {
     positional: Vec<OsString>,
+    device: DeviceChoice,
     threads: Option<usize>,
     weights_file: Option<PathBuf>,
     tokens: Option<PathBuf>,
@@ -94,13 +97,14 @@ fn dispatch(arguments: Vec<OsString>, open_codec: OpenCodec<'_>, out: &mut dyn W
     };
     let session = || -> Result<SessionArgs> {
         let (threads, weights_file) = (given.threads.unwrap_or(0), given.weights_file.clone());
-        Ok(SessionArgs { artifact: artifact()?, threads, weights_file })
+        Ok(SessionArgs { artifact: artifact()?, device: given.device, threads, weights_file })
     };
     let flag = |name: &str| given.flags.iter().any(|f| f == name);
     match command.as_str() {
         "run" => {
             only(
                 &[
+                    "device",
                     "threads",
                     "weights-file",
                     "tokens",
@@ -128,14 +132,14 @@ fn dispatch(arguments: Vec<OsString>, open_codec: OpenCodec<'_>, out: &mut dyn W
             run(&RunOptions { session: session()?, prompt, generate, json: flag("json") }, open_codec, out)
         }
         "eval" => {
-            only(&["threads", "weights-file", "tokens", "logits", "stepwise"], 1)?;
+            only(&["device", "threads", "weights-file", "tokens", "logits", "stepwise"], 1)?;
             let missing = |name| usage(format_args!("eval needs --{name}"));
             let tokens = given.tokens.clone().ok_or_else(|| missing("tokens"))?;
             let logits = given.logits.clone().ok_or_else(|| missing("logits"))?;
             eval(&EvalOptions { session: session()?, tokens, logits, stepwise: flag("stepwise") })
         }
         "bench" => {
-            only(&["threads", "weights-file", "batch", "context", "prefill", "json"], 1)?;
+            only(&["device", "threads", "weights-file", "batch", "context", "prefill", "json"], 1)?;
             let (batch, context, prefill) = (given.batch.unwrap_or(1), given.context, given.prefill);
             bench(&BenchOptions { session: session()?, batch, context, prefill, json: flag("json") }, out)
         }
@@ -176,6 +180,7 @@ fn parse(parser: &mut Parser) -> Result<Option<Given>> {
             Arg::Short(_) => return Err(usage(argument.unexpected())),
         };
         match name.as_str() {
+            "device" => given.device = value(parser)?,
             "threads" => given.threads = Some(value(parser)?),
             "weights-file" => given.weights_file = Some(path(parser)?),
             "tokens" => given.tokens = Some(path(parser)?),

@@ -117,7 +117,7 @@ pub fn measure(options: &BenchOptions) -> Result<BenchResult> {
         session.release(sequence);
         result
     })?;
-    let read_bandwidth = probe(session.weights(), session.threads());
+    let read_bandwidth = probe(session.weights().len(), session.threads());
     Ok(BenchResult { shape: (batch, context, prefill), step, prefill: prefill_time, bytes_per_step, read_bandwidth })
 }
 
@@ -168,8 +168,8 @@ fn repeat(mut body: impl FnMut() -> Result<()>) -> Result<Duration> {
 
 /// Read bandwidth in bytes per second: every thread sums its share of fresh memory as large as the weights, the best of
 /// several passes. Fresh, because the machine's limit is asked for: a file mapping reads slower, page by small page.
-pub fn probe(weights: &[u8], threads: usize) -> f64 {
-    let bytes = vec![1u8; weights.len().clamp(64 << 20, PROBE_BYTES)];
+pub fn probe(weights: usize, threads: usize) -> f64 {
+    let bytes = vec![1u8; weights.clamp(64 << 20, PROBE_BYTES)];
     let threads = threads.max(1);
     let share = (bytes.len() / threads).next_multiple_of(4096).max(4096);
     let shares: Vec<&[u8]> = bytes.chunks(share).collect();

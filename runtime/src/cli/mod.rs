@@ -11,9 +11,10 @@ pub mod run;
 pub mod verify;
 
 use crate::artifact::Artifact;
+use crate::device::{Device, DeviceChoice};
 use crate::driver::host::HostOptions;
 use crate::error::{Error, Result};
-use crate::session::{Device, Session, SessionOptions};
+use crate::session::{Session, SessionOptions};
 use crate::weights;
 use std::io::Write;
 use std::path::PathBuf;
@@ -23,6 +24,8 @@ use std::path::PathBuf;
 pub struct SessionArgs {
     /// The artifact.
     pub artifact: PathBuf,
+    /// What to run it on.
+    pub device: DeviceChoice,
     /// Threads; 0 means one per physical core.
     pub threads: usize,
     /// The checkpoint's file or folder.
@@ -45,15 +48,17 @@ impl SessionArgs {
     /// # Errors
     /// As [`SessionArgs::open`].
     pub fn session(&self, artifact: &Artifact, sequences: usize, positions: Option<usize>) -> Result<Session> {
-        let device = Device::host_with(HostOptions { threads: self.threads, pin_caller: true })?;
+        let host = HostOptions { threads: self.threads, pin_caller: true };
+        let device = Device::open(self.device, artifact, host)?;
         let manifest = artifact.manifest();
         let kv_blocks = manifest.symbol("N").map(|(_, n)| {
             let width = manifest.symbol("P").map_or(1, |(_, p)| p.max);
             let asked = positions.map_or(width, |p| (p as u64).div_ceil(u64::from(manifest.model.kv_block)).min(width));
             asked.saturating_mul(sequences as u64).clamp(n.min, n.max) as usize
         });
-        let options =
-            SessionOptions { kv_blocks, weights_file: self.weights_file.clone(), cache: weights::cache_dir() };
+        let weights_file = self.weights_file.clone();
+        let cache = weights::cache_dir();
+        let options = SessionOptions { kv_blocks, weights_file, cache, ..SessionOptions::default() };
         Session::new(artifact, &device, options)
     }
 }

@@ -1,8 +1,9 @@
 //! Captures every variant of an entry and dispatches to the one whose guards accept.
 
 use super::dims::Dims;
-use crate::artifact::{Arg, Guard, Manifest, Program, Region};
-use crate::driver::{Buffer, CaptureLaunch, Driver, Graph, Module, StreamBackend};
+use crate::artifact::limits::ROW_MULTIPLE;
+use crate::artifact::{Arg, Binding, Dim, Guard, Manifest, Program, Region, Variant};
+use crate::driver::{Buffer, CaptureArg, CaptureLaunch, CaptureSpec, Driver, Graph, Module, StreamBackend};
 use crate::error::{Error, Result};
 use std::sync::Arc;
 
@@ -15,24 +16,22 @@ pub struct Regions {
     pub weights: Buffer,
     /// States by index.
     pub states: Vec<Buffer>,
-    /// Inputs by index.
-    pub inputs: Vec<Buffer>,
     /// Outputs by index.
     pub outputs: Vec<Buffer>,
 }
 
 impl Regions {
-    fn resolve(&self, arg: &Arg) -> Result<(&Buffer, usize)> {
+    fn resolve(&self, arg: &Arg) -> Result<CaptureArg<'_>> {
+        let offset = usize::try_from(arg.offset).map_err(|_| Error::Driver("an offset overflows".into()))?;
         let buffer = match arg.region {
             Region::Arena => Some(&self.arena),
             Region::Weights => Some(&self.weights),
             Region::State(i) => self.states.get(i as usize),
-            Region::Input(i) => self.inputs.get(i as usize),
+            Region::Input(i) => return Ok(CaptureArg::Input(i as usize, offset)),
             Region::Output(i) => self.outputs.get(i as usize),
         };
         let buffer = buffer.ok_or_else(|| Error::Driver(format!("{:?} does not exist", arg.region)))?;
-        let offset = usize::try_from(arg.offset).map_err(|_| Error::Driver("an offset overflows".into()))?;
-        Ok((buffer, offset))
+        Ok(CaptureArg::Buffer(buffer, offset))
     }
 }
 
@@ -43,16 +42,18 @@ pub struct StepGraph {
 }
 
 impl StepGraph {
-    /// Captures entry `name` of `program`.
+    /// Captures entry `name` of `program`. `blocks` is the value that symbol N has in every step.
     ///
     /// # Errors
     /// If the entry is missing or the driver refuses a launch.
     pub fn capture(
         driver: &dyn Driver,
+        manifest: &Manifest,
         program: &Program,
         name: &str,
         module: &Arc<dyn Module>,
         regions: &Regions,
+        blocks: usize,
     ) -> Result<StepGraph> {
         let entry = program
             .entries
@@ -60,23 +61,46 @@ impl StepGraph {
             .find(|entry| entry.name == name)
             .ok_or_else(|| Error::Unsupported(format!("the artifact has no entry called {name}")))?;
         let mut variants = Vec::with_capacity(entry.variants.len());
-        for variant in &entry.variants {
-            let mut capture = driver.begin_capture(Arc::clone(module))?;
+        for (index, variant) in entry.variants.iter().enumerate() {
+            let max_dims = max_dims(manifest, variant, blocks);
+            let input_bytes = manifest
+                .inputs
+                .iter()
+                .map(|input| {
+                    padded_bytes(manifest, input, &max_dims)
+                        .and_then(|n| usize::try_from(n).ok())
+                        .ok_or_else(|| Error::Unsupported(format!("the size of input {} overflows", input.name)))
+                })
+                .collect::<Result<Vec<_>>>()?;
+            let label = format!("entry {name}, variant {index}");
+            let spec = CaptureSpec { label: &label, max_dims: &max_dims, input_bytes: &input_bytes };
+            let mut capture = driver.begin_capture(Arc::clone(module), &spec)?;
             for launch in &variant.launches {
                 let args = launch.args.iter().map(|arg| regions.resolve(arg)).collect::<Result<Vec<_>>>()?;
                 let (kernel, grid, barrier) = (launch.kernel as usize, launch.grid.as_slice(), launch.barrier);
-                capture.launch(CaptureLaunch { kernel, grid, args: &args, barrier })?;
+                capture.launch(CaptureLaunch { kernel, grid, args: &args, barrier, overlap: false })?;
             }
             variants.push((variant.guards.clone(), capture.finish()?));
         }
         Ok(StepGraph { variants })
     }
 
+    /// The captured graph of variant `index`.
+    pub fn variant(&mut self, index: usize) -> Option<&mut (dyn Graph + 'static)> {
+        self.variants.get_mut(index).map(|(_, graph)| &mut **graph)
+    }
+
     /// Replays the first variant whose guards accept `dims` and returns its index. Allocates nothing.
     ///
     /// # Errors
     /// [`Error::InvalidInput`] if no variant accepts, naming the symbol, its value and what would be accepted.
-    pub fn replay(&mut self, manifest: &Manifest, stream: &mut dyn StreamBackend, dims: &Dims) -> Result<usize> {
+    pub fn replay(
+        &mut self,
+        manifest: &Manifest,
+        stream: &mut dyn StreamBackend,
+        dims: &Dims,
+        inputs: &[&[u8]],
+    ) -> Result<usize> {
         let accepts = |guards: &[Guard]| {
             guards.iter().all(|g| {
                 let value = dims.get(g.symbol as usize);
@@ -85,7 +109,7 @@ impl StepGraph {
         };
         match self.variants.iter_mut().enumerate().find(|(_, (guards, _))| accepts(guards)) {
             Some((index, (_, graph))) => {
-                graph.replay(stream, dims.values())?;
+                graph.replay(stream, dims.values(), inputs)?;
                 Ok(index)
             }
             None => Err(self.refusal(manifest, dims)),
@@ -109,4 +133,31 @@ impl StepGraph {
         }
         Error::InvalidInput(format!("no variant of the step accepts {}", reasons.join("; ")))
     }
+}
+
+/// The largest value of every symbol in `variant`: its guards narrow the compiled ranges, and N is what the session has.
+fn max_dims(manifest: &Manifest, variant: &Variant, blocks: usize) -> Vec<i64> {
+    let mut max: Vec<u64> =
+        manifest.symbols.iter().map(|s| if s.name == "N" { s.max.min(blocks as u64) } else { s.max }).collect();
+    for guard in &variant.guards {
+        if let Some(value) = max.get_mut(guard.symbol as usize) {
+            *value = guard.max.min(*value);
+        }
+    }
+    max.into_iter().map(|n| i64::try_from(n).unwrap_or(i64::MAX)).collect()
+}
+
+/// Bytes of a binding at these dims, symbols rounded up as [`Manifest::max_bytes`] does. `None` on overflow.
+fn padded_bytes(manifest: &Manifest, binding: &Binding, dims: &[i64]) -> Option<u64> {
+    let elements = binding.shape.iter().try_fold(1u64, |n, dim| {
+        let dim = match dim {
+            Dim::Const(n) => *n,
+            Dim::Symbol(name) => {
+                let (index, _) = manifest.symbol(name)?;
+                u64::try_from(*dims.get(index)?).ok()?.checked_next_multiple_of(ROW_MULTIPLE)?
+            }
+        };
+        n.checked_mul(dim)
+    })?;
+    binding.dtype.byte_size(&[elements])
 }

@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 pub use formats::layout_for;
 use random::RandomTensor;
 use std::borrow::Cow;
+use std::ops::Range;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -40,10 +41,11 @@ struct Matrix<'a> {
     data: Rows<'a>,
 }
 
-struct Job<'a, 'out> {
-    item: &'a ItemPlan<'a>,
+/// A run of tiles of one item, or a gap between items.
+struct Job {
+    item: Option<usize>,
     first_tile: u64,
-    out: &'out mut [u8],
+    range: Range<usize>,
 }
 
 struct ItemPlan<'a> {
@@ -69,34 +71,95 @@ pub fn pack_all(
     if out.len() as u64 != program.pack.bytes {
         return Err(Error::Weights(format!("the pack has {} bytes, its buffer {}", program.pack.bytes, out.len())));
     }
-    let mut plans = Vec::with_capacity(program.pack.items.len());
-    for item in &program.pack.items {
-        plans.push(plan_item(manifest, item, source)?);
-    }
-    let mut jobs = Vec::new();
-    let (mut rest, mut at) = (out, 0u64);
-    for (item, plan) in program.pack.items.iter().zip(&plans) {
+    Packer::new(manifest, program, source)?.pack(0..out.len(), out, threads)
+}
+
+/// A pack as jobs that can be done in any order: whole, or range by range where it does not fit in memory at once.
+pub struct Packer<'a> {
+    items: Vec<ItemPlan<'a>>,
+    /// Ascending, without holes.
+    jobs: Vec<Job>,
+}
+
+impl<'a> Packer<'a> {
+    /// Plans the pack of `program`.
+    ///
+    /// # Errors
+    /// [`Error::Weights`] if `source` cannot give a tensor or a dtype does not fit its layout.
+    pub fn new(manifest: &Manifest, program: &Program, source: &'a dyn TensorSource) -> Result<Packer<'a>> {
+        let mut items = Vec::with_capacity(program.pack.items.len());
+        let mut jobs = Vec::new();
+        let mut at = 0;
         // Offsets ascend and sizes agree: `check_manifest`.
-        let (gap, tail) = rest.split_at_mut((item.offset - at) as usize);
-        gap.fill(0);
-        let (mut body, tail) = tail.split_at_mut(item.bytes as usize);
-        (rest, at) = (tail, item.offset + item.bytes);
-        let run = (JOB_BYTES / plan.tile_bytes.max(1)).max(1);
-        let mut first_tile = 0;
-        while !body.is_empty() {
-            let (head, tail) = body.split_at_mut((run * plan.tile_bytes).min(body.len()));
-            jobs.push(Mutex::new(Some(Job { item: plan, first_tile, out: head })));
-            (body, first_tile) = (tail, first_tile + run as u64);
+        for (index, item) in program.pack.items.iter().enumerate() {
+            let plan = plan_item(manifest, item, source)?;
+            let (start, end) = (item.offset as usize, (item.offset + item.bytes) as usize);
+            gap(&mut jobs, at..start);
+            let run = (JOB_BYTES / plan.tile_bytes.max(1)).max(1);
+            at = start;
+            let mut first_tile = 0;
+            while at < end {
+                let next = end.min(at + run * plan.tile_bytes);
+                jobs.push(Job { item: Some(index), first_tile, range: at..next });
+                (at, first_tile) = (next, first_tile + run as u64);
+            }
+            items.push(plan);
         }
+        gap(&mut jobs, at..program.pack.bytes as usize);
+        Ok(Packer { items, jobs })
     }
-    rest.fill(0);
-    for_each_parallel(jobs.len(), threads, |index| {
-        let job = jobs[index].lock().ok().and_then(|mut job| job.take());
-        if let Some(job) = job {
-            run_job(job);
+
+    /// The whole pack as ranges of at most `bytes` bytes, or of one job where that is more.
+    pub fn ranges(&self, bytes: usize) -> Vec<Range<usize>> {
+        let mut ranges: Vec<Range<usize>> = Vec::new();
+        for job in &self.jobs {
+            match ranges.last_mut() {
+                Some(last) if job.range.end - last.start <= bytes => last.end = job.range.end,
+                _ => ranges.push(job.range.clone()),
+            }
         }
-    });
-    Ok(())
+        ranges
+    }
+
+    /// Packs `range`, which starts and ends where one of [`Packer::ranges`] does, into `out`.
+    ///
+    /// # Errors
+    /// [`Error::Weights`] if the range cuts a job or `out` has another size.
+    pub fn pack(&self, range: Range<usize>, out: &mut [u8], threads: usize) -> Result<()> {
+        let first = self.jobs.partition_point(|job| job.range.start < range.start);
+        let last = self.jobs.partition_point(|job| job.range.end <= range.end);
+        let jobs = self.jobs.get(first..last).unwrap_or_default();
+        let covered = jobs.iter().map(|job| job.range.len()).sum::<usize>();
+        if covered != range.len() || out.len() != covered {
+            return Err(Error::Weights(format!("bytes {range:?} of the pack cannot be made by themselves")));
+        }
+        let mut rest = out;
+        let mut places = Vec::with_capacity(jobs.len());
+        for job in jobs {
+            let (place, tail) = rest.split_at_mut(job.range.len());
+            places.push(Mutex::new(Some(place)));
+            rest = tail;
+        }
+        for_each_parallel(jobs.len(), threads, |index| {
+            let place = places[index].lock().ok().and_then(|mut place| place.take());
+            match (place, jobs[index].item.and_then(|item| self.items.get(item))) {
+                (Some(place), Some(item)) => run_job(item, jobs[index].first_tile, place),
+                (Some(place), None) => place.fill(0),
+                (None, _) => {}
+            }
+        });
+        Ok(())
+    }
+}
+
+/// Zeros between items, in jobs of the usual size.
+fn gap(jobs: &mut Vec<Job>, range: Range<usize>) {
+    let mut at = range.start;
+    while at < range.end {
+        let next = range.end.min(at + JOB_BYTES);
+        jobs.push(Job { item: None, first_tile: 0, range: at..next });
+        at = next;
+    }
 }
 
 /// Calls `body` with every index below `count`, on `threads` threads; indices are handed out in ascending order.
@@ -172,8 +235,7 @@ fn plan_item<'a>(manifest: &Manifest, item: &PackItem, source: &'a dyn TensorSou
     }
 }
 
-fn run_job(job: Job) {
-    let Job { item, first_tile, out } = job;
+fn run_job(item: &ItemPlan<'_>, first_tile: u64, out: &mut [u8]) {
     let n_tile = item.layout.n_tile() as usize;
     let mut scratch = Vec::new();
     for (index, out) in out.chunks_exact_mut(item.tile_bytes).enumerate() {

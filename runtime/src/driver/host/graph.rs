@@ -1,9 +1,10 @@
 //! Host graphs: capture resolves every pointer, replay hands the list to the pool.
 
 use super::image::Image;
+use super::memory;
 use super::pool::{Grid, Pool, PoolLaunch, Work};
 use crate::artifact::GridDim;
-use crate::driver::{Buffer, Capture, CaptureLaunch, Graph, Module, StreamBackend};
+use crate::driver::{Buffer, Capture, CaptureArg, CaptureLaunch, CaptureSpec, Graph, Module, Placement, StreamBackend};
 use crate::error::{Error, Result};
 use std::fmt;
 use std::sync::{Arc, Mutex};
@@ -15,15 +16,18 @@ pub struct HostCapture {
     launches: Vec<PoolLaunch>,
     args: Vec<*mut u8>,
     buffers: Vec<Buffer>,
+    inputs: Vec<Buffer>,
 }
 
 impl HostCapture {
     /// Starts a recording of kernels of `module`, which the host driver must have loaded.
-    pub fn begin(module: Arc<dyn Module>, pool: Arc<Mutex<Pool>>) -> Result<Box<dyn Capture>> {
+    pub fn begin(module: Arc<dyn Module>, pool: Arc<Mutex<Pool>>, spec: &CaptureSpec<'_>) -> Result<Box<dyn Capture>> {
         if !module.as_any().is::<Image>() {
             return Err(Error::Driver("the module was loaded by another driver".into()));
         }
-        Ok(Box::new(HostCapture { module, pool, launches: Vec::new(), args: Vec::new(), buffers: Vec::new() }))
+        let inputs =
+            spec.input_bytes.iter().map(|n| memory::allocate(*n, Placement::Pinned)).collect::<Result<Vec<_>>>()?;
+        Ok(Box::new(HostCapture { module, pool, launches: Vec::new(), args: Vec::new(), buffers: Vec::new(), inputs }))
     }
 }
 
@@ -46,13 +50,20 @@ impl Capture for HostCapture {
             };
         }
         let first_arg = self.args.len();
-        for (buffer, offset) in launch.args {
+        for arg in launch.args {
+            let (buffer, offset) = match *arg {
+                CaptureArg::Buffer(buffer, offset) => (buffer, offset),
+                CaptureArg::Input(index, offset) => {
+                    let input = self.inputs.get(index);
+                    (input.ok_or_else(|| Error::Driver(format!("input {index} does not exist")))?, offset)
+                }
+            };
             let address = buffer
-                .address(*offset)
+                .address(offset)
                 .ok_or_else(|| Error::Driver(format!("argument offset {offset} lies outside {buffer:?}")))?;
             self.args.push(address);
-            if !self.buffers.iter().any(|b| b.address(0) == buffer.address(0)) {
-                self.buffers.push((*buffer).clone());
+            if !self.buffers.iter().any(|b| b.same_memory(buffer)) {
+                self.buffers.push(buffer.clone());
             }
         }
         self.launches.push(PoolLaunch { kernel, first_arg, grid, barrier: launch.barrier });
@@ -61,7 +72,13 @@ impl Capture for HostCapture {
 
     fn finish(self: Box<Self>) -> Result<Box<dyn Graph>> {
         let work = Work::new(self.launches, self.args);
-        Ok(Box::new(HostGraph { work, pool: self.pool, _module: self.module, _buffers: self.buffers }))
+        Ok(Box::new(HostGraph {
+            work,
+            pool: self.pool,
+            inputs: self.inputs,
+            _module: self.module,
+            _buffers: self.buffers,
+        }))
     }
 }
 
@@ -69,6 +86,7 @@ impl Capture for HostCapture {
 struct HostGraph {
     work: Work,
     pool: Arc<Mutex<Pool>>,
+    inputs: Vec<Buffer>,
     _module: Arc<dyn Module>,
     _buffers: Vec<Buffer>,
 }
@@ -80,8 +98,15 @@ impl fmt::Debug for HostGraph {
 }
 
 impl Graph for HostGraph {
-    fn replay(&mut self, _stream: &mut dyn StreamBackend, dims: &[i64]) -> Result<()> {
+    fn replay(&mut self, _stream: &mut dyn StreamBackend, dims: &[i64], inputs: &[&[u8]]) -> Result<()> {
+        if inputs.len() != self.inputs.len() {
+            let (captured, found) = (self.inputs.len(), inputs.len());
+            return Err(Error::Driver(format!("a step of {captured} inputs was captured, not of {found}")));
+        }
         let mut pool = self.pool.lock().map_err(|_| Error::Driver("an earlier replay panicked".into()))?;
+        for (buffer, bytes) in self.inputs.iter().zip(inputs) {
+            buffer.write(0, bytes)?;
+        }
         pool.run(&mut self.work, dims);
         Ok(())
     }

@@ -1,5 +1,6 @@
 //! Anonymous memory of the host, and read-only memory of others.
 
+use crate::driver::gpu::External;
 use crate::driver::{Buffer, Placement, SharedBytes};
 use crate::error::{Error, Result};
 use std::sync::Arc;
@@ -37,7 +38,7 @@ pub fn allocate(bytes: usize, placement: Placement) -> Result<Buffer> {
     // first touch would cost more than it brings.
     let advice = match placement {
         Placement::Arena | Placement::Weights => libc::MADV_HUGEPAGE,
-        Placement::State | Placement::Pinned => libc::MADV_NOHUGEPAGE,
+        Placement::State | Placement::Output | Placement::Pinned => libc::MADV_NOHUGEPAGE,
     };
     // SAFETY: the range is ours; advice does not change its contents. A refusal is harmless.
     unsafe { libc::madvise(address, size, advice) };
@@ -52,4 +53,23 @@ pub fn import(bytes: Arc<dyn SharedBytes>) -> Buffer {
     let (address, len) = (slice.as_ptr().cast_mut(), slice.len());
     // SAFETY: `SharedBytes` promises a fixed address and length while it lives, and the Arc keeps it alive; not writable.
     unsafe { Buffer::from_raw(address, len, false, Arc::new(bytes)) }
+}
+
+/// Memory of an embedding engine's allocator, zeroed.
+pub fn external(memory: External, bytes: usize) -> Buffer {
+    let address = std::ptr::with_exposed_provenance_mut::<u8>(memory.address() as usize);
+    // SAFETY: `Allocator` promises that many writable bytes that nobody else uses.
+    unsafe { std::ptr::write_bytes(address, 0, bytes) };
+    // SAFETY: as above, until the owner gives them back.
+    unsafe { Buffer::from_raw(address, bytes, true, Arc::new(memory)) }
+}
+
+/// Memory of an embedding engine.
+pub fn wrap(address: u64, bytes: usize) -> Result<Buffer> {
+    if address == 0 || !address.is_multiple_of(64) {
+        return Err(Error::InvalidInput(format!("external memory at {address:#x} is not 64-byte aligned")));
+    }
+    let address = std::ptr::with_exposed_provenance_mut::<u8>(address as usize);
+    // SAFETY: who made the `ExternalMemory` promised that the range stays readable and writable while it is used.
+    Ok(unsafe { Buffer::from_raw(address, bytes, true, Arc::new(())) })
 }

@@ -7,12 +7,18 @@ mod image;
 mod memory;
 pub mod pool;
 
-use super::{Buffer, Capture, Driver, Event, Module, Placement, SharedBytes, StreamBackend};
+use super::gpu::External;
+use super::{
+    Allocator, Buffer, Capture, CaptureSpec, Driver, Event, ExternalMemory, ExternalStream, Module, ModuleSource,
+    Placement, SharedBytes, StreamBackend,
+};
 use crate::artifact::Target;
 use crate::artifact::limits::MAX_THREADS;
 use crate::cpu;
 use crate::error::{Error, Result};
 use pool::Pool;
+use std::any::Any;
+use std::ops::Range;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -88,24 +94,55 @@ impl Driver for HostDriver {
         Ok(())
     }
 
-    fn allocate(&self, bytes: usize, placement: Placement) -> Result<Buffer> {
-        memory::allocate(bytes, placement)
+    fn allocate(&self, bytes: usize, placement: Placement, allocator: Option<&Arc<dyn Allocator>>) -> Result<Buffer> {
+        match allocator {
+            Some(allocator) if placement != Placement::Pinned => {
+                Ok(memory::external(External::new(allocator, bytes.max(64))?, bytes))
+            }
+            _ => memory::allocate(bytes, placement),
+        }
     }
 
-    fn import(&self, bytes: Arc<dyn SharedBytes>) -> Result<Buffer> {
+    fn import(&self, bytes: Arc<dyn SharedBytes>, _allocator: Option<&Arc<dyn Allocator>>) -> Result<Buffer> {
         Ok(memory::import(bytes))
     }
 
-    fn load_module(&self, image: &[u8], hash: &str, entries: &[u64]) -> Result<Arc<dyn Module>> {
-        Ok(Arc::new(image::Image::load(image, hash, entries)?))
+    fn wrap(&self, memory: &ExternalMemory) -> Result<Buffer> {
+        memory::wrap(memory.address, memory.bytes)
     }
 
-    fn create_stream(&self) -> Result<Box<dyn StreamBackend>> {
-        Ok(Box::new(HostStream { started: self.started }))
+    fn fill(
+        &self,
+        buffer: &mut Buffer,
+        ranges: &[Range<usize>],
+        fill: &mut dyn FnMut(Range<usize>, &mut [u8]) -> Result<()>,
+    ) -> Result<()> {
+        let bytes = buffer.bytes_mut()?;
+        for range in ranges {
+            let out = bytes.get_mut(range.clone());
+            fill(range.clone(), out.ok_or_else(|| Error::Driver(format!("{range:?} lies outside the buffer")))?)?;
+        }
+        Ok(())
     }
 
-    fn begin_capture(&self, module: Arc<dyn Module>) -> Result<Box<dyn Capture>> {
-        graph::HostCapture::begin(module, Arc::clone(&self.pool))
+    fn staging_bytes(&self) -> Option<usize> {
+        None
+    }
+
+    fn load_module(&self, source: &ModuleSource<'_>) -> Result<Arc<dyn Module>> {
+        let entries: Vec<u64> = source.kernels.iter().map(|kernel| kernel.offset).collect();
+        Ok(Arc::new(image::Image::load(source.image, source.hash, &entries)?))
+    }
+
+    fn create_stream(&self, external: Option<&ExternalStream>) -> Result<Box<dyn StreamBackend>> {
+        match external {
+            Some(_) => Err(Error::Unsupported("the host has no streams to share".into())),
+            None => Ok(Box::new(HostStream { started: self.started })),
+        }
+    }
+
+    fn begin_capture(&self, module: Arc<dyn Module>, spec: &CaptureSpec<'_>) -> Result<Box<dyn Capture>> {
+        graph::HostCapture::begin(module, Arc::clone(&self.pool), spec)
     }
 }
 
@@ -116,11 +153,25 @@ struct HostStream {
 }
 
 impl StreamBackend for HostStream {
+    fn as_any(&mut self) -> &mut dyn Any {
+        self
+    }
+
     fn synchronize(&mut self) -> Result<()> {
         Ok(())
     }
 
     fn record(&mut self) -> Result<Event> {
-        Ok(Event { at: self.started.elapsed() })
+        Ok(Event::host(self.started.elapsed()))
+    }
+
+    fn download(&mut self, from: &Buffer, to: &Buffer, bytes: usize) -> Result<()> {
+        self.copy(from, to, bytes)
+    }
+
+    fn copy(&mut self, from: &Buffer, to: &Buffer, bytes: usize) -> Result<()> {
+        let source =
+            from.bytes()?.get(..bytes).ok_or_else(|| Error::Driver(format!("{bytes} bytes are not in {from:?}")))?;
+        to.write(0, source)
     }
 }

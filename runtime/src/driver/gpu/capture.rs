@@ -1,0 +1,224 @@
+//! Stream capture: launches are recorded from a stream of their own and made into an executable graph.
+
+use super::api::*;
+use super::graph::{Eager, GpuGraph};
+use super::guards::{ExecGuard, GraphGuard, SharedApi, StreamGuard};
+use super::memory::Shared;
+use super::module::GpuModule;
+use super::ring::{Ring, StepLayout};
+use crate::artifact::GridDim;
+use crate::driver::{Buffer, Capture, CaptureArg, CaptureLaunch, CaptureSpec, Graph, Module};
+use crate::error::{Error, Result};
+use std::ffi::c_void;
+use std::sync::Arc;
+
+/// The largest grid in x, and in y and z, that both platforms launch.
+const MAX_GRID: [u64; 3] = [(1 << 31) - 1, 65_535, 65_535];
+
+/// A stream that is being captured; dropped, it ends the capture and throws the result away.
+#[derive(Debug)]
+struct Recording {
+    active: bool,
+    stream: StreamGuard,
+    api: SharedApi,
+}
+
+impl Recording {
+    fn begin(api: &SharedApi) -> Result<Recording> {
+        let stream = StreamGuard::new(api)?;
+        let mut recording = Recording { active: false, stream, api: Arc::clone(api) };
+        // SAFETY: the guard keeps the stream live.
+        unsafe { api.begin_capture(recording.stream.handle()) }.map_err(|e| e.during("cannot start a capture"))?;
+        recording.active = true;
+        Ok(recording)
+    }
+
+    fn end(&mut self) -> ApiResult<GraphGuard> {
+        self.active = false;
+        // SAFETY: the guard keeps the stream live, and `begin` started a capture that ends here once.
+        let graph = unsafe { self.api.end_capture(self.stream.handle()) }?;
+        // SAFETY: just made, owned by nobody else.
+        Ok(unsafe { GraphGuard::own(&self.api, graph) })
+    }
+}
+
+impl Drop for Recording {
+    fn drop(&mut self) {
+        if self.active && self.api.make_current().is_ok() {
+            // An invalid capture ends with an error and no graph: both outcomes leave nothing.
+            let _ = self.end();
+        }
+    }
+}
+
+/// A recording in progress. A capture belongs to the thread that began it; the trait object is not `Send`.
+pub struct GpuCapture {
+    recording: Recording,
+    shared: Arc<Shared>,
+    module: Arc<dyn Module>,
+    label: Arc<str>,
+    max_dims: Vec<i64>,
+    ring: Ring,
+    /// The step block.
+    step: Buffer,
+    buffers: Vec<Buffer>,
+    launches: usize,
+    eager: Option<Vec<Eager>>,
+}
+
+impl GpuCapture {
+    /// Starts a recording of kernels of `module`, which a GPU driver must have loaded. Everything is allocated before the
+    /// capture starts.
+    pub fn begin(shared: &Arc<Shared>, module: Arc<dyn Module>, spec: &CaptureSpec<'_>) -> Result<GpuCapture> {
+        if !module.as_any().is::<GpuModule>() {
+            return Err(Error::Driver("the module was loaded by another driver".into()));
+        }
+        shared.current()?;
+        let layout = StepLayout::new(spec.max_dims.len(), spec.input_bytes)
+            .ok_or_else(|| Error::Driver(format!("{}: the inputs' size overflows", spec.label)))?;
+        let step = shared.allocate(layout.bytes(), None)?;
+        let ring = Ring::new(&shared.api, layout)?;
+        let eager = super::graph::launch_blocking().then(Vec::new);
+        Ok(GpuCapture {
+            recording: Recording::begin(&shared.api)?,
+            shared: Arc::clone(shared),
+            module,
+            label: spec.label.into(),
+            max_dims: spec.max_dims.to_vec(),
+            ring,
+            step,
+            buffers: Vec::new(),
+            launches: 0,
+            eager,
+        })
+    }
+
+    /// Blocks of one grid dim at the largest dims.
+    fn blocks(&self, dim: &GridDim) -> Result<u64> {
+        match *dim {
+            GridDim::Const(n) => Ok(n),
+            GridDim::Symbol { div: 0, .. } => Err(Error::Driver("a grid divides by zero".into())),
+            GridDim::Symbol { symbol, mul, div } => {
+                let value = self.max_dims.get(symbol as usize).and_then(|v| u64::try_from(*v).ok());
+                let n = value.and_then(|v| v.checked_mul(mul)).map(|n| n.div_ceil(div));
+                n.ok_or_else(|| Error::Driver(format!("a grid by symbol {symbol} overflows or names none")))
+            }
+        }
+    }
+
+    fn address(&self, arg: &CaptureArg<'_>) -> Result<u64> {
+        match arg {
+            CaptureArg::Buffer(buffer, offset) => buffer
+                .device_address(*offset)
+                .ok_or_else(|| Error::Driver(format!("argument offset {offset} lies outside {buffer:?}"))),
+            CaptureArg::Input(index, offset) => self
+                .ring
+                .layout()
+                .input(*index, *offset)
+                .and_then(|at| self.step.device_address(at))
+                .ok_or_else(|| Error::Driver(format!("argument offset {offset} lies outside input {index}"))),
+        }
+    }
+}
+
+impl Capture for GpuCapture {
+    fn launch(&mut self, launch: CaptureLaunch<'_>) -> Result<()> {
+        let module = Arc::clone(&self.module);
+        let function = module
+            .as_any()
+            .downcast_ref::<GpuModule>()
+            .and_then(|module| module.function(launch.kernel))
+            .ok_or_else(|| Error::Driver(format!("kernel {} is not in the module", launch.kernel)))?;
+        let name = &function.name;
+        let mut grid = [1u32; 3];
+        for ((slot, dim), limit) in grid.iter_mut().zip(launch.grid).zip(MAX_GRID) {
+            let blocks = self.blocks(dim)?;
+            if blocks > limit {
+                return Err(Error::Driver(format!(
+                    "{}: kernel {name} needs a grid of {blocks} blocks in one dim, the limit is {limit}",
+                    self.label
+                )));
+            }
+            *slot = blocks as u32;
+        }
+        let mut values = Vec::with_capacity(launch.args.len() + 1);
+        for arg in launch.args {
+            values.push(self.address(arg)?);
+        }
+        values.push(self.step.device_address(0).unwrap_or(0));
+        for arg in launch.args {
+            if let CaptureArg::Buffer(buffer, _) = arg
+                && !self.buffers.iter().any(|b| b.same_memory(buffer))
+            {
+                self.buffers.push((*buffer).clone());
+            }
+        }
+        self.launches += 1;
+        if grid.contains(&0) {
+            return Ok(());
+        }
+        let eager = Eager {
+            function: function.handle,
+            name: name.clone(),
+            grid,
+            threads: function.threads,
+            values,
+            overlap: launch.overlap,
+        };
+        self.shared.current()?;
+        eager
+            .launch(&*self.shared.api, self.recording.stream.handle())
+            .map_err(|e| e.during(format_args!("{}: launch {} of kernel {name}", self.label, self.launches - 1)))?;
+        if let Some(list) = &mut self.eager {
+            list.push(eager);
+        }
+        Ok(())
+    }
+
+    fn finish(mut self: Box<Self>) -> Result<Box<dyn Graph>> {
+        self.shared.current()?;
+        let api = &self.shared.api;
+        let graph = self.recording.end().map_err(|e| e.during(format_args!("{}: the capture failed", self.label)))?;
+        // SAFETY: the guard keeps the graph live.
+        let nodes = unsafe { api.count_nodes(graph.handle()) }
+            .map_err(|e| e.during(format_args!("{}: cannot count the graph's nodes", self.label)))?;
+        // SAFETY: as above.
+        let exec = unsafe { api.instantiate(graph.handle()) }
+            .map_err(|e| e.during(format_args!("{}: cannot instantiate the graph", self.label)))?;
+        // SAFETY: just made, owned by nobody else.
+        let exec = unsafe { ExecGuard::own(api, exec) };
+        Ok(Box::new(GpuGraph {
+            exec,
+            ring: self.ring,
+            step: self.step,
+            shared: self.shared,
+            label: self.label,
+            max_dims: self.max_dims,
+            launches: self.launches,
+            nodes,
+            eager: self.eager,
+            _module: self.module,
+            _buffers: self.buffers,
+        }))
+    }
+}
+
+impl Eager {
+    /// Enqueues the launch.
+    pub fn launch(&self, api: &dyn Api, stream: StreamHandle) -> ApiResult<()> {
+        let mut params: Vec<*mut c_void> =
+            self.values.iter().map(|value| std::ptr::from_ref(value).cast_mut().cast()).collect();
+        // SAFETY: function and stream are live (the module and stream guards are held by callers); the parameters are the
+        // addresses of the kernel's arguments and of the dims, by the compiler's ABI, which reads them before returning.
+        unsafe {
+            api.launch(ApiLaunch {
+                function: self.function,
+                grid: self.grid,
+                threads: self.threads,
+                params: &mut params,
+                stream,
+                overlap: self.overlap,
+            })
+        }
+    }
+}

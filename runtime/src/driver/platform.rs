@@ -1,0 +1,59 @@
+//! The GPU platforms that this runtime knows. Their libraries are opened when a device is asked for, not before.
+
+use super::{Driver, cuda, gpu};
+use crate::error::Result;
+use gpu::api::DeviceInfo;
+use std::sync::Arc;
+
+/// What `doctor` says about a platform.
+#[derive(Clone, Debug)]
+pub struct PlatformReport {
+    /// The library that was opened, or why none was.
+    pub library: std::result::Result<String, String>,
+    /// Version of the driver as people write it; empty if unknown.
+    pub version: String,
+    /// Functions that the library lacks.
+    pub missing: Vec<String>,
+    /// The devices, or why none can be used.
+    pub devices: std::result::Result<Vec<DeviceInfo>, String>,
+}
+
+/// A GPU platform.
+#[derive(Debug)]
+pub struct Platform {
+    /// Short name: `cuda`, `hip`.
+    pub name: &'static str,
+    /// `arch` of the targets that its devices run: `nvptx64`, `amdgcn`.
+    pub family: &'static str,
+    /// Number of devices.
+    ///
+    /// # Errors
+    /// If the library cannot be opened or lacks a function, naming it.
+    pub count: fn() -> Result<usize>,
+    /// Opens a device.
+    ///
+    /// # Errors
+    /// As `count`, or if there is no such device.
+    pub open: fn(usize) -> Result<gpu::guards::SharedApi>,
+    /// What is found on this machine. Never fails.
+    pub report: fn() -> PlatformReport,
+}
+
+/// All platforms.
+pub static PLATFORMS: &[Platform] =
+    &[Platform { name: "cuda", family: "nvptx64", count: cuda::device_count, open: cuda::open, report: cuda::report }];
+
+impl Platform {
+    /// The platform called `name`.
+    pub fn named(name: &str) -> Option<&'static Platform> {
+        PLATFORMS.iter().find(|p| p.name == name)
+    }
+
+    /// A driver for device `index`.
+    ///
+    /// # Errors
+    /// As [`Platform::open`].
+    pub fn driver(&self, index: usize) -> Result<Arc<dyn Driver>> {
+        Ok(Arc::new(gpu::GpuDriver::new((self.open)(index)?)?))
+    }
+}
