@@ -2,7 +2,7 @@
 //! each kernel is checked.
 
 use crate::compile::{CodegenError, Compiled, Prepared, Unit};
-use crate::llvm::{Emit, LlvmError, compile_host};
+use crate::llvm::{Emit, LlvmError, compile_gpu, compile_host};
 use crate::object::{amdgpu, link, link_relocatable, ptx};
 use crate::target::{GpuArch, GpuTarget, Target};
 use crate::tile::Kernel;

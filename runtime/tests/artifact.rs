@@ -171,7 +171,64 @@ fn an_artifact_for_another_cpu_names_what_is_missing() {
         Session::new(&Artifact::open(path).unwrap(), &device, SessionOptions::default()).unwrap_err().to_string()
     };
     assert!(refusal(&path).contains("avx9000"));
-    manifest.programs[0].target.arch = "amdgcn".into();
+    manifest.programs = vec![gpu_program("gfx942", "amdgcn", "code.0")];
     write_artifact(&path, manifest, &sections).unwrap();
-    assert!(refusal(&path).contains("amdgcn"));
+    let refused = refusal(&path);
+    assert!(refused.contains("amdgcn") || refused.contains("gfx942"), "{refused}");
+}
+
+/// The tiny program as one for a GPU would be.
+fn gpu_program(name: &str, arch: &str, code: &str) -> Program {
+    let mut program = common::manifest().programs.remove(0);
+    program.target = Target { name: name.into(), arch: arch.into(), features: vec![] };
+    program.code = code.into();
+    let kernel = &mut program.kernels[0];
+    kernel.threads = 256;
+    kernel.resources =
+        Some(Resources { vgprs: 40, agprs: 16, sgprs: 20, lds_bytes: 1024, occupancy: 8, ..Default::default() });
+    program
+}
+
+#[test]
+fn one_artifact_holds_programs_for_several_targets() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m.weld");
+    let mut manifest = common::manifest();
+    manifest.programs.push(gpu_program("gfx942", "amdgcn", "code.1"));
+    manifest.programs.push(gpu_program("sm_90a", "nvptx64", "code.2"));
+    let sections: [(&str, &[u8]); 5] = [
+        (CONSTANTS_SECTION, &[0; 16]),
+        ("code.0", &common::CODE),
+        ("code.1", b"an ELF file"),
+        ("code.2", b"PTX"),
+        (WEIGHTS_SECTION, &[0; 16]),
+    ];
+    write_artifact(&path, manifest.clone(), &sections).unwrap();
+    let artifact = Artifact::open(&path).unwrap();
+    let mut found = artifact.manifest().clone();
+    found.sections.clear();
+    assert_eq!(found, manifest);
+    let refused = |change: fn(&mut Program)| {
+        let mut manifest = manifest.clone();
+        change(&mut manifest.programs[1]);
+        write_artifact(&path, manifest, &sections).unwrap_err().to_string()
+    };
+    assert!(refused(|p| p.kernels[0].threads = 0).contains("threads"));
+    assert!(refused(|p| p.kernels[0].threads = 96).contains("96"));
+    assert!(refused(|p| p.kernels[0].threads = 2048).contains("2048"));
+    assert!(refused(|p| p.kernels[0].entry = 8).contains("by name"));
+    assert!(refused(|p| p.kernels[0].name = "a b".into()).contains("symbol"));
+    assert!(refused(|p| p.kernels.push(p.kernels[0].clone())).contains("twice"));
+    assert!(refused(|p| p.target.arch = "riscv64".into()).contains("riscv64"));
+    assert!(refused(|p| p.target.features = vec!["xnack".into()]).contains("features"));
+    assert!(refused(|p| p.target.arch = "x86_64".into()).contains("host kernel"));
+    // Guards bound what a grid is launched with: 12 tokens, though the symbol reaches 16.
+    let wide = |mul: u64| {
+        let mut manifest = manifest.clone();
+        let dims = vec![GridDim::Const(1), GridDim::Symbol { symbol: 0, mul, div: 1 }];
+        manifest.programs[1].entries[0].variants[0].launches[0].grid = dims;
+        write_artifact(&path, manifest, &sections)
+    };
+    assert!(wide(65_535 / 12).is_ok());
+    assert!(wide(65_535 / 12 + 1).unwrap_err().to_string().contains("axis 1"));
 }
