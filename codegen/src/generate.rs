@@ -108,7 +108,10 @@ fn compile_module(job: &Job<'_>, emit: Emit) -> Result<Module, LlvmError> {
             let compiled = compile_host(&job.kernels, host, emit)?;
             Ok(Module { code: compiled.object, llvm: compiled.llvm, asm: compiled.asm })
         }
-        Target::Gpu(gpu) => Err(LlvmError::Llvm(format!("no code generation for {}", gpu.arch.cpu()))),
+        Target::Gpu(gpu) => {
+            let compiled = compile_gpu(&job.kernels, gpu, emit)?;
+            Ok(Module { code: compiled.code, llvm: compiled.llvm, asm: compiled.asm })
+        }
     }
 }
 
