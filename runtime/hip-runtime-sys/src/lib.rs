@@ -132,8 +132,9 @@ impl Hip {
         &self.name
     }
 
-    /// The calls that the library does not have, in the order of [`SYMBOLS`]. One of the two forms of
-    /// `hipGetDeviceProperties` is enough, and of `hipGraphInstantiate` too.
+    /// The calls that the library does not have and that something needs, in the order of [`SYMBOLS`]. One of the two forms of
+    /// `hipGetDeviceProperties` is enough, and of `hipGraphInstantiate` too; nothing needs `hipGraphUpload`, which old
+    /// releases lack, or `hipExtMallocWithFlags`.
     pub fn missing(&self) -> Vec<&'static str> {
         let missing = self.table.missing();
         let has = |name: &str| !missing.contains(&name);
@@ -142,6 +143,7 @@ impl Hip {
             "hipGetDeviceProperties" => has("hipGetDevicePropertiesR0600"),
             "hipGraphInstantiateWithFlags" => has("hipGraphInstantiate"),
             "hipGraphInstantiate" => has("hipGraphInstantiateWithFlags"),
+            "hipGraphUpload" | "hipExtMallocWithFlags" => SYMBOLS.iter().any(|name| has(name)),
             _ => false,
         };
         missing.iter().copied().filter(|name| !spare(name)).collect()

@@ -161,6 +161,8 @@ calls! {
         log_bytes: usize);
     /// Makes a graph ready to launch; `flags` is 0.
     hipGraphInstantiateWithFlags(exec: *mut hipGraphExec_t, graph: hipGraph_t, flags: c_ulonglong);
+    /// Brings what the first launch needs to the device (ROCm 5.3 and later).
+    hipGraphUpload(exec: hipGraphExec_t, stream: hipStream_t);
     /// Launches a graph in stream order.
     hipGraphLaunch(exec: hipGraphExec_t, stream: hipStream_t);
     /// Destroys what was made ready.

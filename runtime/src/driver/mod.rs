@@ -5,6 +5,7 @@ mod buffer;
 pub mod cuda;
 mod external;
 pub mod gpu;
+pub mod hip;
 pub mod host;
 mod platform;
 

@@ -1,6 +1,6 @@
 //! The GPU platforms that this runtime knows. Their libraries are opened when a device is asked for, not before.
 
-use super::{Driver, cuda, gpu};
+use super::{Driver, cuda, gpu, hip};
 use crate::error::Result;
 use gpu::api::DeviceInfo;
 use std::sync::Arc;
@@ -39,9 +39,11 @@ pub struct Platform {
     pub report: fn() -> PlatformReport,
 }
 
-/// All platforms.
-pub static PLATFORMS: &[Platform] =
-    &[Platform { name: "cuda", family: "nvptx64", count: cuda::device_count, open: cuda::open, report: cuda::report }];
+/// All platforms, the product's own first.
+pub static PLATFORMS: &[Platform] = &[
+    Platform { name: "hip", family: "amdgcn", count: hip::device_count, open: hip::open, report: hip::report },
+    Platform { name: "cuda", family: "nvptx64", count: cuda::device_count, open: cuda::open, report: cuda::report },
+];
 
 impl Platform {
     /// The platform called `name`.

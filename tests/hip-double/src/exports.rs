@@ -587,6 +587,17 @@ extern "C" fn hipGraphInstantiateWithFlags(to: Option<&mut usize>, graph: usize,
 }
 
 #[unsafe(no_mangle)]
+extern "C" fn hipGraphUpload(exec: usize, stream: usize) -> c_int {
+    call("hipGraphUpload", Kind::Makes, format!("{exec:#x}, {stream:#x}"), |state| {
+        if !state.execs.contains_key(&exec) {
+            return Err(state.bad_handle(exec, "executable graph"));
+        }
+        known_stream(state, stream)?;
+        state.healthy()
+    })
+}
+
+#[unsafe(no_mangle)]
 extern "C" fn hipGraphLaunch(exec: usize, stream: usize) -> c_int {
     call("hipGraphLaunch", Kind::Makes, format!("{exec:#x}, {stream:#x}"), |state| {
         let Some(nodes) = state.execs.get(&exec).cloned() else {
