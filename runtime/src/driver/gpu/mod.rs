@@ -3,12 +3,16 @@
 
 pub mod api;
 mod capture;
+#[cfg(test)]
+mod fake;
 mod graph;
 pub mod guards;
 mod memory;
 mod module;
 mod ring;
 pub mod stream;
+#[cfg(test)]
+mod tests;
 
 pub use memory::STAGING_BYTES;
 
