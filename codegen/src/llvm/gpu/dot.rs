@@ -2,7 +2,9 @@
 //!
 //! Element bits of the operands: a [S, M, K], b [S, K, N], c [S, M, N], the last dim lowest. The order of k within an
 //! instruction is free as long as both operands agree, so each thread takes `2^vector` elements that are neighbours along k:
-//! operands then load in 16-byte pieces straight from rows of memory.
+//! operands then load in 16-byte pieces straight from rows of memory. The columns of an NVIDIA instruction are assigned to n
+//! likewise: a thread then holds neighbours of a row of C, which store in 16-byte pieces, and a C is the left operand of a
+//! following dot as it lies.
 //!
 //! Fragment tables: PTX ISA "Matrix Fragments for mma.m16n8k16"; AMD's matrix instruction calculator for
 //! v_mfma_f32_16x16x16 (rows of A and columns of B over lane % 16, four k per lane group; four rows of C per lane group).
@@ -109,6 +111,8 @@ impl DotPlan {
         let lane_bits = log2(arch.wave()) as usize;
         let wave_bits = log2(threads) as usize - lane_bits;
         let vector = 3.min(k.saturating_sub(2));
+        // Columns of C that a thread holds as neighbours; `columns` and the next bit go over lanes.
+        let columns = 3.min(n.saturating_sub(2));
         use Role::{K, M, N, S};
         // Bits inside one instruction: lanes of A and B side, and registers of C.
         let (lanes_a, lanes_b, lanes_c, c_regs, m_unit, n_unit): (Vec<Role>, Vec<Role>, Vec<Role>, Vec<Role>, u8, u8) =
@@ -128,12 +132,16 @@ impl DotPlan {
                 (side(M), side(N), c, vec![M(0), M(1)], 4, 4)
             } else {
                 let k_lanes = [K(vector), K(vector + 1)];
-                let side = |f: fn(u8) -> Role| k_lanes.into_iter().chain((0..3).map(f)).collect::<Vec<_>>();
-                let c = vec![N(1), N(2), M(0), M(1), M(2)];
-                (side(M), side(N), c, vec![N(0), M(3)], 4, 3)
+                let side = |roles: [Role; 3]| k_lanes.into_iter().chain(roles).collect::<Vec<_>>();
+                let c = vec![N(columns), N(columns + 1), M(0), M(1), M(2)];
+                let right = side([N(0), N(columns), N(columns + 1)]);
+                (side([M(0), M(1), M(2)]), right, c, vec![N(0), M(3)], 4, columns + 2)
             };
+        // Neighbouring columns stay in one thread.
+        let kept: Vec<Role> = if matrix && !arch.is_amd() { (1..columns).map(N).collect() } else { Vec::new() };
         let outer: Vec<Role> = (0..s).map(S).chain((n_unit..n).map(N)).chain((m_unit..m).map(M)).collect();
-        let (over_waves, rest) = outer.split_at(wave_bits.min(outer.len()));
+        let (over_waves, outer) = outer.split_at(wave_bits.min(outer.len()));
+        let rest: Vec<Role> = kept.into_iter().chain(outer.iter().copied()).collect();
         // Without matrix units a tile smaller than a wave leaves lanes idle.
         let pad = |mut lanes: Vec<Option<u8>>| {
             lanes.resize(lane_bits, None);
@@ -150,9 +158,9 @@ impl DotPlan {
         // Registers in M or N that an operand holds of one instruction, beside those over lanes.
         let inner_a: Vec<Role> = if matrix && !arch.is_amd() { vec![M(3)] } else { Vec::new() };
         let regs_of = |inner: &[Role], f: &dyn Fn(Role) -> Option<u8>| -> Vec<u8> {
-            k_regs.iter().chain(inner).chain(rest).filter_map(|r| f(*r)).collect()
+            k_regs.iter().chain(inner).chain(&rest).filter_map(|r| f(*r)).collect()
         };
-        let c_all: Vec<u8> = c_regs.iter().chain(rest).filter_map(|r| roles.c(*r)).collect();
+        let c_all: Vec<u8> = c_regs.iter().chain(&rest).filter_map(|r| roles.c(*r)).collect();
         Ok(DotPlan {
             unit: match (matrix, arch) {
                 (false, _) => Unit::Fma,
