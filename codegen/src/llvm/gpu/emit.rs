@@ -438,45 +438,42 @@ impl<'c, 'k> Emit<'c, 'k> {
         self.barrier()?;
         let stride = |b: u8| (bytes as i64) << b;
         let own = self.thread_part(from, &stride)?;
-        let vector =
-            (0..from.regs.len()).take_while(|i| from.regs[*i] as usize == *i && (bytes << (i + 1)) <= 16).count();
+        let run = from.run(bytes, stride);
         self.replicas(from, |e| {
-            for chunk in 0..regs.len() >> vector {
-                let first = chunk << vector;
+            for group in from.groups(&run) {
                 let mut parts = Vec::new();
-                for x in &regs[first..first + (1 << vector)] {
+                for x in group.iter().map(|r| regs[*r]) {
                     parts.push(if elem == Elem::I1 {
                         e.builder.build_int_z_extend(x.into_int_value(), e.context.i8_type(), "")?.into()
                     } else {
-                        *x
+                        x
                     });
                 }
-                let at = e.shared_at(base, own, (from.element(first) * bytes) as i64)?;
+                let at = e.shared_at(base, own, (from.element(group[0]) * bytes) as i64)?;
                 let store = e.builder.build_store(at, e.gather_lanes(&parts)?)?;
-                store.set_alignment((bytes << vector) as u32).map_err(|e| LlvmError::Llvm(e.to_string()))?;
+                store.set_alignment((bytes << run.len()) as u32).map_err(|e| LlvmError::Llvm(e.to_string()))?;
             }
             Ok(())
         })?;
         self.barrier()?;
         let own = self.thread_part(to, &stride)?;
-        let vector = (0..to.regs.len()).take_while(|i| to.regs[*i] as usize == *i && (bytes << (i + 1)) <= 16).count();
-        let mut out = Vec::with_capacity(to.count());
-        for chunk in 0..to.count() >> vector {
-            let first = chunk << vector;
-            let at = self.shared_at(base, own, (to.element(first) * bytes) as i64)?;
-            let row: BasicTypeEnum<'c> =
-                if vector == 0 { kind } else { crate::llvm::ops::vector_of(kind, 1 << vector).into() };
+        let run = to.run(bytes, stride);
+        let width = 1u32 << run.len();
+        let row: BasicTypeEnum<'c> = if width == 1 { kind } else { crate::llvm::ops::vector_of(kind, width).into() };
+        let mut out: Regs<'c> = vec![self.elem_type(elem).const_zero(); to.count()];
+        for group in to.groups(&run) {
+            let at = self.shared_at(base, own, (to.element(group[0]) * bytes) as i64)?;
             let loaded = self.builder.build_load(row, at, "")?;
             if let Some(i) = loaded.as_instruction_value() {
-                i.set_alignment((bytes << vector) as u32).map_err(|e| LlvmError::Llvm(e.to_string()))?;
+                i.set_alignment(bytes as u32 * width).map_err(|e| LlvmError::Llvm(e.to_string()))?;
             }
-            for lane in 0..1u32 << vector {
-                let x = self.extract(loaded, lane)?;
-                out.push(if elem == Elem::I1 {
+            for (lane, r) in group.iter().enumerate() {
+                let x = self.extract(loaded, lane as u32)?;
+                out[*r] = if elem == Elem::I1 {
                     self.builder.build_int_truncate(x.into_int_value(), self.context.bool_type(), "")?.into()
                 } else {
                     x
-                });
+                };
             }
         }
         Ok(out)

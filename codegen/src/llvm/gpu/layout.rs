@@ -61,6 +61,30 @@ impl Layout {
         1 << self.regs.len()
     }
 
+    /// Register bits that step through neighbours in memory of `bytes` wide elements, up to 16 bytes: `stride` gives the bytes
+    /// between elements that differ in one element bit.
+    pub fn run(&self, bytes: u64, stride: impl Fn(u8) -> i64) -> Vec<usize> {
+        let mut out = Vec::new();
+        while bytes << (out.len() + 1) <= 16 {
+            let wanted = (bytes << out.len()) as i64;
+            match self.regs.iter().position(|b| stride(*b) == wanted) {
+                Some(at) => out.push(at),
+                None => break,
+            }
+        }
+        out
+    }
+
+    /// Groups of registers: those of a group differ in the register bits `run` alone, in its order.
+    pub fn groups(&self, run: &[usize]) -> Vec<Vec<usize>> {
+        let mask: usize = run.iter().map(|at| 1 << at).sum();
+        let lane = |i: usize| -> usize { run.iter().enumerate().map(|(bit, at)| (i >> bit & 1) << at).sum() };
+        (0..self.count())
+            .filter(|r| r & mask == 0)
+            .map(|r| (0..1 << run.len()).map(|i| r | lane(i)).collect())
+            .collect()
+    }
+
     /// Element bits that register `r` contributes.
     pub fn element(&self, r: usize) -> u64 {
         self.regs.iter().enumerate().map(|(i, bit)| ((r >> i & 1) as u64) << bit).sum()

@@ -21,8 +21,8 @@ fn bit_strides(address: &Address, ty: &TileType) -> Vec<i64> {
 
 /// How the registers of one tile meet memory.
 struct Access<'c> {
-    /// log2 of the elements of one access.
-    vector: usize,
+    /// Registers of each access, in order of address.
+    groups: Vec<Vec<usize>>,
     strides: Vec<i64>,
     /// Start of the tile plus the thread's own part.
     start: PointerValue<'c>,
@@ -49,30 +49,32 @@ impl<'c> Emit<'c, '_> {
         let mask = mask.map(|m| spread(self, m)).transpose()?;
         let offsets = address.gather.map(|g| spread(self, g)).transpose()?;
         let bytes = ty.elem.bytes();
-        let mut vector = (0..layout.regs.len())
-            .take_while(|i| strides[layout.regs[*i] as usize] == (bytes << i) as i64 && bytes << (i + 1) <= 16)
-            .count();
+        let mut run = layout.run(bytes, |b| strides[b as usize]);
         // A vector access must be aligned whole: every other stride and the start have to be multiples of it.
         let mut zeros = self.inferred.start_zeros(address);
         if let Some(g) = address.gather {
             zeros = zeros.min(self.inferred.divisor(g));
         }
-        let rest = layout.regs[vector..].iter().chain(layout.threads.iter().flatten());
-        zeros = rest.fold(zeros, |z, b| z.min(strides[*b as usize].trailing_zeros()));
-        vector = vector.min((zeros as usize).saturating_sub(log2(bytes as u32) as usize));
+        let rest = layout.regs.iter().enumerate().filter(|(i, _)| !run.contains(i)).map(|(_, b)| b);
+        zeros = rest
+            .chain(layout.threads.iter().flatten())
+            .fold(zeros, |z, b| z.min(strides[*b as usize].trailing_zeros()));
+        run.truncate((zeros as usize).saturating_sub(log2(bytes as u32) as usize));
         let offset = self.scalar(address.offset)?;
         let start = self.dynamic_offset(self.params[address.param.0 as usize], offset)?;
         let own = self.thread_part(layout, &|b| strides[b as usize])?;
         let own = self.builder.build_int_s_extend(own, self.context.i64_type(), "")?;
         let start = self.dynamic_offset(start, own)?;
         // Within a vector all elements share mask and offset, or they are accessed one by one.
-        let alike = |regs: &Option<Regs<'c>>, vector: usize| {
-            regs.as_ref().is_none_or(|r| r.chunks(1 << vector).all(|c| c.iter().all(|x| *x == c[0])))
+        let mut groups = layout.groups(&run);
+        let alike = |regs: &Option<Regs<'c>>, groups: &[Vec<usize>]| {
+            regs.as_ref().is_none_or(|x| groups.iter().all(|g| g.iter().all(|r| x[*r] == x[g[0]])))
         };
-        while vector > 0 && !(alike(&mask, vector) && alike(&offsets, vector)) {
-            vector -= 1;
+        while !(alike(&mask, &groups) && alike(&offsets, &groups)) {
+            run.pop();
+            groups = layout.groups(&run);
         }
-        Ok(Access { vector, strides, start, offsets, mask })
+        Ok(Access { groups, strides, start, offsets, mask })
     }
 
     /// Address of the access that starts at register `first`.
@@ -103,10 +105,11 @@ impl<'c> Emit<'c, '_> {
         }
         let a = self.access(address, ty, mask, layout)?;
         let scalar = self.elem_type(ty.elem);
-        let width = 1usize << a.vector;
+        let width = a.groups[0].len();
         let row = if width == 1 { scalar } else { vector_of(scalar, width as u32).into() };
-        let mut out = Vec::with_capacity(layout.count());
-        for first in (0..layout.count()).step_by(width) {
+        let mut out: Regs<'c> = vec![scalar.const_zero(); layout.count()];
+        for group in &a.groups {
+            let first = group[0];
             let mut at = self.place(&a, layout, first)?;
             let condition = Self::condition(&a, first);
             if let Some(c) = condition {
@@ -126,8 +129,8 @@ impl<'c> Emit<'c, '_> {
                 Some(c) => self.builder.build_select(c, loaded, row.const_zero(), "")?,
                 None => loaded,
             };
-            for lane in 0..width {
-                out.push(self.extract(loaded, lane as u32)?);
+            for (lane, r) in group.iter().enumerate() {
+                out[*r] = self.extract(loaded, lane as u32)?;
             }
         }
         Ok(out)
@@ -138,12 +141,14 @@ impl<'c> Emit<'c, '_> {
         let layout = self.natural(value);
         let regs = self.get(value, &layout)?;
         let a = self.access(address, &ty, mask, &layout)?;
-        let width = 1usize << a.vector;
+        let width = a.groups[0].len();
         self.dirty[address.param.0 as usize] = true;
         self.replicas(&layout, |e| {
-            for first in (0..layout.count()).step_by(width) {
+            for group in &a.groups {
+                let first = group[0];
                 let at = e.place(&a, &layout, first)?;
-                let row: BasicValueEnum<'c> = e.gather_lanes(&regs[first..first + width])?;
+                let parts: Regs<'c> = group.iter().map(|r| regs[*r]).collect();
+                let row: BasicValueEnum<'c> = e.gather_lanes(&parts)?;
                 let write = |e: &mut Self| -> Result<(), LlvmError> {
                     let store = e.builder.build_store(at, row)?;
                     let align = ty.elem.bytes() as u32 * width as u32;
