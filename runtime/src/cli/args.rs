@@ -1,7 +1,7 @@
 //! The command line of `weldment-rt`.
 
 use super::bench::{BenchOptions, bench};
-use super::doctor::doctor;
+use super::doctor::{DoctorOptions, doctor_with};
 use super::eval::{EvalOptions, eval};
 use super::inspect::{InspectOptions, View, inspect};
 use super::run::{Prompt, RunOptions, run};
@@ -26,7 +26,8 @@ weldment-rt: runs Weldment artifacts
   weldment-rt bench   M.weld [--batch 1] [--context 1024] [--prefill 512] [--json]
   weldment-rt inspect M.weld [manifest|memory|graph|kernels] [--json]
   weldment-rt verify  M.weld --hashes
-  weldment-rt doctor
+  weldment-rt doctor  [--json]
+  weldment-rt doctor  --conformance M.weld [--device ...] [--weights-file FILE|FOLDER]
 
 run, eval and bench take --device auto|host|cuda[:I]|hip[:I] (default auto: the first program of the artifact that a device here
 can run, GPUs first), --threads N (default: physical cores) and --weights-file FILE|FOLDER.
@@ -43,6 +44,7 @@ struct Given {
     tokens: Option<PathBuf>,
     prompt: Option<String>,
     logits: Option<PathBuf>,
+    conformance: Option<PathBuf>,
     max_tokens: Option<usize>,
     temperature: Option<f32>,
     top_p: Option<f32>,
@@ -159,8 +161,12 @@ fn dispatch(arguments: Vec<OsString>, open_codec: OpenCodec<'_>, out: &mut dyn W
             verify(&VerifyOptions { artifact: artifact()?, weights_file: given.weights_file.clone() }, out)
         }
         "doctor" => {
-            only(&[], 0)?;
-            doctor(out)
+            only(&["json", "conformance", "device", "threads", "weights-file"], 0)?;
+            let conformance = given.conformance.clone().map(|artifact| {
+                let (threads, weights_file) = (given.threads.unwrap_or(0), given.weights_file.clone());
+                SessionArgs { artifact, device: given.device, threads, weights_file }
+            });
+            doctor_with(&DoctorOptions { json: flag("json"), conformance }, out)
         }
         other => Err(usage(format_args!("unknown command {other}"))),
     }
@@ -185,6 +191,7 @@ fn parse(parser: &mut Parser) -> Result<Option<Given>> {
             "weights-file" => given.weights_file = Some(path(parser)?),
             "tokens" => given.tokens = Some(path(parser)?),
             "prompt" => given.prompt = Some(value(parser)?),
+            "conformance" => given.conformance = Some(path(parser)?),
             "logits" => given.logits = Some(path(parser)?),
             "max-tokens" => given.max_tokens = Some(value(parser)?),
             "temperature" => given.temperature = Some(value(parser)?),

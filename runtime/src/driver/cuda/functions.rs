@@ -130,7 +130,10 @@ pub fn library() -> &'static Found {
                         Err(missing) => Err(Absent::Symbols(name, missing)),
                     };
                 }
-                Err(e) if reason.is_empty() => reason = e.to_string(),
+                Err(e) if reason.is_empty() => {
+                    // libloading says what failed; why is in the source.
+                    reason = std::error::Error::source(&e).map_or_else(|| e.to_string(), ToString::to_string);
+                }
                 Err(_) => {}
             }
         }

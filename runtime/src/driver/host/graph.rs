@@ -17,6 +17,7 @@ pub struct HostCapture {
     args: Vec<*mut u8>,
     buffers: Vec<Buffer>,
     inputs: Vec<Buffer>,
+    max_dims: Vec<i64>,
 }
 
 impl HostCapture {
@@ -27,7 +28,15 @@ impl HostCapture {
         }
         let inputs =
             spec.input_bytes.iter().map(|n| memory::allocate(*n, Placement::Pinned)).collect::<Result<Vec<_>>>()?;
-        Ok(Box::new(HostCapture { module, pool, launches: Vec::new(), args: Vec::new(), buffers: Vec::new(), inputs }))
+        Ok(Box::new(HostCapture {
+            module,
+            pool,
+            launches: Vec::new(),
+            args: Vec::new(),
+            buffers: Vec::new(),
+            inputs,
+            max_dims: spec.max_dims.to_vec(),
+        }))
     }
 }
 
@@ -76,6 +85,7 @@ impl Capture for HostCapture {
             work,
             pool: self.pool,
             inputs: self.inputs,
+            max_dims: self.max_dims,
             _module: self.module,
             _buffers: self.buffers,
         }))
@@ -87,6 +97,7 @@ struct HostGraph {
     work: Work,
     pool: Arc<Mutex<Pool>>,
     inputs: Vec<Buffer>,
+    max_dims: Vec<i64>,
     _module: Arc<dyn Module>,
     _buffers: Vec<Buffer>,
 }
@@ -102,6 +113,9 @@ impl Graph for HostGraph {
         if inputs.len() != self.inputs.len() {
             let (captured, found) = (self.inputs.len(), inputs.len());
             return Err(Error::Driver(format!("a step of {captured} inputs was captured, not of {found}")));
+        }
+        if let Some((index, (dim, max))) = dims.iter().zip(&self.max_dims).enumerate().find(|(_, (d, m))| d > m) {
+            return Err(Error::Driver(format!("symbol {index} is {dim}, captured for at most {max}")));
         }
         let mut pool = self.pool.lock().map_err(|_| Error::Driver("an earlier replay panicked".into()))?;
         for (buffer, bytes) in self.inputs.iter().zip(inputs) {
