@@ -105,7 +105,7 @@ impl SharedBytes for Owned {
     }
 }
 
-struct Static<'a> {
+pub(crate) struct Static<'a> {
     values: &'a Values,
     tensors: Vec<Tensor>,
     bytes: Vec<Vec<u8>>,
@@ -244,7 +244,7 @@ fn element_offsets(external: &External, shape: &[u64]) -> Vec<usize> {
     at.into_iter().map(|e| e as usize * external.ty.dtype.block_bytes()).collect()
 }
 
-fn spread(external: &External, stored: &Stored) -> Vec<u8> {
+pub(crate) fn spread(external: &External, stored: &Stored) -> Vec<u8> {
     let mut bytes = vec![0u8; external.bytes as usize];
     let size = external.ty.dtype.block_bytes();
     for (piece, at) in stored.bytes.chunks(size).zip(element_offsets(external, &stored.shape)) {
@@ -253,7 +253,7 @@ fn spread(external: &External, stored: &Stored) -> Vec<u8> {
     bytes
 }
 
-fn collect(external: &External, bytes: &[u8], shape: &[u64]) -> Result<Vec<f64>, String> {
+pub(crate) fn collect(external: &External, bytes: &[u8], shape: &[u64]) -> Result<Vec<f64>, String> {
     let size = external.ty.dtype.block_bytes();
     let packed: Vec<u8> =
         element_offsets(external, shape).into_iter().flat_map(|at| bytes[at..at + size].to_vec()).collect();
@@ -269,14 +269,14 @@ fn collect(external: &External, bytes: &[u8], shape: &[u64]) -> Result<Vec<f64>,
 }
 
 /// A graph compiled for one target.
-struct Build<'a> {
-    target: Machine,
-    plan: BufferPlan,
-    compiled: Compiled,
-    statics: Static<'a>,
+pub(crate) struct Build<'a> {
+    pub(crate) target: Machine,
+    pub(crate) plan: BufferPlan,
+    pub(crate) compiled: Compiled,
+    pub(crate) statics: Static<'a>,
 }
 
-fn build<'a>(graph: &Graph, values: &'a Values, target: &str) -> Result<Build<'a>, String> {
+pub(crate) fn build<'a>(graph: &Graph, values: &'a Values, target: &str) -> Result<Build<'a>, String> {
     let symbols: Vec<String> = graph.symbols().keys().map(|s| s.to_string()).collect();
     let target = Machine::named(target, &symbols)?;
     let library = library(graph, &target);
@@ -285,6 +285,54 @@ fn build<'a>(graph: &Graph, values: &'a Values, target: &str) -> Result<Build<'a
     let variant = VariantPlan { graph, plan: &plan, max_tokens: library.max_tokens, guards: Vec::new() };
     let compiled = compile(&[variant], &target, &mut statics, Emit::default()).map_err(|e| e.to_string())?;
     Ok(Build { target, plan, compiled, statics })
+}
+
+impl Build<'_> {
+    /// The weights as the kernels want them.
+    ///
+    /// # Errors
+    /// If a layout and its tensors do not fit together.
+    pub(crate) fn pack(&self, graph: &Graph) -> Result<Vec<u8>, String> {
+        let symbol =
+            |(name, r): (&Arc<str>, &weldment_ir::Range)| Symbol { name: name.to_string(), min: r.min, max: r.max };
+        let program = Program {
+            target: Target {
+                name: self.target.name().to_owned(),
+                arch: self.target.arch_name().into(),
+                features: self.target.feature_list(),
+            },
+            code: "code.0".into(),
+            kernels: self.compiled.kernels.clone(),
+            arena_bytes: self.compiled.arena_bytes,
+            pack: Pack { bytes: self.compiled.pack_bytes, key: String::new(), items: self.compiled.pack.clone() },
+            entries: Vec::new(),
+        };
+        let manifest = Manifest {
+            weldment_version: String::new(),
+            model: Model {
+                architecture: "test".into(),
+                name: None,
+                vocab_size: 1,
+                bos_id: None,
+                eos_ids: Vec::new(),
+                max_seq: 1,
+                kv_block: 16,
+            },
+            symbols: graph.symbols().iter().map(symbol).collect(),
+            inputs: Vec::new(),
+            outputs: Vec::new(),
+            states: Vec::new(),
+            weights: Weights { mode: WeightMode::External, files: Vec::new(), tensors: self.statics.tensors.clone() },
+            sources: Vec::new(),
+            programs: Vec::new(),
+            options: Vec::new(),
+            chat_template: None,
+            sections: Vec::new(),
+        };
+        let mut pack = vec![0u8; self.compiled.pack_bytes as usize];
+        pack_all(&manifest, &program, &self.statics, &mut pack, 1).map_err(|e| e.to_string())?;
+        Ok(pack)
+    }
 }
 
 /// The kernels of `target` for the tokens that `graph` may have.
@@ -314,54 +362,13 @@ pub fn execute(
     target: &str,
     threads: usize,
 ) -> Result<IndexMap<String, Vec<f64>>, String> {
-    let Build { target, plan, compiled, statics } = build(graph, values, target)?;
-
-    let symbol =
-        |(name, r): (&Arc<str>, &weldment_ir::Range)| Symbol { name: name.to_string(), min: r.min, max: r.max };
-    let program = Program {
-        target: Target {
-            name: target.name().to_owned(),
-            arch: target.arch_name().into(),
-            features: target.feature_list(),
-        },
-        code: "code.0".into(),
-        kernels: compiled.kernels.clone(),
-        arena_bytes: compiled.arena_bytes,
-        pack: Pack { bytes: compiled.pack_bytes, key: String::new(), items: compiled.pack.clone() },
-        entries: Vec::new(),
-    };
-    let manifest = Manifest {
-        weldment_version: String::new(),
-        model: Model {
-            architecture: "test".into(),
-            name: None,
-            vocab_size: 1,
-            bos_id: None,
-            eos_ids: Vec::new(),
-            max_seq: 1,
-            kv_block: 16,
-        },
-        symbols: graph.symbols().iter().map(symbol).collect(),
-        inputs: Vec::new(),
-        outputs: Vec::new(),
-        states: Vec::new(),
-        weights: Weights { mode: WeightMode::External, files: Vec::new(), tensors: statics.tensors.clone() },
-        sources: Vec::new(),
-        programs: Vec::new(),
-        options: Vec::new(),
-        chat_template: None,
-        sections: Vec::new(),
-    };
-    let mut pack = vec![0u8; compiled.pack_bytes as usize];
-    pack_all(&manifest, &program, &statics, &mut pack, 1).map_err(|e| e.to_string())?;
-
+    let built = build(graph, values, target)?;
+    let pack = built.pack(graph)?;
+    let Build { plan, compiled, .. } = built;
     let text = |e: weldment_runtime::Error| e.to_string();
     let driver = host::HostDriver::new(host::HostOptions { threads, ..host::HostOptions::default() }).map_err(text)?;
-    let kernels: Vec<KernelEntry<'_>> = compiled
-        .kernels
-        .iter()
-        .map(|k| KernelEntry { name: &k.name, offset: k.entry, threads: k.threads })
-        .collect();
+    let kernels: Vec<KernelEntry<'_>> =
+        compiled.kernels.iter().map(|k| KernelEntry { name: &k.name, offset: k.entry, threads: k.threads }).collect();
     let hash = weldment_runtime::blake3_hex(&compiled.code);
     let source = ModuleSource { image: &compiled.code, hash: &hash, kernels: &kernels, cache: None };
     let module = driver.load_module(&source).map_err(text)?;

@@ -1,5 +1,7 @@
 //! What Weldment's tests share: the filetest harness and running kernels beside the interpreter. See tests/README.md.
 
+pub mod cases;
+pub mod emulate;
 pub mod execute;
 pub mod filetest;
 pub mod stages;

@@ -1,0 +1,201 @@
+//! Cases compiled for AMD GPUs, as jobs for the emulator, and the lock file that says which code objects it has witnessed.
+//!
+//! `tests/emulated.lock` names every code object of every case by its hash. Whoever changes a kernel changes hashes, and
+//! must run `make emulate` again; `make test` compares.
+
+use crate::cases::{Case, Outputs};
+use crate::execute::{Build, build, collect, fill, reference, resolve, spread};
+use serde_json::{Value as Json, json};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use weldment_ir::OutputKind;
+use weldment_passes::buffer::External;
+use weldment_runtime::artifact::{GridDim, Kernel, Region};
+
+/// Targets that the emulator knows.
+pub const TARGETS: [&str; 2] = ["gfx942", "gfx950"];
+
+/// Where the lock file is.
+pub fn lock_path() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("emulated.lock")
+}
+
+/// A case compiled for a target.
+pub struct Object {
+    /// The linked code object.
+    pub code: Vec<u8>,
+    /// Its blake3, in hex.
+    pub hash: String,
+    /// Its kernels.
+    pub kernels: Vec<Kernel>,
+}
+
+impl Object {
+    /// Kernel families of the object.
+    pub fn families(&self) -> BTreeSet<&str> {
+        self.kernels.iter().map(|k| k.family.as_str()).collect()
+    }
+}
+
+/// The code object of a case.
+///
+/// # Errors
+/// Any stage's, as text.
+pub fn object(case: &Case, target: &str) -> Result<Object, String> {
+    let values = fill(&case.graph, &case.dims, case.given.clone(), 1);
+    let built = build(&case.graph, &values, target)?;
+    Ok(Object {
+        hash: weldment_runtime::blake3_hex(&built.compiled.code),
+        code: built.compiled.code,
+        kernels: built.compiled.kernels,
+    })
+}
+
+/// LLVM's version by its linker, which is built from the same sources as the library.
+///
+/// # Errors
+/// If the linker does not run.
+pub fn llvm_version() -> Result<String, String> {
+    let out = Command::new(weldment_codegen::object::LINKER).arg("--version").output().map_err(|e| e.to_string())?;
+    let text = String::from_utf8_lossy(&out.stdout).into_owned();
+    let number = |w: &&str| w.split('.').count() == 3 && w.starts_with(|c: char| c.is_ascii_digit());
+    text.split_whitespace().find(number).map(str::to_owned).ok_or(format!("no version in {text:?}"))
+}
+
+/// A case on disk, ready for the emulator.
+pub struct Job {
+    /// The job file.
+    pub path: PathBuf,
+    /// The object that runs.
+    pub object: Object,
+    expected: Outputs,
+    /// Output name, its buffer's file, its place, its shape.
+    outputs: Vec<(String, PathBuf, External, Vec<u64>)>,
+}
+
+/// Writes a case as a job into `dir`.
+///
+/// # Errors
+/// Any stage's, as text.
+pub fn write_job(case: &Case, target: &str, dir: &Path) -> Result<Job, String> {
+    std::fs::create_dir_all(dir).map_err(|e| e.to_string())?;
+    let values = fill(&case.graph, &case.dims, case.given.clone(), 1);
+    let expected = reference(&case.graph, &case.dims, &values)?;
+    let built = build(&case.graph, &values, target)?;
+    let pack = built.pack(&case.graph)?;
+    let Build { plan, compiled, .. } = built;
+    let dims: Vec<u64> = case.graph.symbols().keys().map(|s| case.dims[&**s]).collect();
+
+    let mut buffers = Vec::new();
+    let mut add = |name: &str, bytes: &[u8]| -> Result<usize, String> {
+        let path = dir.join(format!("{}.{name}", buffers.len()));
+        std::fs::write(&path, bytes).map_err(|e| e.to_string())?;
+        buffers.push((path, bytes.len()));
+        Ok(buffers.len() - 1)
+    };
+    let stored = |e: &External| -> Result<Vec<u8>, String> {
+        Ok(spread(e, values.get(&*e.name).ok_or_else(|| format!("no value for {}", e.name))?))
+    };
+    let block: Vec<u8> = dims.iter().flat_map(|n| n.to_le_bytes()).collect();
+    let block = add("dims", &block)?;
+    // Stale bytes in the arena and in outputs must not matter: NaN everywhere.
+    let arena = add("arena", &vec![0xff; compiled.arena_bytes as usize])?;
+    let weights = add("weights", &pack)?;
+    let mut inputs = Vec::new();
+    for e in &plan.inputs {
+        inputs.push(add(&e.name, &stored(e)?)?);
+    }
+    let mut states = Vec::new();
+    for e in &plan.states {
+        states.push(add(&e.name, &stored(e)?)?);
+    }
+    let mut results = Vec::new();
+    for e in &plan.outputs {
+        results.push(add(&e.name, &vec![0xff; e.bytes as usize])?);
+    }
+    // A GPU's grid is that of the largest dims; programs past the step's own leave at once.
+    let most: Vec<u64> = case.graph.symbols().values().map(|r| r.max).collect();
+    let mut launches = Vec::new();
+    for launch in &compiled.variants[0].launches {
+        let kernel = &compiled.kernels[launch.kernel as usize];
+        let grid: Vec<u64> = launch
+            .grid
+            .iter()
+            .map(|g| match *g {
+                GridDim::Const(n) => n,
+                GridDim::Symbol { symbol, mul, div } => (most[symbol as usize] * mul).div_ceil(div),
+            })
+            .collect();
+        let place = |region: Region| match region {
+            Region::Arena => arena,
+            Region::Weights => weights,
+            Region::State(i) => states[i as usize],
+            Region::Input(i) => inputs[i as usize],
+            Region::Output(i) => results[i as usize],
+        };
+        let mut args: Vec<(usize, u64)> = launch.args.iter().map(|a| (place(a.region), a.offset)).collect();
+        args.push((block, 0));
+        launches.push(json!({ "kernel": kernel.name, "grid": grid, "block": [kernel.threads], "args": args }));
+    }
+    let code = dir.join("object.hsaco");
+    std::fs::write(&code, &compiled.code).map_err(|e| e.to_string())?;
+    let list: Vec<Json> = buffers.iter().map(|(path, bytes)| json!({ "path": path, "bytes": bytes })).collect();
+    let job = json!({ "object": code, "target": target, "buffers": list, "launches": launches });
+    let path = dir.join("job.json");
+    std::fs::write(&path, job.to_string()).map_err(|e| e.to_string())?;
+
+    let mut outputs = Vec::new();
+    for o in case.graph.outputs() {
+        let (list, places) = match o.kind {
+            OutputKind::Result => (&plan.outputs, &results),
+            OutputKind::State => (&plan.states, &states),
+        };
+        let i = list.iter().position(|e| e.name == o.name).ok_or_else(|| format!("no place for {}", o.name))?;
+        let shape = resolve(case.graph.type_of(o.value), &case.dims);
+        outputs.push((o.name.to_string(), buffers[places[i]].0.clone(), list[i].clone(), shape));
+    }
+    let hash = weldment_runtime::blake3_hex(&compiled.code);
+    let object = Object { hash, code: compiled.code, kernels: compiled.kernels };
+    Ok(Job { path, object, expected, outputs })
+}
+
+impl Job {
+    /// The largest difference from the interpreter, after the job ran.
+    ///
+    /// # Errors
+    /// If a buffer cannot be read back.
+    pub fn difference(&self, case: &Case) -> Result<f64, String> {
+        let mut found = Outputs::new();
+        for (name, path, external, shape) in &self.outputs {
+            let bytes = std::fs::read(path).map_err(|e| e.to_string())?;
+            found.insert(name.clone(), collect(external, &bytes, shape)?);
+        }
+        Ok((case.difference)(&self.expected, &found))
+    }
+}
+
+/// What LLVM itself says of an object that cannot be emulated: instructions by class, and the largest need of any kernel.
+///
+/// # Errors
+/// If the disassembler does not run.
+pub fn static_evidence(code: &Path, object: &Object) -> Result<Json, String> {
+    let out = Command::new("llvm-objdump-22").arg("-d").arg(code).output().map_err(|e| e.to_string())?;
+    let text = String::from_utf8_lossy(&out.stdout).into_owned();
+    let mut counts: BTreeMap<&str, u64> = BTreeMap::new();
+    for word in text.lines().filter_map(|l| l.split_whitespace().next()) {
+        let class = ["v_mfma", "global_load_dwordx4", "global_store_dwordx4", "scratch_", "s_barrier"];
+        if let Some(class) = class.into_iter().find(|c| word.starts_with(c)) {
+            *counts.entry(class).or_default() += 1;
+        }
+    }
+    let most = |of: fn(&weldment_runtime::artifact::Resources) -> u32| {
+        object.kernels.iter().filter_map(|k| k.resources.as_ref().map(of)).max()
+    };
+    Ok(json!({
+        "instructions": counts,
+        "vgprs": most(|r| r.vgprs),
+        "lds_bytes": most(|r| r.lds_bytes),
+        "scratch_bytes": most(|r| r.scratch_bytes),
+    }))
+}
