@@ -47,6 +47,25 @@ pub(super) fn contiguous(dims: &[u64]) -> Vec<u64> {
     strides
 }
 
+/// Strides in elements of a state whose dims lie in `order`, outermost first. `None` if it is no permutation, or a symbolic dim
+/// (other than the outermost, whose size no stride depends on) or a block format is involved.
+pub(super) fn reordered(ty: &TensorType, order: &[usize]) -> Option<Vec<u64>> {
+    let mut sorted = order.to_vec();
+    sorted.sort_unstable();
+    if sorted != (0..ty.rank()).collect::<Vec<_>>() || ty.dtype.is_block() {
+        return None;
+    }
+    let mut strides = vec![1u64; ty.rank()];
+    let mut stride = 1u64;
+    for (at, axis) in order.iter().enumerate().rev() {
+        strides[*axis] = stride;
+        if at > 0 {
+            stride = stride.checked_mul(ty.shape[*axis].constant()?)?;
+        }
+    }
+    Some(strides)
+}
+
 /// Bytes from the start of a tensor to element `index`, if that is the start of a block.
 pub(super) fn byte_offset(dtype: DType, index: u64) -> Option<u64> {
     let block = dtype.block_elements() as u64;

@@ -40,6 +40,9 @@ pub enum BufferError {
     /// Two outputs of one name.
     #[error("output `{0}` is named twice; names of one kind must differ")]
     DuplicateOutput(String),
+    /// A target that lays a state out in an order that is none.
+    #[error("internal: state `{0}` in the order {1:?}, which is no order of its dims or moves a symbolic one")]
+    StateOrder(String, Vec<usize>),
     /// Steps that wait for each other: a bug of this pass, reported rather than looped on.
     #[error("internal: the steps of `{0}` depend on each other in a circle")]
     Cycle(String),
@@ -185,6 +188,13 @@ pub trait KernelNeeds {
     fn write(&self, op: &Op, result: usize, ty: &TensorType, strides: &[u64]) -> Result<(), String> {
         let _ = (op, result, ty, strides);
         Ok(())
+    }
+
+    /// Order in memory of the dims of a state, outermost first, where the kernels that read it want another than row-major. It
+    /// must be the same for every variant of an entry.
+    fn state_order(&self, graph: &Graph, state: &str) -> Option<Vec<usize>> {
+        let _ = (graph, state);
+        None
     }
 
     /// Arena bytes that the kernel of `node` needs for itself while it runs.

@@ -200,7 +200,11 @@ fn externals(draft: &mut Draft<'_>) -> Result<(), BufferError> {
                 let slot = match draft.leaves.get(name).and_then(|leaf| draft.place(*leaf)) {
                     Some(slot) => slot.clone(),
                     None => {
-                        let slot = draft.buffer(Region::State(name.clone()), &ty, Padding::None)?;
+                        let mut slot = draft.buffer(Region::State(name.clone()), &ty, Padding::None)?;
+                        if let Some(order) = draft.needs.state_order(graph, name) {
+                            slot.strides = layout::reordered(&ty, &order)
+                                .ok_or_else(|| BufferError::StateOrder(name.to_string(), order))?;
+                        }
                         let external = draft.external(name, ty, &slot);
                         draft.states.push(external);
                         draft.leaves.insert(name.clone(), v);

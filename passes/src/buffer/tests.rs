@@ -417,6 +417,33 @@ fn cache_writes_are_in_place_after_the_old_version_is_read() {
     assert!(plan.steps[1].barrier);
 }
 
+/// A target that wants the last two dims of every state the other way round.
+struct Turned(Vec<usize>);
+
+impl KernelNeeds for Turned {
+    fn state_order(&self, _: &Graph, _: &str) -> Option<Vec<usize>> {
+        Some(self.0.clone())
+    }
+}
+
+#[test]
+fn a_state_lies_in_the_order_its_kernels_want() {
+    let mut g = graph();
+    let x = input(&mut g, "x", DType::F32, "T 2 4");
+    let [p, s, b] = paged(&mut g);
+    let cache = state(&mut g, "k", "N 2 16 4");
+    let written = op(&mut g, Op::CacheWrite { transposed: false }, &[cache, x, p, s, b]);
+    g.output("k", OutputKind::State, written);
+    let plan = bufferise(&g, &Turned(vec![0, 1, 3, 2])).unwrap();
+    assert_eq!(plan.states[0].strides, [128, 64, 1, 16]);
+    assert_eq!(plan.place(written).unwrap().strides, [128, 64, 1, 16]);
+    assert!(plan.copies.is_empty());
+    for order in [vec![0, 1, 2], vec![0, 1, 1, 2], vec![1, 0, 2, 3]] {
+        let e = bufferise(&g, &Turned(order.clone())).unwrap_err();
+        assert_eq!(e, BufferError::StateOrder("k".into(), order));
+    }
+}
+
 #[test]
 fn a_late_reader_of_the_old_version_gets_a_snapshot() {
     let mut g = graph();
