@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::graph::{Dims, Regions, StepGraph};
 use crate::memory::{BlockPool, Sequence};
 use crate::weights::{self, WeightOptions};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// An in-order queue of work on a device.
@@ -27,6 +27,11 @@ impl Stream {
     /// If the device refuses.
     pub fn new(device: &Device) -> Result<Stream> {
         Ok(Stream { backend: device.driver().create_stream(None)? })
+    }
+
+    /// The driver's stream.
+    pub fn backend(&mut self) -> &mut (dyn StreamBackend + 'static) {
+        &mut *self.backend
     }
 
     /// Waits until everything enqueued so far is done.
@@ -139,18 +144,7 @@ impl Session {
         let (index, program) = choose_program(&manifest, driver)?;
         let inputs = input_kinds(&manifest)?;
         check_output(&manifest)?;
-        let code = manifest
-            .section(&program.code)
-            .and_then(|section| Some((artifact.section(&section.name)?, section)))
-            .ok_or_else(|| Error::Unsupported("the program has no code".into()))?;
-        let kernels: Vec<KernelEntry<'_>> = program
-            .kernels
-            .iter()
-            .map(|k| KernelEntry { name: &k.name, offset: k.entry, threads: k.threads })
-            .collect();
-        let (image, section) = code;
-        let cache = options.cache.as_deref();
-        let module = driver.load_module(&ModuleSource { image, hash: &section.blake3, kernels: &kernels, cache })?;
+        let module = load_code(artifact, program, driver, options.cache.as_deref())?;
 
         let mut dims = Dims::new(&manifest.symbols);
         let blocks = kv_blocks(&manifest, options.kv_blocks)?;
@@ -407,6 +401,24 @@ impl Session {
         }
         Ok(())
     }
+}
+
+/// Loads the code of `program`.
+///
+/// # Errors
+/// If the artifact has none, or the driver refuses it.
+pub(crate) fn load_code(
+    artifact: &Artifact,
+    program: &Program,
+    driver: &dyn Driver,
+    cache: Option<&Path>,
+) -> Result<Arc<dyn Module>> {
+    let section = artifact.manifest().section(&program.code);
+    let code = section.and_then(|section| Some((artifact.section(&section.name)?, &section.blake3)));
+    let (image, hash) = code.ok_or_else(|| Error::Unsupported("the program has no code".into()))?;
+    let kernels: Vec<KernelEntry<'_>> =
+        program.kernels.iter().map(|k| KernelEntry { name: &k.name, offset: k.entry, threads: k.threads }).collect();
+    driver.load_module(&ModuleSource { image, hash, kernels: &kernels, cache })
 }
 
 /// The first program the device can run; the reasons of all if none.

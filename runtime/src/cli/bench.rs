@@ -1,10 +1,12 @@
 //! `bench`: decode and prefill speed beside the memory bandwidth of the same run.
 
+use super::gpu_bench::{self, GpuResult};
 use super::{SessionArgs, put, put_json};
 use crate::error::{Error, Result};
 use crate::pack::for_each_parallel;
-use crate::session::{Session, StepInput};
-use serde_json::json;
+use crate::session::{Session, StepInput, load_code};
+use crate::weights;
+use serde_json::{Value, json};
 use std::io::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -32,18 +34,24 @@ pub struct BenchOptions {
 }
 
 /// What `bench` measured.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct BenchResult {
+    /// Where it ran: `host`, `cuda`, `hip`.
+    pub device: &'static str,
+    /// Time from the artifact's file to a session.
+    pub open: Duration,
     /// Sequences, positions, prefill tokens as run.
     pub shape: (usize, usize, usize),
-    /// Median time of a decode step.
+    /// Median wall time of a decode step; on a GPU of several back to back.
     pub step: Duration,
     /// Median time of a prefill.
     pub prefill: Duration,
     /// Bytes that one decode step moves, by the artifact's own estimate.
     pub bytes_per_step: u64,
-    /// Read bandwidth of all threads together, bytes per second.
+    /// Read bandwidth of the device, or of all threads together, bytes per second.
     pub read_bandwidth: f64,
+    /// What only a GPU has.
+    pub gpu: Option<GpuResult>,
 }
 
 /// Measures and reports.
@@ -57,17 +65,21 @@ pub fn bench(options: &BenchOptions, out: &mut dyn Write) -> Result<()> {
     let prefill_speed = prefill as f64 / r.prefill.as_secs_f64();
     let achieved = r.bytes_per_step as f64 / r.step.as_secs_f64();
     if options.json {
-        return put_json(
-            out,
-            &json!({
-                "batch": batch, "context": context, "prefill": prefill,
-                "decode_tokens_per_second": decode,
-                "prefill_tokens_per_second": prefill_speed,
-                "ms_per_step": r.step.as_secs_f64() * 1e3,
-                "bytes_per_step": r.bytes_per_step,
-                "read_bandwidth_gbps": r.read_bandwidth / 1e9,
-            }),
-        );
+        let mut report = json!({
+            "device": r.device,
+            "batch": batch, "context": context, "prefill": prefill,
+            "decode_tokens_per_second": decode,
+            "prefill_tokens_per_second": prefill_speed,
+            "ms_per_step": r.step.as_secs_f64() * 1e3,
+            "ms_per_prefill": r.prefill.as_secs_f64() * 1e3,
+            "bytes_per_step": r.bytes_per_step,
+            "read_bandwidth_gbps": r.read_bandwidth / 1e9,
+            "open_ms": r.open.as_secs_f64() * 1e3,
+        });
+        if let (Some(object), Some(Value::Object(gpu))) = (report.as_object_mut(), r.gpu.map(|gpu| gpu.json())) {
+            object.extend(gpu);
+        }
+        return put_json(out, &report);
     }
     put(
         out,
@@ -82,6 +94,27 @@ pub fn bench(options: &BenchOptions, out: &mut dyn Write) -> Result<()> {
             r.read_bandwidth / 1e9,
             100.0 * achieved / r.read_bandwidth,
         ),
+    )?;
+    let Some(gpu) = r.gpu else { return Ok(()) };
+    let us = |d: Duration| d.as_secs_f64() * 1e6;
+    let jit = gpu.jit.map_or_else(|| "cached".to_owned(), |d| format!("{:.0} ms", us(d) / 1e3));
+    put(
+        out,
+        &format!(
+            "device   {:.3} ms a step by events, {:.3} ms waited for singly, {} launches ({} copies, {} fills)\n\
+             host     {:.1} us CPU a step, bare copy and launch {:.1} us\n\
+             load     {:.0} ms, JIT {jit}, code again {:.0} ms; bandwidth by {}\n",
+            us(gpu.device_step) / 1e3,
+            us(gpu.single_step) / 1e3,
+            gpu.launches,
+            gpu.nodes.copies,
+            gpu.nodes.fills,
+            us(gpu.host_work.0),
+            us(gpu.bare_host_work.0),
+            us(r.open) / 1e3,
+            us(gpu.reload) / 1e3,
+            gpu.probe,
+        ),
     )
 }
 
@@ -94,6 +127,7 @@ pub fn measure(options: &BenchOptions) -> Result<BenchResult> {
     if batch == 0 {
         return Err(Error::InvalidInput("--batch must be at least 1".into()));
     }
+    let started = Instant::now();
     let artifact = crate::Artifact::open(&options.session.artifact)?;
     let limit = {
         let manifest = artifact.manifest();
@@ -108,7 +142,9 @@ pub fn measure(options: &BenchOptions) -> Result<BenchResult> {
     let context = within(options.context, 1024, "context")?;
     let prefill = within(options.prefill, 512, "prefill")?;
     let mut session = options.session.session(&artifact, batch, Some(context.max(prefill)))?;
-    let (step, bytes_per_step) = decode(&mut session, batch, context)?;
+    let open = started.elapsed();
+    let jit = session.module().load_report().jit;
+    let decoded = decode(&mut session, batch, context)?;
     let vocab = session.model().vocab_size as usize;
     let tokens: Vec<i32> = (0..prefill).map(|i| (i * 7919 % vocab) as i32).collect();
     let prefill_time = repeat(|| {
@@ -117,12 +153,40 @@ pub fn measure(options: &BenchOptions) -> Result<BenchResult> {
         session.release(sequence);
         result
     })?;
-    let read_bandwidth = probe(session.weights().len(), session.threads());
-    Ok(BenchResult { shape: (batch, context, prefill), step, prefill: prefill_time, bytes_per_step, read_bandwidth })
+    let device = session.device().driver().name();
+    let shape = (batch, context, prefill);
+    let Decoded { step, bytes: bytes_per_step, gpu } = decoded;
+    let mut result = BenchResult {
+        device,
+        open,
+        shape,
+        step,
+        prefill: prefill_time,
+        bytes_per_step,
+        read_bandwidth: 0.0,
+        gpu: None,
+    };
+    let Some(gpu) = gpu else {
+        result.read_bandwidth = probe(session.weights().len(), session.threads());
+        return Ok(result);
+    };
+    let driver = session.device().driver();
+    let (read_bandwidth, probe) = gpu_bench::bandwidth(driver)?;
+    let at = Instant::now();
+    load_code(&artifact, session.program(), driver, weights::cache_dir().as_deref())?;
+    result.read_bandwidth = read_bandwidth;
+    result.gpu = Some(GpuResult { jit, reload: at.elapsed(), probe, ..gpu });
+    Ok(result)
+}
+
+struct Decoded {
+    step: Duration,
+    bytes: u64,
+    gpu: Option<GpuResult>,
 }
 
 /// Steps of one token for each of `batch` sequences at position `context - 1`.
-fn decode(session: &mut Session, batch: usize, context: usize) -> Result<(Duration, u64)> {
+fn decode(session: &mut Session, batch: usize, context: usize) -> Result<Decoded> {
     let kv_block = session.model().kv_block as usize;
     let width = context.div_ceil(kv_block).max(session.range("P").0);
     let mut sequences: Vec<_> = (0..batch).map(|_| session.new_sequence()).collect();
@@ -144,12 +208,29 @@ fn decode(session: &mut Session, batch: usize, context: usize) -> Result<(Durati
         block_tables: &tables,
         logit_rows: &rows,
     };
-    let time = repeat(|| session.step(&input).map(|_| ()))?;
-    let bytes = session.bytes_per_step(batch, context);
+    let single = repeat(|| session.step(&input).map(|_| ()))?;
+    let mut decoded = Decoded { step: single, bytes: session.bytes_per_step(batch, context), gpu: None };
+    if session.device().driver().name() != "host" {
+        let (step, device_step) = gpu_bench::back_to_back(session, &input, BUDGET)?;
+        let (host_work, bare_host_work) = gpu_bench::host_work(session, &input)?;
+        let (launches, nodes) = session.last_graph().map(|(g, _)| (g.len(), g.nodes())).unwrap_or_default();
+        decoded.step = step;
+        decoded.gpu = Some(GpuResult {
+            device_step,
+            single_step: single,
+            launches,
+            nodes,
+            host_work,
+            bare_host_work,
+            jit: None,
+            reload: Duration::ZERO,
+            probe: "",
+        });
+    }
     for sequence in sequences {
         session.release(sequence);
     }
-    Ok((time, bytes))
+    Ok(decoded)
 }
 
 /// The median time of `body`, after one run to warm up.
@@ -162,8 +243,7 @@ fn repeat(mut body: impl FnMut() -> Result<()>) -> Result<Duration> {
         body()?;
         times.push(at.elapsed());
     }
-    times.sort_unstable();
-    Ok(times[times.len() / 2])
+    Ok(gpu_bench::median(&mut times))
 }
 
 /// Read bandwidth in bytes per second: every thread sums its share of fresh memory as large as the weights, the best of

@@ -6,6 +6,7 @@ pub mod bench;
 pub mod doctor;
 pub mod eval;
 pub mod files;
+pub mod gpu_bench;
 pub mod inspect;
 pub mod run;
 pub mod verify;

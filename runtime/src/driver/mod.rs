@@ -2,6 +2,7 @@
 //! traits once; session, graph and memory code above is the same for all of them.
 
 mod buffer;
+pub mod clock;
 pub mod cuda;
 mod external;
 pub mod gpu;
@@ -253,6 +254,14 @@ pub trait Capture {
     /// # Errors
     /// If an index or offset is out of range.
     fn launch(&mut self, launch: CaptureLaunch<'_>) -> Result<()>;
+
+    /// Appends a matrix product by the vendor's library; false, with nothing recorded, if there is none that takes it.
+    ///
+    /// # Errors
+    /// If an offset is out of range or the library fails.
+    fn gemm(&mut self, _gemm: &Gemm, _args: &[CaptureArg<'_>]) -> Result<bool> {
+        Ok(false)
+    }
 
     /// Ends the recording.
     ///

@@ -96,7 +96,10 @@ fn every_failing_call_is_an_error_without_a_leak() {
             let text = e.to_string();
             assert!(text.contains("told to fail"), "{call}: {text}");
         } else {
-            assert!(quiet && (call.starts_with("destroy") || call.starts_with("synchronize")), "{call} was not noticed");
+            assert!(
+                quiet && (call.starts_with("destroy") || call.starts_with("synchronize")),
+                "{call} was not noticed"
+            );
         }
         assert_eq!(fake.live(), Vec::<&str>::new(), "after {call} ({index})");
         fake.fail_at(None);
