@@ -2,7 +2,7 @@
 //! generated from what this leaves by [`crate::generate`].
 
 use crate::generate::{Kernels, generate};
-use crate::kernels::{Argument, Built, Request, Tensor};
+use crate::kernels::{Argument, Built, Request, Tensor, library};
 use crate::llvm::{Emit, LlvmError};
 use crate::select::build;
 use crate::target::Target;
@@ -300,7 +300,28 @@ impl State<'_> {
         let paths: Vec<String> = paths.iter().map(|s| s.to_string()).collect();
         let source = self.sources.insert_full(paths, ()).0 as u32;
         let cost = cost(&request);
-        Ok(format::Launch { kernel: index as u32, grid, args, barrier: step.barrier, source, cost })
+        let gemm = self.library_gemm(&request)?;
+        Ok(format::Launch { kernel: index as u32, grid, args, barrier: step.barrier, source, cost, gemm })
+    }
+
+    /// The request as a product for the vendor's library, where the target has one that beats our kernels.
+    fn library_gemm(&self, r: &Request<'_>) -> Result<Option<format::Gemm>, CodegenError> {
+        let Some(gemm) = library::gemm(r) else { return Ok(None) };
+        let rows = match gemm.rows {
+            (Some(symbol), mul) => format::GridDim::Symbol { symbol: self.symbol(&symbol)?, mul, div: 1 },
+            (None, n) => format::GridDim::Const(n),
+        };
+        let dtype = weldment_runtime::DType::from_name(gemm.dtype.name());
+        let dtype = dtype.ok_or_else(|| CodegenError::Internal(format!("{} in a library call", gemm.dtype)))?;
+        Ok(Some(format::Gemm {
+            rows,
+            n: gemm.n,
+            k: gemm.k,
+            dtype,
+            x_stride: gemm.x_stride,
+            out_stride: gemm.out_stride,
+            addend_stride: gemm.addend_stride,
+        }))
     }
 
     fn place(

@@ -236,6 +236,30 @@ pub struct Launch {
     /// What it moves and computes, for reports.
     #[serde(rename = "c", default, skip_serializing_if = "is_default")]
     pub cost: Cost,
+    /// The launch is this matrix product, which a vendor's library may do instead of the kernel.
+    #[serde(rename = "m", default, skip_serializing_if = "Option::is_none")]
+    pub gemm: Option<Gemm>,
+}
+
+/// `out [rows, n] = x [rows, k] w [n, k]^T (+ addend [rows, n])`, sums in f32. The launch's arguments are x, w, (addend,) out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Gemm {
+    /// Rows of x; the library computes as many as the variant has at most.
+    pub rows: GridDim,
+    /// Rows of w, columns of the result.
+    pub n: u64,
+    /// Length of the sums.
+    pub k: u64,
+    /// bf16 or f16, of all operands and the result.
+    pub dtype: DType,
+    /// Elements from one row of x to the next.
+    pub x_stride: u64,
+    /// Elements from one row of the result to the next.
+    pub out_stride: u64,
+    /// Elements from one row of the addend to the next, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub addend_stride: Option<u64>,
 }
 
 /// Work estimate of a launch: `fixed + T * per_token`.

@@ -15,7 +15,7 @@ pub(crate) use buffer::bytes_of;
 pub use external::{Allocator, ExternalMemory, ExternalStream};
 pub use platform::{PLATFORMS, Platform, PlatformReport};
 
-use crate::artifact::{GridDim, Target};
+use crate::artifact::{Gemm, GridDim, Target};
 use crate::error::{Error, Result};
 use gpu::api::{FunctionInfo, LoadReport, NodeCounts};
 use std::any::Any;

@@ -78,7 +78,13 @@ impl StepGraph {
             for launch in &variant.launches {
                 let args = launch.args.iter().map(|arg| regions.resolve(arg)).collect::<Result<Vec<_>>>()?;
                 let (kernel, grid, barrier) = (launch.kernel as usize, launch.grid.as_slice(), launch.barrier);
-                capture.launch(CaptureLaunch { kernel, grid, args: &args, barrier, overlap: false })?;
+                if let Some(gemm) = &launch.gemm
+                    && capture.gemm(gemm, &args)?
+                {
+                    continue;
+                }
+                // Kernels for machines with dependent launches wait for what they need themselves.
+                capture.launch(CaptureLaunch { kernel, grid, args: &args, barrier, overlap: true })?;
             }
             variants.push((variant.guards.clone(), capture.finish()?));
         }

@@ -49,6 +49,7 @@ pub fn manifest() -> Manifest {
         barrier: true,
         source: 0,
         cost: Cost { bytes: 0, bytes_per_token: 36, flops_per_token: 1 },
+        gemm: None,
     };
     let tensor = Tensor {
         name: "scale".into(),

@@ -1,6 +1,7 @@
 //! CUDA: NVIDIA's driver under the GPU driver. The device's primary context is used, so that an embedding engine's streams and
 //! pointers are valid here.
 
+mod blas;
 mod functions;
 mod jit;
 
@@ -15,7 +16,7 @@ use cudarc::driver::sys::{
 use functions::{Absent, Functions, Handle, NOT_READY, functions, library};
 use std::ffi::{CStr, c_int};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// `CU_STREAM_NON_BLOCKING`.
 const NON_BLOCKING: u32 = 1;
@@ -31,6 +32,8 @@ struct Cuda {
     /// Compute capability times ten.
     capability: i32,
     context: usize,
+    /// The matrix library and its workspace, once a capture has asked for them.
+    blas: OnceLock<Option<(blas::Blas, DevicePtr)>>,
 }
 
 /// Number of devices.
@@ -64,7 +67,7 @@ pub fn open(index: usize) -> Result<SharedApi> {
     // SAFETY: writes one handle; released when the object drops.
     let code = unsafe { (functions.context_retain)(&mut context, device) };
     functions.check("cuDevicePrimaryCtxRetain", code).map_err(failed)?;
-    Ok(Arc::new(Cuda { functions, info, device, capability, context: context as usize }))
+    Ok(Arc::new(Cuda { functions, info, device, capability, context: context as usize, blas: OnceLock::new() }))
 }
 
 fn describe(f: &Functions, index: usize) -> ApiResult<(DeviceInfo, c_int, i32)> {
@@ -131,6 +134,10 @@ pub fn report() -> PlatformReport {
 
 impl Drop for Cuda {
     fn drop(&mut self) {
+        if let Some(Some((_, workspace))) = self.blas.take() {
+            // SAFETY: allocated by `prepare_gemm`; no graph that uses it is left, for each keeps this object.
+            unsafe { (self.functions.memory_free)(workspace) };
+        }
         // SAFETY: retained once in `open`; every handle of the context keeps this object.
         unsafe { (self.functions.context_release)(self.device) };
     }
@@ -308,6 +315,17 @@ impl Api for Cuda {
         };
         let (function, params) = (launch.function.as_ptr(), launch.params.as_mut_ptr());
         call!(self.launch(&config, function, params, std::ptr::null_mut()), "cuLaunchKernelEx")
+    }
+
+    fn prepare_gemm(&self) -> bool {
+        let open = || Some((blas::Blas::open()?, self.allocate(blas::WORKSPACE_BYTES).ok()?));
+        self.blas.get_or_init(open).is_some()
+    }
+
+    unsafe fn gemm(&self, call: &GemmCall, stream: StreamHandle) -> ApiResult<bool> {
+        let Some(Some((blas, workspace))) = self.blas.get() else { return Ok(false) };
+        // SAFETY: by the promise of `Api`'s callers. One workspace serves all products of a stream, which runs them in order.
+        unsafe { blas.gemm(call, *workspace, stream.as_ptr()) }
     }
 
     unsafe fn begin_capture(&self, stream: StreamHandle) -> ApiResult<()> {

@@ -1,6 +1,7 @@
 //! The calls that the GPU driver makes, one to one with the functions of libcuda and libamdhip64. Handles are plain numbers and
 //! nothing here owns anything: lifetimes, order of destruction and error texts live once, in the modules beside this one.
 
+use crate::dtype::DType;
 use crate::error::Error;
 use std::ffi::{CStr, c_void};
 use std::fmt::Debug;
@@ -108,6 +109,31 @@ pub struct ApiLaunch<'a> {
     /// May start before the launch before it in the stream has ended, which the kernel waits for itself (programmatic dependent
     /// launch). A platform that knows no such thing ignores it.
     pub overlap: bool,
+}
+
+/// `out [rows, n] = x [rows, k] w [n, k]^T (+ addend)`, row-major, strides in elements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GemmCall {
+    /// Rows of x and of the result.
+    pub rows: u64,
+    /// Columns of the result.
+    pub n: u64,
+    /// Length of the sums.
+    pub k: u64,
+    /// Of every matrix.
+    pub dtype: DType,
+    /// Left operand.
+    pub x: DevicePtr,
+    /// Its row stride.
+    pub x_stride: u64,
+    /// Weights, rows at a stride of k.
+    pub w: DevicePtr,
+    /// What is added and its row stride.
+    pub addend: Option<(DevicePtr, u64)>,
+    /// Result.
+    pub out: DevicePtr,
+    /// Its row stride.
+    pub out_stride: u64,
 }
 
 /// What a function needs, as the library says after loading.
@@ -370,6 +396,22 @@ pub trait Api: Send + Sync + Debug {
     /// # Safety
     /// See the trait. The parameters are those that the function declares.
     unsafe fn launch(&self, launch: ApiLaunch<'_>) -> ApiResult<()>;
+
+    /// Prepares the vendor's matrix library for use in captures of this device; false if there is none.
+    fn prepare_gemm(&self) -> bool {
+        false
+    }
+
+    /// Enqueues a matrix product by the vendor's library; false, with nothing enqueued, if it does not take it.
+    ///
+    /// # Errors
+    /// The library's.
+    ///
+    /// # Safety
+    /// See the trait. [`Api::prepare_gemm`] was called before any capture that this is part of.
+    unsafe fn gemm(&self, _call: &GemmCall, _stream: StreamHandle) -> ApiResult<bool> {
+        Ok(false)
+    }
 
     /// Starts recording what the calling thread enqueues in the stream. Other threads may go on making any call.
     ///

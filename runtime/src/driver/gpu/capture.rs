@@ -6,7 +6,7 @@ use super::guards::{ExecGuard, GraphGuard, SharedApi, StreamGuard};
 use super::memory::Shared;
 use super::module::GpuModule;
 use super::ring::{Ring, StepLayout};
-use crate::artifact::GridDim;
+use crate::artifact::{Gemm, GridDim};
 use crate::driver::{Buffer, Capture, CaptureArg, CaptureLaunch, CaptureSpec, Graph, Module};
 use crate::error::{Error, Result};
 use std::ffi::c_void;
@@ -64,6 +64,8 @@ pub struct GpuCapture {
     buffers: Vec<Buffer>,
     launches: usize,
     eager: Option<Vec<Eager>>,
+    /// The vendor's matrix library is ready.
+    library: bool,
 }
 
 impl GpuCapture {
@@ -79,6 +81,7 @@ impl GpuCapture {
         let step = shared.allocate(layout.bytes(), None)?;
         let ring = Ring::new(&shared.api, layout)?;
         let eager = super::graph::launch_blocking().then(Vec::new);
+        let library = shared.api.prepare_gemm();
         Ok(GpuCapture {
             recording: Recording::begin(&shared.api)?,
             shared: Arc::clone(shared),
@@ -90,6 +93,7 @@ impl GpuCapture {
             buffers: Vec::new(),
             launches: 0,
             eager,
+            library,
         })
     }
 
@@ -102,6 +106,17 @@ impl GpuCapture {
                 let value = self.max_dims.get(symbol as usize).and_then(|v| u64::try_from(*v).ok());
                 let n = value.and_then(|v| v.checked_mul(mul)).map(|n| n.div_ceil(div));
                 n.ok_or_else(|| Error::Driver(format!("a grid by symbol {symbol} overflows or names none")))
+            }
+        }
+    }
+
+    /// Keeps what the arguments point to alive.
+    fn keep(&mut self, args: &[CaptureArg<'_>]) {
+        for arg in args {
+            if let CaptureArg::Buffer(buffer, _) = arg
+                && !self.buffers.iter().any(|b| b.same_memory(buffer))
+            {
+                self.buffers.push((*buffer).clone());
             }
         }
     }
@@ -146,13 +161,7 @@ impl Capture for GpuCapture {
             values.push(self.address(arg)?);
         }
         values.push(self.step.device_address(0).unwrap_or(0));
-        for arg in launch.args {
-            if let CaptureArg::Buffer(buffer, _) = arg
-                && !self.buffers.iter().any(|b| b.same_memory(buffer))
-            {
-                self.buffers.push((*buffer).clone());
-            }
-        }
+        self.keep(launch.args);
         self.launches += 1;
         if grid.contains(&0) {
             return Ok(());
@@ -173,6 +182,32 @@ impl Capture for GpuCapture {
             list.push(eager);
         }
         Ok(())
+    }
+
+    fn gemm(&mut self, gemm: &Gemm, args: &[CaptureArg<'_>]) -> Result<bool> {
+        // A graph that is run launch by launch, to find a faulty kernel, keeps to our own.
+        if !self.library || self.eager.is_some() {
+            return Ok(false);
+        }
+        let rows = self.blocks(&gemm.rows)?;
+        let addresses = args.iter().map(|a| self.address(a)).collect::<Result<Vec<_>>>()?;
+        let (x, w, addend, out) = match (&addresses[..], gemm.addend_stride) {
+            (&[x, w, out], None) => (x, w, None, out),
+            (&[x, w, addend, out], Some(stride)) => (x, w, Some((addend, stride)), out),
+            _ => return Err(Error::Driver(format!("{} arguments of a matrix product", args.len()))),
+        };
+        let Gemm { n, k, dtype, x_stride, out_stride, .. } = *gemm;
+        let call = GemmCall { rows, n, k, dtype, x, x_stride, w, addend, out, out_stride };
+        self.shared.current()?;
+        // SAFETY: the stream is being captured and live; the operands lie in buffers that the graph keeps, whose sizes the
+        // artifact's compiler laid out for the largest dims.
+        let taken = unsafe { self.shared.api.gemm(&call, self.recording.stream.handle()) }
+            .map_err(|e| e.during(format_args!("{}: a matrix product of {rows} x {n} x {k}", self.label)))?;
+        if taken {
+            self.keep(args);
+            self.launches += 1;
+        }
+        Ok(taken)
     }
 
     fn finish(mut self: Box<Self>) -> Result<Box<dyn Graph>> {
