@@ -5,7 +5,7 @@
 mod common;
 
 use weldment_runtime::conformance::{Kit, Outcome, built_in, check_artifact, check_driver};
-use weldment_runtime::driver::{KernelEntry, PLATFORMS};
+use weldment_runtime::driver::{KernelEntry, ModuleSource, PLATFORMS};
 use weldment_runtime::{Artifact, Device, SessionOptions};
 
 fn all_hold(outcomes: Vec<Outcome>) {
@@ -42,6 +42,40 @@ fn gpu_drivers_conform_where_there_are_devices() {
         for index in 0..count {
             all_hold(check_driver(Device::gpu(platform.name, index, 1).unwrap().driver(), &kit));
         }
+    }
+}
+
+#[test]
+fn code_that_a_driver_compiles_is_cached() {
+    let Ok(device) = Device::cuda(0) else { return };
+    let kit = built_in("cuda").unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let hash = weldment_runtime::blake3_hex(kit.image);
+    let source = ModuleSource { image: kit.image, hash: &hash, kernels: &kit.kernels, cache: Some(dir.path()) };
+    let report = || device.driver().load_module(&source).unwrap().load_report();
+    let first = report();
+    assert!(first.jit.is_some() && !first.cached);
+    let second = report();
+    assert!(second.jit.is_none() && second.cached);
+    let file = std::fs::read_dir(dir.path().join("jit")).unwrap().next().unwrap().unwrap().path();
+    let mut bytes = std::fs::read(&file).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&file, bytes).unwrap();
+    assert!(report().jit.is_some(), "a damaged file is made again");
+    assert!(report().cached);
+    let bad = b".version 7.8\n.target sm_80\n.address_size 64\n.visible .entry broken() { nonsense; }\n";
+    let source = ModuleSource { image: bad, hash: &weldment_runtime::blake3_hex(bad), ..source };
+    let error = device.driver().load_module(&source).unwrap_err().to_string();
+    assert!(error.contains("nonsense") || error.contains("line 4"), "{error}");
+}
+
+#[test]
+fn bandwidth_of_gpus_is_measured() {
+    for platform in PLATFORMS.iter().filter(|p| (p.count)().is_ok_and(|n| n > 0)) {
+        let device = Device::gpu(platform.name, 0, 1).unwrap();
+        let (bandwidth, by) = weldment_runtime::cli::gpu_bench::bandwidth(device.driver()).unwrap();
+        println!("{}: {:.0} GB/s by {by}", platform.name, bandwidth / 1e9);
+        assert!((1e9..1e14).contains(&bandwidth), "{bandwidth}");
     }
 }
 
