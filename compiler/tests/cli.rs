@@ -143,6 +143,30 @@ fn reports_requirements_and_forms() {
 }
 
 #[test]
+fn one_artifact_for_gpus_and_the_host() {
+    let place = Place::new();
+    let targets = ["--target", "gfx942,sm_90,x86-64-v3,gfx950", "--dtype", "bf16"];
+    compile(&place, "llama", "a.weld", &[targets.as_slice(), &["--emit", "asm,llvm,object"]].concat());
+    compile(&place, "llama", "b.weld", &[targets.as_slice(), &["--threads", "1"]].concat());
+    assert_eq!(std::fs::read(place.path("a.weld")).unwrap(), std::fs::read(place.path("b.weld")).unwrap());
+    for name in ["gfx942.hsaco", "gfx942.s", "gfx950.ll", "gfx950.hsaco", "sm_90a.ptx", "x86-64-v3.o"] {
+        assert!(place.path(name).is_file(), "{name}");
+    }
+    let programs: serde_json::Value =
+        serde_json::from_str(&place.ok(&["inspect", "a.weld", "kernels", "--json"])).unwrap();
+    let names: Vec<&str> = programs.as_array().unwrap().iter().filter_map(|p| p["target"].as_str()).collect();
+    assert_eq!(names, ["gfx942", "sm_90a", "x86-64-v3", "gfx950"]);
+    let kernel = &programs[0]["kernels"][0];
+    assert!(kernel["threads"].as_u64() > Some(0) && kernel["resources"]["vgprs"].as_u64() > Some(0), "{kernel}");
+    assert!(place.ok(&["inspect", "a.weld", "kernels"]).contains("occupancy"));
+    assert!(place.ok(&["inspect", "a.weld", "graph"]).contains("gfx942 step variant 2"));
+    assert!(place.ok(&["targets"]).contains("gfx90a"));
+    let model = fixture("llama");
+    let line = ["compile", model.as_str(), "-o", "c.weld", "--weights", "embed", "--target", "gfx942,host"];
+    assert!(place.fails(2, &[line.as_slice(), &SMALL].concat()).contains("one target"));
+}
+
+#[test]
 fn a_dumped_graph_compiles_again() {
     let place = Place::new();
     let model = fixture("llama");
