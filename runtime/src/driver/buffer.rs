@@ -65,7 +65,7 @@ impl Buffer {
         owner: Arc<dyn Any + Send + Sync>,
     ) -> Self {
         let access = if writable { Access::Writable } else { Access::ReadOnly };
-        Buffer { address, bytes, access, owner: owner }
+        Buffer { address, bytes, access, owner }
     }
 
     /// A buffer over `bytes` bytes at a device address that the host cannot touch.
@@ -79,7 +79,7 @@ impl Buffer {
         owner: Arc<dyn Any + Send + Sync>,
     ) -> Self {
         let address = std::ptr::without_provenance_mut(address as usize);
-        Buffer { address, bytes, access: Access::Device(copies), owner: owner }
+        Buffer { address, bytes, access: Access::Device(copies), owner }
     }
 
     /// Size in bytes.

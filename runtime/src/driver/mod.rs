@@ -75,6 +75,9 @@ pub struct CaptureSpec<'a> {
     pub input_bytes: &'a [usize],
 }
 
+/// Writes a range of a buffer, its bytes given, where [`Driver::fill`] says.
+pub type Filler<'a> = dyn FnMut(Range<usize>, &mut [u8]) -> Result<()> + 'a;
+
 /// A machine that can run programs.
 pub trait Driver: Send + Sync + Debug {
     /// Short name: `host`, `hip`, `cuda`.
@@ -110,12 +113,7 @@ pub trait Driver: Send + Sync + Debug {
     ///
     /// # Errors
     /// Those of `fill`, or if the machine refuses a copy.
-    fn fill(
-        &self,
-        buffer: &mut Buffer,
-        ranges: &[Range<usize>],
-        fill: &mut dyn FnMut(Range<usize>, &mut [u8]) -> Result<()>,
-    ) -> Result<()>;
+    fn fill(&self, buffer: &mut Buffer, ranges: &[Range<usize>], fill: &mut Filler<'_>) -> Result<()>;
 
     /// The best size of a range for [`Driver::fill`]; `None` where memory is filled in place.
     fn staging_bytes(&self) -> Option<usize>;

@@ -71,10 +71,8 @@ impl GpuGraph {
         };
         for launch in eager {
             // SAFETY: the stream is held by the caller.
-            launch
-                .launch(api, stream)
-                .and_then(|()| unsafe { api.synchronize_stream(stream) })
-                .map_err(|e| (Some(launch.name.as_str()), e))?;
+            let wait = || unsafe { api.synchronize_stream(stream) };
+            launch.launch(api, stream).and_then(|()| wait()).map_err(|e| (Some(launch.name.as_str()), e))?;
         }
         Ok(())
     }

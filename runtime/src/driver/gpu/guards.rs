@@ -168,7 +168,7 @@ impl Pinned {
     }
 
     /// Size in bytes.
-    pub fn len(&self) -> usize {
+    pub fn size(&self) -> usize {
         self.bytes
     }
 

@@ -3,7 +3,7 @@
 use super::api::*;
 use super::guards::{DeviceMemory, EventGuard, Pinned, SharedApi, StreamGuard};
 use crate::driver::buffer::DeviceCopy;
-use crate::driver::{Allocator, Buffer, SharedBytes};
+use crate::driver::{Allocator, Buffer, Filler, SharedBytes};
 use crate::error::{Error, Result};
 use std::fmt;
 use std::ops::Range;
@@ -114,12 +114,7 @@ impl Shared {
 
     /// Fills `ranges` of device memory from `address` on: each is written by `fill` into a pinned staging buffer and copied
     /// while the next is written.
-    pub fn fill(
-        &self,
-        address: DevicePtr,
-        ranges: &[Range<usize>],
-        fill: &mut dyn FnMut(Range<usize>, &mut [u8]) -> Result<()>,
-    ) -> Result<()> {
+    pub fn fill(&self, address: DevicePtr, ranges: &[Range<usize>], fill: &mut Filler<'_>) -> Result<()> {
         let mut copies = self.copies()?;
         let largest = ranges.iter().map(Range::len).max().unwrap_or(0);
         copies.reserve(&self.api, largest)?;
@@ -151,7 +146,7 @@ impl Shared {
 
 impl Copies {
     fn reserve(&mut self, api: &SharedApi, bytes: usize) -> Result<()> {
-        if self.staging.len() == 2 && self.staging.iter().all(|slot| slot.memory.len() >= bytes) {
+        if self.staging.len() == 2 && self.staging.iter().all(|slot| slot.memory.size() >= bytes) {
             return Ok(());
         }
         self.staging.clear();

@@ -17,8 +17,8 @@ mod tests;
 pub use memory::STAGING_BYTES;
 
 use super::{
-    Allocator, Buffer, Capture, CaptureSpec, Driver, ExternalMemory, ExternalStream, Module, ModuleSource, Placement,
-    SharedBytes, StreamBackend,
+    Allocator, Buffer, Capture, CaptureSpec, Driver, ExternalMemory, ExternalStream, Filler, Module, ModuleSource,
+    Placement, SharedBytes, StreamBackend,
 };
 use crate::artifact::Target;
 use crate::error::{Error, Result};
@@ -99,12 +99,7 @@ impl Driver for GpuDriver {
         Ok(unsafe { Buffer::from_device(memory.address, memory.bytes, copies, Arc::new(())) })
     }
 
-    fn fill(
-        &self,
-        buffer: &mut Buffer,
-        ranges: &[Range<usize>],
-        fill: &mut dyn FnMut(Range<usize>, &mut [u8]) -> Result<()>,
-    ) -> Result<()> {
+    fn fill(&self, buffer: &mut Buffer, ranges: &[Range<usize>], fill: &mut Filler<'_>) -> Result<()> {
         let ends = ranges.iter().all(|range| range.start <= range.end && range.end <= buffer.len());
         match buffer.device_address(0) {
             Some(address) if ends => self.shared.fill(address, ranges, fill),

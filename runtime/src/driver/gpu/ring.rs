@@ -106,7 +106,7 @@ impl Ring {
     /// Writes a step into the next slot, waiting for the copies from its group where they may not be done, and returns where it
     /// lies and how many bytes must be copied.
     pub fn write(&mut self, dims: &[i64], inputs: &[&[u8]]) -> Result<(*const u8, usize)> {
-        if self.next % GROUP == 0
+        if self.next.is_multiple_of(GROUP)
             && let Some((event, recorded @ true)) = self.copied.get_mut(self.next / GROUP)
         {
             event.synchronize().map_err(|e| e.during("waiting for an earlier step"))?;
@@ -130,7 +130,7 @@ impl Ring {
     pub fn copied(&mut self, stream: StreamHandle) -> ApiResult<()> {
         let group = self.next / GROUP;
         self.next = (self.next + 1) % SLOTS;
-        if self.next % GROUP == 0
+        if self.next.is_multiple_of(GROUP)
             && let Some((event, recorded)) = self.copied.get_mut(group)
         {
             event.record(stream)?;

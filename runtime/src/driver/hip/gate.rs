@@ -6,36 +6,61 @@
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, ThreadId};
+use std::time::Duration;
 
-/// The thread of each capture under way in this process.
-static CAPTURING: Mutex<Vec<ThreadId>> = Mutex::new(Vec::new());
-static ENDED: Condvar = Condvar::new();
+/// How long a capture waits for calls under way. HIP looks for captures when a call begins: those that take longer are past it,
+/// and may be waiting for work that this thread has yet to enqueue.
+const PATIENCE: Duration = Duration::from_millis(20);
 
-fn lock() -> MutexGuard<'static, Vec<ThreadId>> {
-    CAPTURING.lock().unwrap_or_else(PoisonError::into_inner)
+struct Gate {
+    /// The thread of each capture under way in this process.
+    capturing: Vec<ThreadId>,
+    /// Calls under way that may disturb captures.
+    calls: usize,
 }
 
-/// This thread starts a capture.
+static GATE: Mutex<Gate> = Mutex::new(Gate { capturing: Vec::new(), calls: 0 });
+static CHANGED: Condvar = Condvar::new();
+
+fn lock() -> MutexGuard<'static, Gate> {
+    GATE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// This thread starts a capture: holds back such calls of other threads, and lets those under way get past their beginning.
 pub fn begin() {
-    lock().push(thread::current().id());
+    let mut gate = lock();
+    gate.capturing.push(thread::current().id());
+    drop(CHANGED.wait_timeout_while(gate, PATIENCE, |gate| gate.calls > 0));
 }
 
 /// This thread's capture is over, or did not start.
 pub fn end() {
     let here = thread::current().id();
-    let mut capturing = lock();
-    if let Some(index) = capturing.iter().position(|thread| *thread == here) {
-        capturing.swap_remove(index);
+    let mut gate = lock();
+    if let Some(index) = gate.capturing.iter().position(|thread| *thread == here) {
+        gate.capturing.swap_remove(index);
     }
-    ENDED.notify_all();
+    CHANGED.notify_all();
 }
 
-/// Waits until no thread captures, unless this one does.
-pub fn wait() {
-    let here = thread::current().id();
-    let mut capturing = lock();
-    while !capturing.is_empty() && !capturing.contains(&here) {
-        capturing = ENDED.wait(capturing).unwrap_or_else(PoisonError::into_inner);
+/// A call that may disturb captures, until it is dropped.
+pub struct Call(());
+
+impl Call {
+    /// Waits until no thread captures, unless this one does.
+    pub fn enter() -> Call {
+        let here = thread::current().id();
+        let busy = |gate: &mut Gate| !gate.capturing.is_empty() && !gate.capturing.contains(&here);
+        let mut gate = CHANGED.wait_while(lock(), busy).unwrap_or_else(PoisonError::into_inner);
+        gate.calls += 1;
+        Call(())
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        lock().calls -= 1;
+        CHANGED.notify_all();
     }
 }
 
@@ -47,13 +72,13 @@ mod tests {
 
     #[test]
     fn others_wait_for_the_end_of_a_capture() {
-        wait();
+        drop(Call::enter());
         begin();
-        wait(); // its own
+        drop(Call::enter()); // its own
         let ended = AtomicBool::new(false);
         thread::scope(|scope| {
             let other = scope.spawn(|| {
-                wait();
+                let _call = Call::enter();
                 ended.load(Ordering::SeqCst)
             });
             thread::sleep(Duration::from_millis(20));
@@ -62,6 +87,9 @@ mod tests {
             assert!(other.join().is_ok_and(|after| after), "the other thread went ahead");
         });
         end(); // one too many does nothing
-        wait();
+        let call = Call::enter();
+        begin(); // in spite of a call that does not return
+        end();
+        drop(call);
     }
 }

@@ -154,7 +154,7 @@ macro_rules! call {
 /// The same, for calls that may disturb captures of other threads: it waits until there are none.
 macro_rules! quiet_call {
     ($self:ident . $function:ident ($($arg:expr),* $(,)?)) => {{
-        gate::wait();
+        let _call = gate::Call::enter();
         call!($self.$function($($arg),*))
     }};
 }

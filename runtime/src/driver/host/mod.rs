@@ -9,8 +9,8 @@ pub mod pool;
 
 use super::gpu::External;
 use super::{
-    Allocator, Buffer, Capture, CaptureSpec, Driver, Event, ExternalMemory, ExternalStream, Module, ModuleSource,
-    Placement, SharedBytes, StreamBackend,
+    Allocator, Buffer, Capture, CaptureSpec, Driver, Event, ExternalMemory, ExternalStream, Filler, Module,
+    ModuleSource, Placement, SharedBytes, StreamBackend,
 };
 use crate::artifact::Target;
 use crate::artifact::limits::MAX_THREADS;
@@ -111,12 +111,7 @@ impl Driver for HostDriver {
         memory::wrap(memory.address, memory.bytes)
     }
 
-    fn fill(
-        &self,
-        buffer: &mut Buffer,
-        ranges: &[Range<usize>],
-        fill: &mut dyn FnMut(Range<usize>, &mut [u8]) -> Result<()>,
-    ) -> Result<()> {
+    fn fill(&self, buffer: &mut Buffer, ranges: &[Range<usize>], fill: &mut Filler<'_>) -> Result<()> {
         let bytes = buffer.bytes_mut()?;
         for range in ranges {
             let out = bytes.get_mut(range.clone());
