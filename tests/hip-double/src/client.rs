@@ -97,6 +97,11 @@ impl Double {
         self.control::<extern "C" fn(bool)>("weldment_double_set_lazy")(lazy);
     }
 
+    /// Whether waits and allocations of any thread spoil the captures of all, as with ROCm up to 7.2.0; false after a reset.
+    pub fn set_captures_spoil(&self, spoil: bool) {
+        self.control::<extern "C" fn(bool)>("weldment_double_set_captures_spoil")(spoil);
+    }
+
     /// The device's processor; `gfx942:sramecc+:xnack-` after a reset.
     ///
     /// # Panics

@@ -41,6 +41,11 @@ extern "C" fn weldment_double_set_lazy(lazy: bool) {
     lock().get().settings.lazy = lazy;
 }
 
+#[unsafe(no_mangle)]
+extern "C" fn weldment_double_set_captures_spoil(spoil: bool) {
+    lock().get().settings.captures_spoil = spoil;
+}
+
 /// # Safety
 /// `bytes` bytes of UTF-8 at `arch`, at most 200.
 #[unsafe(no_mangle)]

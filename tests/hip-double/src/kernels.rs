@@ -11,8 +11,9 @@ pub enum Operation {
     Nothing,
     /// `(out i64, in i64)`: `out[i] = in[i] + 1`.
     Add1 { symbol: usize },
-    /// `(out i32, table i32, rows i32)`: `out[i] = table[rows[i]] + 1`.
-    Gather { symbol: usize },
+    /// `(out i32, history i32, table i32, rows i32)`: `history = history * 31 + table[rows[i]]`, `out[i] = history`, with
+    /// wrapping arithmetic: what comes out depends on every step before. Programs run in order here.
+    Mix { symbol: usize },
     /// `(logits f32, ids i32, bias f32)`: `logits[i][v] = bias[v] + (v == ids[i] % width)`.
     OneHot { symbol: usize, width: usize },
 }
@@ -23,7 +24,7 @@ impl Operation {
         match (name, numbers) {
             ("nothing", [params]) => Some((Operation::Nothing, *params)),
             ("add1", [symbol]) => Some((Operation::Add1 { symbol: *symbol }, 3)),
-            ("gather", [symbol]) => Some((Operation::Gather { symbol: *symbol }, 4)),
+            ("mix", [symbol]) => Some((Operation::Mix { symbol: *symbol }, 5)),
             ("one_hot", [symbol, width]) => Some((Operation::OneHot { symbol: *symbol, width: *width }, 4)),
             _ => None,
         }
@@ -33,7 +34,7 @@ impl Operation {
     pub fn run(self, memory: &mut Memory, args: &[u64], programs: u64) -> Answer {
         let symbol = match self {
             Operation::Nothing => return Ok(()),
-            Operation::Add1 { symbol } | Operation::Gather { symbol } | Operation::OneHot { symbol, .. } => symbol,
+            Operation::Add1 { symbol } | Operation::Mix { symbol } | Operation::OneHot { symbol, .. } => symbol,
         };
         let mut device = Device { memory };
         let arg = |index: usize| args.get(index).map(|a| *a as usize).ok_or(ILLEGAL_ADDRESS);
@@ -46,11 +47,14 @@ impl Operation {
                     let value = i64::from_le_bytes(device.load(arg(1)?, i)?);
                     device.store(arg(0)?, i, value.wrapping_add(1).to_le_bytes())?;
                 }
-                Operation::Gather { .. } => {
-                    let row = i32::from_le_bytes(device.load(arg(2)?, i)?);
+                Operation::Mix { .. } => {
+                    let row = i32::from_le_bytes(device.load(arg(3)?, i)?);
                     let row = usize::try_from(row).map_err(|_| ILLEGAL_ADDRESS)?;
-                    let value = i32::from_le_bytes(device.load(arg(1)?, row)?);
-                    device.store(arg(0)?, i, value.wrapping_add(1).to_le_bytes())?;
+                    let value = i32::from_le_bytes(device.load(arg(2)?, row)?);
+                    let history = i32::from_le_bytes(device.load(arg(1)?, 0)?);
+                    let mixed = history.wrapping_mul(31).wrapping_add(value);
+                    device.store(arg(1)?, 0, mixed.to_le_bytes())?;
+                    device.store(arg(0)?, i, mixed.to_le_bytes())?;
                 }
                 Operation::OneHot { width, .. } => {
                     let id = i32::from_le_bytes(device.load(arg(1)?, i)?);

@@ -36,6 +36,8 @@ pub struct Settings {
     pub fault_at: Option<(u64, i32)>,
     /// Work runs when somebody waits for it, not when it is enqueued.
     pub lazy: bool,
+    /// Waits and allocations of any thread spoil captures of all, as with ROCm up to 7.2.0.
+    pub captures_spoil: bool,
     pub devices: i32,
     pub arch: String,
     /// Bytes of device memory.
@@ -45,7 +47,7 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         let arch = "gfx942:sramecc+:xnack-".into();
-        Settings { fail_at: None, fault_at: None, lazy: true, devices: 1, arch, memory: 1 << 30 }
+        Settings { fail_at: None, fault_at: None, lazy: true, captures_spoil: false, devices: 1, arch, memory: 1 << 30 }
     }
 }
 
@@ -162,7 +164,7 @@ impl State {
         let mut spoilt = false;
         for stream in self.streams.values_mut() {
             if let Some(capture) = &mut stream.capture
-                && (capture.mode == 0 || capture.thread == here)
+                && (capture.mode == 0 || capture.thread == here || self.settings.captures_spoil)
             {
                 capture.invalid = true;
                 spoilt = true;

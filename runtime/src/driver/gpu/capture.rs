@@ -2,7 +2,7 @@
 
 use super::api::*;
 use super::graph::{Eager, GpuGraph};
-use super::guards::{ExecGuard, GraphGuard, SharedApi, StreamGuard};
+use super::guards::{ExecGuard, GraphGuard, SharedApi, StreamGuard, note};
 use super::memory::Shared;
 use super::module::GpuModule;
 use super::ring::{Ring, StepLayout};
@@ -44,7 +44,8 @@ impl Recording {
 
 impl Drop for Recording {
     fn drop(&mut self) {
-        if self.active && self.api.make_current().is_ok() {
+        if self.active {
+            note("ending a capture", self.api.make_current());
             // An invalid capture ends with an error and no graph: both outcomes leave nothing.
             let _ = self.end();
         }

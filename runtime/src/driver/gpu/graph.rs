@@ -1,7 +1,7 @@
 //! Executable graphs: a step is one slot written, one copy and one launch.
 
 use super::api::*;
-use super::guards::ExecGuard;
+use super::guards::{ExecGuard, note};
 use super::memory::Shared;
 use super::ring::Ring;
 use super::stream::GpuStream;
@@ -51,7 +51,8 @@ impl fmt::Debug for GpuGraph {
 impl Drop for GpuGraph {
     fn drop(&mut self) {
         // A failed device has no work left that could use what goes now.
-        let _ = self.shared.api.make_current().and_then(|()| self.shared.api.synchronize_device());
+        note("waiting for a graph to end", self.shared.api.make_current());
+        note("waiting for a graph to end", self.shared.api.synchronize_device());
     }
 }
 

@@ -10,15 +10,17 @@ use std::sync::Arc;
 /// The library's device, shared by everything that holds a handle of it.
 pub type SharedApi = Arc<dyn Api>;
 
-fn note(what: &str, result: ApiResult<()>) {
+/// Logs a failure that nobody can be handed.
+pub(super) fn note(what: &str, result: ApiResult<()>) {
     if let Err(e) = result {
         log::write(Level::Warn, format_args!("{what}: {e}"));
     }
 }
 
-/// Makes the device current and destroys; a device that cannot be made current has lost its handles already.
+/// Makes the device current and destroys; where the one fails the other is tried all the same, for most handles know their device.
 fn destroy(api: &SharedApi, what: &str, call: impl FnOnce(&dyn Api) -> ApiResult<()>) {
-    note(what, api.make_current().and_then(|()| call(&**api)));
+    note(what, api.make_current());
+    note(what, call(&**api));
 }
 
 macro_rules! guard {

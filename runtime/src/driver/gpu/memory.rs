@@ -1,7 +1,7 @@
 //! Device memory as buffers, and copies between it and the host outside of steps.
 
 use super::api::*;
-use super::guards::{DeviceMemory, EventGuard, Pinned, SharedApi, StreamGuard};
+use super::guards::{DeviceMemory, EventGuard, Pinned, SharedApi, StreamGuard, note};
 use crate::driver::buffer::DeviceCopy;
 use crate::driver::{Allocator, Buffer, Filler, SharedBytes};
 use crate::error::{Error, Result};
@@ -40,7 +40,7 @@ struct Slot {
 impl Drop for Copies {
     fn drop(&mut self) {
         // The device may have failed; nothing is in flight then.
-        let _ = self.stream.synchronize();
+        note("waiting for copies to end", self.stream.synchronize());
     }
 }
 

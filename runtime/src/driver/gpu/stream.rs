@@ -1,7 +1,7 @@
 //! Streams and timing events.
 
 use super::api::*;
-use super::guards::{EventGuard, StreamGuard};
+use super::guards::{EventGuard, StreamGuard, note};
 use super::memory::Shared;
 use crate::driver::{Buffer, Event, ExternalStream, StreamBackend};
 use crate::error::{Error, Result};
@@ -73,8 +73,9 @@ impl GpuStream {
 impl Drop for GpuStream {
     fn drop(&mut self) {
         // Buffers in flight must not go before the work that uses them; a failed device has none left.
-        if self.shared.api.make_current().is_ok() && (self.own.is_some() || !self.in_flight.is_empty()) {
-            let _ = self.wait();
+        if self.own.is_some() || !self.in_flight.is_empty() {
+            note("waiting for a stream to end", self.shared.api.make_current());
+            note("waiting for a stream to end", self.wait());
         }
     }
 }
