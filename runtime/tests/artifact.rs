@@ -231,4 +231,19 @@ fn one_artifact_holds_programs_for_several_targets() {
     };
     assert!(wide(65_535 / 12).is_ok());
     assert!(wide(65_535 / 12 + 1).unwrap_err().to_string().contains("axis 1"));
+    // A library product must stay inside the buffers of its launch: 4 rows of 8 in an arena of 64 bytes.
+    let product = |rows: u64, x_stride: u64| {
+        let mut manifest = manifest.clone();
+        let program = &mut manifest.programs[2];
+        let launch = &mut program.entries[0].variants[0].launches[0];
+        let (dtype, rows) = (weldment_runtime::DType::BF16, GridDim::Const(rows));
+        launch.gemm = Some(Gemm { rows, n: 1, k: 8, dtype, x_stride, out_stride: 8, addend_stride: None });
+        launch.args =
+            [Region::Arena, Region::Weights, Region::Output(0)].map(|region| Arg { region, offset: 0 }).to_vec();
+        write_artifact(&path, manifest, &sections)
+    };
+    assert!(product(4, 8).is_ok());
+    for (rows, stride) in [(5, 8), (4, 9), (4, 7), (0, 8), (1 << 40, 8), (4, u64::MAX)] {
+        assert!(product(rows, stride).is_err(), "{rows} rows at {stride}");
+    }
 }

@@ -2,6 +2,7 @@
 
 use super::limits::*;
 use super::manifest::*;
+use crate::dtype::DType;
 use crate::error::{Error, Result};
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -164,6 +165,9 @@ impl Checker<'_> {
                     if program.target.is_gpu() {
                         self.gpu_grid(&place, variant, launch)?;
                     }
+                    if let Some(gemm) = &launch.gemm {
+                        self.gemm(&place, program, variant, launch, gemm)?;
+                    }
                 }
             }
         }
@@ -223,6 +227,48 @@ impl Checker<'_> {
         Ok(())
     }
 
+    /// A library is told sizes, not shown buffers: every operand must lie in its region with the variant's most rows.
+    fn gemm(&self, place: &str, program: &Program, variant: &Variant, launch: &Launch, gemm: &Gemm) -> Result<()> {
+        if !program.target.is_gpu() || !matches!(gemm.dtype, DType::BF16 | DType::F16) {
+            return self.bad(place, "a library product is one of bf16 or f16 on a GPU");
+        }
+        let rows = self.manifest.most_programs(variant, &gemm.rows);
+        let limit = i32::MAX as u64;
+        let [Some(rows), Some(n), Some(k)] =
+            [rows, Some(gemm.n), Some(gemm.k)].map(|d| d.filter(|d| (1..=limit).contains(d)))
+        else {
+            return self.bad(place, "a library product is empty or passes 2^31");
+        };
+        let addend = gemm.addend_stride.map(|stride| (rows, stride, n));
+        let operands = [Some((rows, gemm.x_stride, k)), Some((n, k, k)), addend, Some((rows, gemm.out_stride, n))];
+        let operands: Vec<(u64, u64, u64)> = operands.into_iter().flatten().collect();
+        if operands.len() != launch.args.len() {
+            return self.bad(place, "a library product has other arguments than its kernel");
+        }
+        for ((rows, stride, width), arg) in operands.into_iter().zip(&launch.args) {
+            let elements = stride.checked_mul(rows - 1).and_then(|n| n.checked_add(width));
+            let end = elements.and_then(|n| n.checked_mul(2)).and_then(|n| n.checked_add(arg.offset));
+            let size = self.region_bytes(program, arg.region).filter(|_| !matches!(arg.region, Region::State(_)));
+            if stride < width || stride > limit || end.zip(size).is_none_or(|(end, size)| end > size) {
+                return self.bad(place, format!("{rows} rows of {width} at stride {stride} pass {:?}", arg.region));
+            }
+        }
+        Ok(())
+    }
+
+    /// Bytes of a region; a state's are not bounded here, since it grows with N and the session checks it against what it
+    /// allocates. `None` if the region is not listed.
+    fn region_bytes(&self, program: &Program, region: Region) -> Option<u64> {
+        let m = self.manifest;
+        match region {
+            Region::Arena => Some(program.arena_bytes),
+            Region::Weights => Some(program.pack.bytes),
+            Region::State(i) => m.states.get(i as usize).map(|_| u64::MAX),
+            Region::Input(i) => m.inputs.get(i as usize).and_then(|b| m.max_bytes(b)),
+            Region::Output(i) => m.outputs.get(i as usize).and_then(|b| m.max_bytes(b)),
+        }
+    }
+
     fn pack(&self, place: &str, pack: &Pack) -> Result<()> {
         let mut end = 0u64;
         let hex = pack.key.bytes().all(|b| b.is_ascii_hexdigit());
@@ -275,14 +321,7 @@ impl Checker<'_> {
             programs = total;
         }
         for arg in &launch.args {
-            let size = match arg.region {
-                Region::Arena => Some(program.arena_bytes),
-                Region::Weights => Some(program.pack.bytes),
-                // A state grows with N; the session checks it against what it allocates.
-                Region::State(i) => m.states.get(i as usize).map(|_| u64::MAX),
-                Region::Input(i) => m.inputs.get(i as usize).and_then(|b| m.max_bytes(b)),
-                Region::Output(i) => m.outputs.get(i as usize).and_then(|b| m.max_bytes(b)),
-            };
+            let size = self.region_bytes(program, arg.region);
             match size {
                 Some(size) if arg.offset <= size => {}
                 Some(size) => {
