@@ -132,6 +132,28 @@ pub struct Prepared {
     pub(crate) arena_bytes: u64,
 }
 
+impl Prepared {
+    /// Tile programs, in the order that launches number them.
+    pub fn kernels(&self) -> impl Iterator<Item = &Kernel> {
+        self.units.iter().map(|unit| &unit.kernel)
+    }
+
+    /// Launches by variant, in the order given.
+    pub fn variants(&self) -> &[format::Variant] {
+        &self.variants
+    }
+
+    /// Packed weights, placed, and the bytes of all of them.
+    pub fn pack(&self) -> (&[PackItem], u64) {
+        (&self.pack, self.pack_bytes)
+    }
+
+    /// Bytes of the arena: the largest of the variants.
+    pub fn arena_bytes(&self) -> u64 {
+        self.arena_bytes
+    }
+}
+
 struct State<'s> {
     target: &'s Target,
     statics: &'s mut dyn Statics,

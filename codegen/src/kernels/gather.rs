@@ -1,11 +1,12 @@
 //! Rows of a table by index. A packed table is read in the layout that a matmul would want, so that tied embeddings
 //! are packed once.
 
-use super::row::{elem_of, for_row, load_f32, load_index, store_f32};
-use super::weights::{matrix_layout, stored_elem};
+use super::row::{elem_of, element_offset, for_row, load_f32, load_index, store_f32};
+use super::schedule::{ELEMENTS, below, packed_param, param, threads_for};
+use super::weights::{matrix_layout, quants, stored_elem};
 use super::{Argument, Built, Request, RowSpace, contiguous_last, last_dim, require, row_stride};
 use crate::tile::{Access, Binary, Builder, Conversion, Elem, Param, V};
-use weldment_ir::Dim;
+use weldment_ir::{DType, Dim};
 use weldment_passes::target::Refusal;
 use weldment_runtime::artifact::{AffineBlocks, Layout, RowsInterleaved};
 
@@ -47,9 +48,14 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
     let h = last_dim(table)?;
     let rows = RowSpace::of(&indices.ty.shape)?;
     let mut b = Builder::new("gather");
-    let table_param = b.param("table", Access::Read);
-    let index_param = b.param("indices", Access::Read);
-    let out_param = b.param("out", Access::Write);
+    let gpu = r.target.gpu().is_some();
+    let table_param = if table.is_static {
+        packed_param(&mut b, r.target, "table")
+    } else {
+        param(&mut b, r.target, "table", table, Access::Read)
+    };
+    let index_param = param(&mut b, r.target, "indices", indices, Access::Read);
+    let out_param = param(&mut b, r.target, "out", out, Access::Write);
     rows.grid(&mut b, 0, 1);
     let row = b.program_id(0);
     let stride = if indices.ty.rank() == 0 { 0 } else { indices.byte_stride(indices.ty.rank() - 1) };
@@ -60,26 +66,19 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
     if table.is_static {
         let layout = matrix_layout(table.ty.dtype, h, r.target, false)?;
         first = Argument::Packed { operands: vec![0], layout };
+        let sink = Sink { param: out_param, row: out_row, dtype: out.ty.dtype };
         let per = b.int(i64::from(layout.n_tile()));
         let (tile, lane) = (b.div(index, per), b.binary(Binary::Rem, index, per));
         let base = b.scale(tile, layout.tile_bytes(h).unwrap_or(0) as i64);
-        let sink = Sink { param: out_param, row: out_row, dtype: out.ty.dtype };
         match &layout {
-            Layout::AffineBlocks(blocks) => blocks_row(&mut b, table_param, base, lane, blocks, h, &sink),
+            Layout::AffineBlocks(blocks) => blocks_row(&mut b, table_param, base, lane, blocks, h, &sink, gpu),
             Layout::RowsInterleaved(l) => interleaved_row(&mut b, table_param, base, lane, l, h, &sink),
-            Layout::Raw(_) => return super::refuse("table layout", "raw", "an interleaved one"),
+            Layout::Raw(_) => plain_row(&mut b, table_param, base, table.ty.dtype, h, &sink, gpu),
         }
     } else {
         let base = b.scale(index, table.byte_stride(0));
-        for_row(&mut b, h, 32, &[], |b, i, width, _| {
-            let at = b.scale(i, table.ty.dtype.block_bytes() as i64);
-            let at = b.add(base, at);
-            let v = load_f32(b, table_param, at, table.ty.dtype, width);
-            let at = b.scale(i, out.ty.dtype.block_bytes() as i64);
-            let at = b.add(out_row, at);
-            store_f32(b, out_param, at, out.ty.dtype, v);
-            Vec::new()
-        });
+        let sink = Sink { param: out_param, row: out_row, dtype: out.ty.dtype };
+        plain_row(&mut b, table_param, base, table.ty.dtype, h, &sink, gpu);
     }
     let summary = format!("gather rows of {h} {} -> {}", table.ty.dtype, out.ty.dtype);
     Ok(Built {
@@ -92,63 +91,125 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
 struct Sink {
     param: Param,
     row: V,
-    dtype: weldment_ir::DType,
+    dtype: DType,
 }
 
-/// Dequantises one lane of each group, its bytes picked by address.
-fn blocks_row(b: &mut Builder, table: Param, base: V, lane: V, layout: &AffineBlocks, h: u64, sink: &Sink) {
-    let (zero, groups) = (b.int(0), b.int((h / u64::from(layout.group)) as i64));
-    let out_bytes = sink.dtype.block_bytes() as i64;
-    b.for_loop(zero, groups, 1, &[], |b, i, _| {
-        let at = b.scale(i, layout.block_bytes() as i64);
+/// Copies a row that lies as it is. On a GPU the row is cut along grid axis 1.
+fn plain_row(b: &mut Builder, table: Param, base: V, dtype: DType, h: u64, sink: &Sink, gpu: bool) {
+    if gpu {
+        let width = h.next_power_of_two().min(ELEMENTS);
+        b.threads(threads_for(width, 8));
+        b.grid_constant(1, h.div_ceil(width));
+        let (elem, out) = (elem_of(dtype).unwrap_or(Elem::F32), elem_of(sink.dtype).unwrap_or(Elem::F32));
+        let piece = b.program_id(1);
+        let start = b.scale(piece, width as i64);
+        let mask = (!h.is_multiple_of(width)).then(|| below(b, start, width as u32, h));
+        let at = element_offset(b, dtype, start);
         let at = b.add(base, at);
-        let words = i64::from(layout.n_tile) * 4;
-        let lane_at = b.scale(lane, 4);
-        let lane_at = b.add(at, lane_at);
-        let count = if layout.bits == 4 { layout.group / 8 } else { layout.group / 4 };
-        let scale_bytes = layout.scale_bytes() as i64;
-        let scale_at = b.offset(at, layout.quant_bytes() as i64);
-        let own = b.scale(lane, scale_bytes);
-        let scale_at = b.add(scale_at, own);
-        let elem = if scale_bytes == 2 { Elem::F16 } else { Elem::F32 };
-        let scale = b.load_scalar(table, scale_at, elem);
-        let scale = b.to_f32(scale);
-        let minimum = layout.has_min.then(|| {
-            let at = b.offset(scale_at, i64::from(layout.n_tile) * scale_bytes);
-            let m = b.load_scalar(table, at, elem);
-            b.to_f32(m)
-        });
-        let bytes = b.load(table, lane_at, Elem::I8, &[count, 4], &[words, 1], None);
-        let wide = b.convert(Conversion::Unsigned, bytes, Elem::I32);
-        let halves: Vec<(V, i64)> = if layout.bits == 4 {
-            let (mask, four) = (b.int_of(Elem::I32, &[], 15), b.int_of(Elem::I32, &[], 4));
-            let low = b.binary(Binary::And, wide, mask);
-            let high = b.binary(Binary::Shr, wide, four);
-            vec![(low, 0), (high, i64::from(layout.group) / 2)]
-        } else if layout.signed {
-            vec![(b.convert(Conversion::Signed, bytes, Elem::I32), 0)]
-        } else {
-            vec![(wide, 0)]
-        };
-        let row_at = b.scale(i, i64::from(layout.group) * out_bytes);
-        let row_at = b.add(sink.row, row_at);
-        for (q, start) in halves {
-            let mut q = b.to_f32(q);
-            if layout.bits == 4 && !layout.has_min {
-                let eight = b.float(8.0);
-                q = b.sub(q, eight);
-            }
-            let v = match minimum {
-                Some(m) => b.fma(q, scale, m),
-                None => b.mul(q, scale),
-            };
-            let elem = elem_of(sink.dtype).unwrap_or(Elem::F32);
-            let v = b.convert(Conversion::Float, v, elem);
-            let at = b.offset(row_at, start * out_bytes);
-            b.store(sink.param, at, &[4 * out_bytes, out_bytes], v, None);
-        }
+        let v = b.load(table, at, elem, &[width as u32], &[elem.bytes() as i64], mask);
+        let v = if elem == out { v } else { b.to_f32(v) };
+        let v = b.convert(Conversion::Float, v, out);
+        let at = element_offset(b, sink.dtype, start);
+        let at = b.add(sink.row, at);
+        b.store(sink.param, at, &[out.bytes() as i64], v, mask);
+        return;
+    }
+    for_row(b, h, 32, &[], |b, i, width, _| {
+        let at = element_offset(b, dtype, i);
+        let at = b.add(base, at);
+        let v = load_f32(b, table, at, dtype, width);
+        let at = element_offset(b, sink.dtype, i);
+        let at = b.add(sink.row, at);
+        store_f32(b, sink.param, at, sink.dtype, v);
         Vec::new()
     });
+}
+
+/// Dequantises one lane of each group, its bytes picked by address: a group at a time, or on a GPU a tile of groups along grid
+/// axis 1.
+#[allow(clippy::too_many_arguments, reason = "a place, a layout and a sink")]
+fn blocks_row(b: &mut Builder, table: Param, base: V, lane: V, layout: &AffineBlocks, h: u64, sink: &Sink, gpu: bool) {
+    let groups = h / u64::from(layout.group);
+    if !gpu {
+        let (zero, end) = (b.int(0), b.int(groups as i64));
+        b.for_loop(zero, end, 1, &[], |b, i, _| {
+            groups_row(b, table, (base, lane), layout, sink, i, 1, None);
+            Vec::new()
+        });
+        return;
+    }
+    let together = groups.next_power_of_two().min(ELEMENTS / u64::from(layout.group));
+    b.threads(threads_for(together * u64::from(layout.group), 8));
+    b.grid_constant(1, groups.div_ceil(together));
+    let piece = b.program_id(1);
+    let first = b.scale(piece, together as i64);
+    let mask = (!groups.is_multiple_of(together)).then(|| below(b, first, together as u32, groups));
+    groups_row(b, table, (base, lane), layout, sink, first, together as u32, mask);
+}
+
+/// `count` groups from group `i` on, of which those in `mask` [count] exist.
+#[allow(clippy::too_many_arguments, reason = "a place, a layout, a sink and a range")]
+fn groups_row(
+    b: &mut Builder,
+    table: Param,
+    (base, lane): (V, V),
+    layout: &AffineBlocks,
+    sink: &Sink,
+    i: V,
+    count: u32,
+    mask: Option<V>,
+) {
+    let out_bytes = sink.dtype.block_bytes() as i64;
+    let at = b.scale(i, layout.block_bytes() as i64);
+    let at = b.add(base, at);
+    let line = i64::from(layout.n_tile) * 4;
+    let lane_at = b.scale(lane, 4);
+    let lane_at = b.add(at, lane_at);
+    let words = if layout.bits == 4 { layout.group / 8 } else { layout.group / 4 };
+    let scale_bytes = layout.scale_bytes() as i64;
+    let scale_at = b.offset(at, layout.quant_bytes() as i64);
+    let own = b.scale(lane, scale_bytes);
+    let scale_at = b.add(scale_at, own);
+    let elem = if scale_bytes == 2 { Elem::F16 } else { Elem::F32 };
+    let block = layout.block_bytes() as i64;
+    // On a host a single group: its tiles have no dim for groups.
+    let dims =
+        |inner: [u32; 2]| if mask.is_some() || count > 1 { vec![count, inner[0], inner[1]] } else { inner.to_vec() };
+    let spread = dims([1, 1]).len() == 3;
+    let masked = |b: &mut Builder, inner: [u32; 2]| {
+        let mask = mask?;
+        let mask = b.reshape(mask, &[count, 1, 1]);
+        Some(b.broadcast(mask, &[count, inner[0], inner[1]]))
+    };
+    let load = |b: &mut Builder, at: V, elem: Elem, inner: [u32; 2], strides: [i64; 2]| {
+        let mask = masked(b, inner);
+        let all = [block, strides[0], strides[1]];
+        b.load(table, at, elem, &dims(inner), if spread { &all } else { &all[1..] }, mask)
+    };
+    let scalar = |b: &mut Builder, at: V| {
+        let v = if spread { load(b, at, elem, [1, 1], [0, 0]) } else { b.load_scalar(table, at, elem) };
+        b.to_f32(v)
+    };
+    let scale = scalar(b, scale_at);
+    let minimum = layout.has_min.then(|| {
+        let at = b.offset(scale_at, i64::from(layout.n_tile) * scale_bytes);
+        scalar(b, at)
+    });
+    let bytes = load(b, lane_at, Elem::I8, [words, 4], [line, 1]);
+    let row_at = b.scale(i, i64::from(layout.group) * out_bytes);
+    let row_at = b.add(sink.row, row_at);
+    for (q, start) in quants(b, layout, bytes) {
+        let v = match minimum {
+            Some(m) => b.fma(q, scale, m),
+            None => b.mul(q, scale),
+        };
+        let elem = elem_of(sink.dtype).unwrap_or(Elem::F32);
+        let v = b.convert(Conversion::Float, v, elem);
+        let at = b.offset(row_at, i64::from(start) * out_bytes);
+        let mask = masked(b, [words, 4]);
+        let strides = [i64::from(layout.group) * out_bytes, 4 * out_bytes, out_bytes];
+        b.store(sink.param, at, if spread { &strides } else { &strides[1..] }, v, mask);
+    }
 }
 
 fn interleaved_row(b: &mut Builder, table: Param, base: V, lane: V, layout: &RowsInterleaved, h: u64, sink: &Sink) {

@@ -10,6 +10,7 @@ pub mod pointwise;
 pub mod reduce;
 pub mod rope;
 mod row;
+mod schedule;
 mod weights;
 
 use crate::target::Target;
@@ -135,6 +136,17 @@ impl RowSpace {
             }
         }
         Ok(rows)
+    }
+
+    /// The number of rows, i64.
+    pub fn count(&self, b: &mut crate::tile::Builder) -> crate::tile::V {
+        match &self.symbol {
+            Some(s) => {
+                let n = b.dim(s);
+                b.scale(n, self.mul as i64)
+            }
+            None => b.int(self.mul as i64),
+        }
     }
 
     /// Sets a grid axis to ceil(rows / tile).

@@ -1,12 +1,14 @@
-//! Root-mean-square norms, with or without a residual added first. One program a row, f32 inside.
+//! Root-mean-square norms, with or without a residual added first, f32 inside. One program a row, or on GPUs several short ones;
+//! there a row that fits in registers is read once.
 
-use super::row::{element_offset, for_row, load_f32, store_f32};
+use super::row::rounded;
+use super::schedule::{Piece, Walk, param};
 use super::{Argument, Built, Request, RowSpace, Tensor, contiguous_last, last_dim, require, row_stride};
-use crate::tile::{Access, Builder, Reduction, V};
+use crate::tile::{Access, Builder, Param, Reduction, V};
 use weldment_ir::{DType, Op, Real};
 use weldment_passes::target::Refusal;
 
-/// Widest tile of a row; q8a blocks are exactly this wide.
+/// Widest tile of a row on a host; q8a blocks are exactly this wide.
 const WIDTH: u64 = 32;
 
 fn parts<'r>(r: &'r Request<'_>) -> (Option<&'r Tensor>, &'r Tensor, Real) {
@@ -48,53 +50,51 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
     let rows = RowSpace::of(&x.ty.shape[..x.ty.rank() - 1])?;
     let mut b = Builder::new("norm");
     let mut arguments = vec![Argument::Operand(0)];
-    let x_param = b.param("x", Access::Read);
-    let residual_param = residual.map(|t| {
+    let x_param = param(&mut b, r.target, "x", x, Access::Read);
+    let residual = residual.map(|t| {
         arguments.push(Argument::Operand(1));
-        (b.param("residual", Access::Read), t)
+        (param(&mut b, r.target, "residual", t, Access::Read), t)
     });
-    let w_param = b.param("w", Access::Read);
+    let w_param = param(&mut b, r.target, "w", weight, Access::Read);
     arguments.push(Argument::Operand(r.operands.len() - 1));
-    let norm_param = b.param("norm", Access::Write);
+    let norm_param = param(&mut b, r.target, "norm", &r.results[0], Access::Write);
     arguments.push(Argument::Result(0));
-    let sum_param = residual.map(|_| {
+    let sum = residual.map(|_| {
         arguments.push(Argument::Result(1));
-        b.param("sum", Access::Write)
+        (param(&mut b, r.target, "sum", &r.results[1], Access::Write), &r.results[1])
     });
-    rows.grid(&mut b, 0, 1);
+    let walk = Walk::new(&mut b, r.target, &rows, d, WIDTH);
 
-    let row = b.program_id(0);
-    let x_row = b.scale(row, row_stride(x)?);
-    let sum_row = match sum_param {
-        Some(_) => b.scale(row, row_stride(&r.results[1])?),
-        None => x_row,
+    // A tensor with its parameter, the program's first row and the bytes from row to row.
+    let mut place = |param: Param, t: &Tensor| -> Result<(Param, V, DType, i64), Refusal> {
+        let stride = row_stride(t)?;
+        Ok((param, b.scale(walk.first, stride), t.ty.dtype, stride))
     };
-    let residual_row = match residual_param {
-        Some((_, t)) => b.scale(row, row_stride(t)?),
-        None => x_row,
-    };
-    let at = |b: &mut Builder, base: V, t: &Tensor, i: V| {
-        let offset = element_offset(b, t.ty.dtype, i);
-        b.add(base, offset)
-    };
-    let zero = b.float(0.0);
-    let squares = for_row(&mut b, d, WIDTH, &[zero], |b, i, width, carried| {
-        let x_at = at(b, x_row, x, i);
-        let mut v = load_f32(b, x_param, x_at, x.ty.dtype, width);
-        if let (Some((param, t)), Some(out)) = (residual_param, sum_param) {
-            let r_at = at(b, residual_row, t, i);
-            let other = load_f32(b, param, r_at, t.ty.dtype, width);
+    let x = place(x_param, x)?;
+    let out = place(norm_param, &r.results[0])?;
+    let residual = residual.map(|(p, t)| place(p, t)).transpose()?;
+    let sum = sum.map(|(p, t)| place(p, t)).transpose()?;
+    let load =
+        |b: &mut Builder, piece: &Piece, from: (Param, V, DType, i64)| piece.load(b, from.0, from.1, from.2, from.3);
+    let store =
+        |b: &mut Builder, piece: &Piece, to: (Param, V, DType, i64), v: V| piece.store(b, to.0, to.1, to.2, to.3, v);
+    let nothing = walk.per_row(&mut b, 0.0);
+    let mut kept = None;
+    let squares = walk.each(&mut b, &[nothing], |b, piece, carried| {
+        let mut v = load(b, piece, x);
+        if let (Some(residual), Some(sum)) = (residual, sum) {
+            let other = load(b, piece, residual);
             v = b.add(v, other);
-            let s_at = at(b, sum_row, &r.results[1], i);
-            store_f32(b, out, s_at, r.results[1].ty.dtype, v);
+            store(b, piece, sum, v);
             // The norm is of the sum as stored, rounded once.
-            v = load_f32(b, out, s_at, r.results[1].ty.dtype, width);
+            v = rounded(b, sum.2, v);
         }
+        kept = Some(v);
         let squared = b.mul(v, v);
-        let s = b.reduce(Reduction::Sum, squared, 0);
-        let s = b.reshape(s, &[]);
+        let s = walk.reduce(b, Reduction::Sum, squared);
         vec![b.add(carried[0], s)]
     })[0];
+    let kept = kept.filter(|_| walk.is_single());
     let count = b.float(d as f64);
     let mean = b.div(squares, count);
     let eps = b.float(eps.0);
@@ -102,27 +102,15 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
     let root = b.sqrt(mean);
     let one = b.float(1.0);
     let scale = b.div(one, root);
-    let out = &r.results[0];
-    let out_row = b.scale(row, row_stride(out)?);
-    for_row(&mut b, d, WIDTH, &[], |b, i, width, _| {
-        let v = match sum_param {
-            Some(param) => {
-                let s_at = at(b, sum_row, &r.results[1], i);
-                load_f32(b, param, s_at, r.results[1].ty.dtype, width)
-            }
-            None => {
-                let x_at = at(b, x_row, x, i);
-                load_f32(b, x_param, x_at, x.ty.dtype, width)
-            }
-        };
-        let w_at = element_offset(b, weight.ty.dtype, i);
-        let w = load_f32(b, w_param, w_at, weight.ty.dtype, width);
+    let start = b.int(0);
+    walk.each(&mut b, &[], |b, piece, _| {
+        let v = kept.unwrap_or_else(|| load(b, piece, sum.unwrap_or(x)));
+        let w = piece.load_shared(b, w_param, start, weight.ty.dtype);
         let v = b.mul(v, scale);
         let v = b.mul(v, w);
-        let o_at = at(b, out_row, out, i);
-        store_f32(b, norm_param, o_at, out.ty.dtype, v);
+        store(b, piece, out, v);
         Vec::new()
     });
-    let summary = format!("{} of {d} {} -> {}", r.op.kind(), x.ty.dtype, out.ty.dtype);
+    let summary = format!("{} of {d} {} -> {}", r.op.kind(), r.operands[0].ty.dtype, r.results[0].ty.dtype);
     Ok(Built { kernel: b.finish(String::new()), arguments, summary })
 }

@@ -1,8 +1,11 @@
-//! Elementwise ops, casts (quantisation included) and copies: any strides, numpy broadcasting, one program a row.
+//! Elementwise ops, casts (quantisation included) and copies: any strides, numpy broadcasting; one program a row, or a tile of
+//! rows on GPUs.
 
 use super::row::{elem_of, element_offset, for_row, store_f32};
+use super::schedule::{self, ELEMENTS, GRID_LIMIT, all_of, below, param, threads_for};
 use super::{Argument, Built, Request, RowSpace, Tensor, refuse, require};
-use crate::tile::{Access, Builder, Compare, Conversion, Elem, V};
+use crate::target::Target;
+use crate::tile::{Access, Binary, Builder, Compare, Conversion, Elem, Param, V};
 use weldment_ir::{DType, Dim, Op, OpKind};
 use weldment_passes::target::Refusal;
 
@@ -75,48 +78,65 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
     let out = &r.results[0];
     let shape = padded_shape(out);
     let padded = shape.len() != out.ty.rank();
-    let rows = RowSpace::of(&shape[..shape.len() - 1])?;
     let copy = r.op.kind().info().category == weldment_ir::Category::View;
     let mut b = Builder::new(if copy { "copy" } else { "pointwise" });
-    let params: Vec<_> = (0..r.operands.len()).map(|i| b.param(&format!("in{i}"), Access::Read)).collect();
-    let out_param = b.param("out", Access::Write);
-    rows.grid(&mut b, 0, 1);
-    let index = coordinates(&mut b, &shape[..shape.len() - 1]);
-    let strides: Vec<Vec<i64>> = r.operands.iter().map(|t| broadcast_strides(t, &shape, padded)).collect();
-    let bases: Vec<V> = strides.iter().map(|s| row_base(&mut b, &index, s)).collect();
-    let out_strides = broadcast_strides(out, &shape, padded);
-    let out_base = row_base(&mut b, &index, &out_strides);
+    let params: Vec<_> = (0..r.operands.len())
+        .map(|i| param(&mut b, r.target, &format!("in{i}"), &r.operands[i], Access::Read))
+        .collect();
+    let out_param = param(&mut b, r.target, "out", out, Access::Write);
+    let strides: Vec<Vec<i64>> = r.operands.iter().chain([out]).map(|t| broadcast_strides(t, &shape, padded)).collect();
     let last = shape.last().and_then(Dim::constant).unwrap_or(1);
-    let out_step = if last == 1 { 0 } else { out_strides[shape.len() - 1] };
     let failure = std::cell::Cell::new(None);
-    for_row(&mut b, last, 32, &[], |b, i, width, _| {
-        let mut inputs = Vec::new();
-        for ((t, base), s) in r.operands.iter().zip(&bases).zip(&strides) {
-            let step = s[shape.len() - 1];
-            let at = b.scale(i, step);
-            let at = b.add(*base, at);
-            let elem = elem_of(t.ty.dtype).unwrap_or(Elem::I8);
-            inputs.push(b.load(params[inputs.len()], at, elem, &[width], &[step], None));
+    let value = |b: &mut Builder, inputs: &[V], shape: &[u32]| {
+        let from = r.operands.first().map(|t| t.ty.dtype);
+        let value = compute(b, r.op, inputs, from, out.ty.dtype).unwrap_or_else(|e| {
+            failure.set(Some(e));
+            inputs[0]
+        });
+        b.broadcast(value, shape)
+    };
+    match r.target {
+        Target::Host(_) => {
+            RowSpace::of(&shape[..shape.len() - 1])?.grid(&mut b, 0, 1);
+            let row = b.program_id(0);
+            let index = coordinates(&mut b, row, &shape[..shape.len() - 1]);
+            let bases: Vec<V> = strides.iter().map(|s| row_base(&mut b, &index, s)).collect();
+            let out_base = bases[r.operands.len()];
+            let out_step = if last == 1 { 0 } else { strides[r.operands.len()][shape.len() - 1] };
+            for_row(&mut b, last, 32, &[], |b, i, width, _| {
+                let mut inputs = Vec::new();
+                for ((t, base), s) in r.operands.iter().zip(&bases).zip(&strides) {
+                    let step = s[shape.len() - 1];
+                    let at = b.scale(i, step);
+                    let at = b.add(*base, at);
+                    let elem = elem_of(t.ty.dtype).unwrap_or(Elem::I8);
+                    inputs.push(b.load(params[inputs.len()], at, elem, &[width], &[step], None));
+                }
+                let value = value(b, &inputs, &[width]);
+                if out.ty.dtype == DType::Q8A {
+                    let at = element_offset(b, DType::Q8A, i);
+                    let at = b.add(out_base, at);
+                    store_f32(b, out_param, at, DType::Q8A, value);
+                } else {
+                    let at = b.scale(i, out_step);
+                    let at = b.add(out_base, at);
+                    b.store(out_param, at, &[out_step], value, None);
+                }
+                Vec::new()
+            });
         }
-        let value = match compute(b, r.op, &inputs, r.operands.first().map(|t| t.ty.dtype), out.ty.dtype) {
-            Ok(v) => v,
-            Err(e) => {
-                failure.set(Some(e));
-                return Vec::new();
-            }
-        };
-        let value = b.broadcast(value, &[width]);
-        if out.ty.dtype == DType::Q8A {
-            let at = element_offset(b, DType::Q8A, i);
-            let at = b.add(out_base, at);
-            store_f32(b, out_param, at, DType::Q8A, value);
-        } else {
-            let at = b.scale(i, out_step);
-            let at = b.add(out_base, at);
-            b.store(out_param, at, &[out_step], value, None);
+        Target::Gpu(_) => {
+            let tile = Tile::new(&mut b, &shape, &strides)?;
+            let inputs: Vec<V> = r
+                .operands
+                .iter()
+                .enumerate()
+                .map(|(i, t)| tile.load(&mut b, params[i], elem_of(t.ty.dtype).unwrap_or(Elem::I8), i))
+                .collect();
+            let value = value(&mut b, &inputs, &tile.shape);
+            tile.store(&mut b, out_param, r.operands.len(), value);
         }
-        Vec::new()
-    });
+    }
     if let Some(e) = failure.take() {
         return Err(e);
     }
@@ -126,9 +146,109 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
     Ok(Built { kernel: b.finish(String::new()), arguments, summary })
 }
 
-/// Coordinates along the leading dims of this program's row.
-fn coordinates(b: &mut Builder, lead: &[Dim]) -> Vec<V> {
-    let mut rest = b.program_id(0);
+/// A GPU program's tile [rows, width] of the result, with the start and strides of every tensor in it.
+struct Tile {
+    shape: [u32; 2],
+    present: Option<V>,
+    columns: Option<V>,
+    bases: Vec<V>,
+    strides: Vec<[i64; 2]>,
+}
+
+impl Tile {
+    /// The tile of this program. The innermost leading dims that lie at one stride in every tensor are its rows; the others are
+    /// split off the grid's x or y axis, and long rows are cut along z.
+    fn new(b: &mut Builder, shape: &[Dim], strides: &[Vec<i64>]) -> Result<Tile, Refusal> {
+        let last = shape.len() - 1;
+        let lead: Vec<usize> = (0..last).filter(|i| shape[*i] != Dim::Const(1)).collect();
+        let folds = |outer: usize, inner: usize| {
+            let size = shape[inner].constant();
+            strides.iter().all(|s| size.is_some_and(|n| s[outer] == s[inner] * n as i64))
+        };
+        let mut split = lead.len().saturating_sub(1);
+        while split > 0 && folds(lead[split - 1], lead[split]) {
+            split -= 1;
+        }
+        let space = |dims: &[usize]| RowSpace::of(&dims.iter().map(|i| shape[*i].clone()).collect::<Vec<_>>());
+        let (mut outer, mut inner) = (space(&lead[..split])?, space(&lead[split..])?);
+        if inner.symbol.is_some() && outer.mul > GRID_LIMIT {
+            (split, outer, inner) = (lead.len(), space(&lead)?, space(&[])?);
+        }
+        let n = shape[last].constant().unwrap_or(1);
+        let width = n.next_power_of_two().min(ELEMENTS);
+        let mut rows = ELEMENTS / width;
+        if inner.symbol.is_none() {
+            rows = rows.min(inner.mul.next_power_of_two());
+        }
+        b.threads(threads_for(rows * width, 8));
+        let blocks = inner.mul.div_ceil(rows);
+        b.grid_constant(2, n.div_ceil(width));
+        let x = b.program_id(0);
+        let (outer_index, block) = if inner.symbol.is_some() {
+            inner.grid(b, 0, rows);
+            outer.grid(b, 1, 1);
+            (b.program_id(1), x)
+        } else {
+            RowSpace { symbol: outer.symbol.clone(), mul: outer.mul * blocks }.grid(b, 0, 1);
+            if blocks == 1 {
+                (x, b.int(0))
+            } else {
+                let per = b.int(blocks as i64);
+                (b.div(x, per), b.binary(Binary::Rem, x, per))
+            }
+        };
+        let first = b.scale(block, rows as i64);
+        let ragged = rows > 1 && (inner.symbol.is_some() || !inner.mul.is_multiple_of(rows));
+        let present = ragged.then(|| {
+            let count = inner.count(b);
+            schedule::present(b, first, count, rows as u32)
+        });
+        let start = if n > width {
+            let piece = b.program_id(2);
+            b.scale(piece, width as i64)
+        } else {
+            b.int(0)
+        };
+        let columns = (!n.is_multiple_of(width)).then(|| {
+            let mask = below(b, start, width as u32, n);
+            b.reshape(mask, &[1, width as u32])
+        });
+        let outer_dims: Vec<Dim> = lead[..split].iter().map(|i| shape[*i].clone()).collect();
+        let index = coordinates(b, outer_index, &outer_dims);
+        let (mut bases, mut steps) = (Vec::new(), Vec::new());
+        for s in strides {
+            let outer: Vec<i64> = lead[..split].iter().map(|i| s[*i]).collect();
+            let row = lead.get(lead.len().wrapping_sub(1)).filter(|_| split < lead.len()).map_or(0, |i| s[*i]);
+            let column = if n == 1 { 0 } else { s[last] };
+            let mut base = row_base(b, &index, &outer);
+            for (index, stride) in [(first, row), (start, column)] {
+                let part = b.scale(index, stride);
+                base = b.add(base, part);
+            }
+            bases.push(base);
+            steps.push([row, column]);
+        }
+        Ok(Tile { shape: [rows as u32, width as u32], present, columns, bases, strides: steps })
+    }
+
+    /// Tensor `i` of the strides given; dims along which it repeats keep size 1.
+    fn load(&self, b: &mut Builder, param: Param, elem: Elem, i: usize) -> V {
+        let [row, column] = self.strides[i];
+        let shape = [if row == 0 { 1 } else { self.shape[0] }, if column == 0 { 1 } else { self.shape[1] }];
+        let masks = [self.present.filter(|_| row != 0), self.columns.filter(|_| column != 0)];
+        let mask = all_of(b, &masks, &shape);
+        b.load(param, self.bases[i], elem, &shape, &[row, column], mask)
+    }
+
+    fn store(&self, b: &mut Builder, param: Param, i: usize, value: V) {
+        let mask = all_of(b, &[self.present, self.columns], &self.shape);
+        b.store(param, self.bases[i], &self.strides[i], value, mask);
+    }
+}
+
+/// Coordinates along dims of a row-major index.
+fn coordinates(b: &mut Builder, index: V, lead: &[Dim]) -> Vec<V> {
+    let mut rest = index;
     let mut out = vec![rest; lead.len()];
     for (i, dim) in lead.iter().enumerate().rev() {
         if i == 0 {
@@ -139,7 +259,7 @@ fn coordinates(b: &mut Builder, lead: &[Dim]) -> Vec<V> {
             Dim::Const(n) => b.int(*n as i64),
             Dim::Sym(s) => b.dim(s),
         };
-        out[i] = b.binary(crate::tile::Binary::Rem, rest, size);
+        out[i] = b.binary(Binary::Rem, rest, size);
         rest = b.div(rest, size);
     }
     out

@@ -1,6 +1,7 @@
 //! Reductions along one axis and softmax along the last.
 
-use super::row::{elem_of, for_row, load_f32, store_f32};
+use super::row::elem_of;
+use super::schedule::{Piece, Walk, param};
 use super::{Argument, Built, Request, RowSpace, contiguous_last, last_dim, refuse, require, row_stride};
 use crate::tile::{Access, Builder, Reduction, V};
 use weldment_ir::Op;
@@ -25,12 +26,14 @@ pub fn check(r: &Request<'_>) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Reduces a row of x, after `map`, to a scalar.
-fn reduce_row(b: &mut Builder, n: u64, op: Reduction, first: V, mut tile: impl FnMut(&mut Builder, V, u32) -> V) -> V {
-    for_row(b, n, 32, &[first], |b, i, width, carried| {
-        let v = tile(b, i, width);
-        let v = b.reduce(op, v, 0);
-        let v = b.reshape(v, &[]);
+/// Reduces rows of x, as `tile` gives them, to one value each. The reduction's neutral value fills masked places.
+fn reduce_rows(b: &mut Builder, walk: &Walk, op: Reduction, mut tile: impl FnMut(&mut Builder, &Piece) -> V) -> V {
+    let neutral = if op == Reduction::Sum { 0.0 } else { f64::NEG_INFINITY };
+    let first = walk.per_row(b, neutral);
+    walk.each(b, &[first], |b, piece, carried| {
+        let v = tile(b, piece);
+        let v = piece.or(b, v, neutral);
+        let v = walk.reduce(b, op, v);
         vec![if op == Reduction::Sum { b.add(carried[0], v) } else { b.max(carried[0], v) }]
     })[0]
 }
@@ -45,44 +48,47 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
     let n = last_dim(x)?;
     let dtype = x.ty.dtype;
     let mut b = Builder::new("reduce");
-    let (x_param, out_param) = (b.param("x", Access::Read), b.param("out", Access::Write));
-    RowSpace::of(&x.ty.shape[..x.ty.rank() - 1])?.grid(&mut b, 0, 1);
-    let row = b.program_id(0);
-    let base = b.scale(row, row_stride(x)?);
-    let out_base = b.scale(row, row_stride(out)?);
-    let load = |b: &mut Builder, i: V, width: u32| {
-        let at = b.scale(i, dtype.block_bytes() as i64);
-        let at = b.add(base, at);
-        load_f32(b, x_param, at, dtype, width)
-    };
-    let (zero, lowest) = (b.float(0.0), b.float(f64::NEG_INFINITY));
+    let x_param = param(&mut b, r.target, "x", x, Access::Read);
+    let out_param = param(&mut b, r.target, "out", out, Access::Write);
+    let walk = Walk::new(&mut b, r.target, &RowSpace::of(&x.ty.shape[..x.ty.rank() - 1])?, n, 32);
+    let (x_stride, out_stride) = (row_stride(x)?, row_stride(out)?);
+    let base = b.scale(walk.first, x_stride);
+    let out_base = b.scale(walk.first, out_stride);
+    let load = |b: &mut Builder, piece: &Piece| piece.load(b, x_param, base, dtype, x_stride);
     match r.op {
-        Op::ReduceSum { .. } | Op::ReduceMean { .. } => {
-            let mut total = reduce_row(&mut b, n, Reduction::Sum, zero, load);
+        Op::ReduceSum { .. } | Op::ReduceMean { .. } | Op::ReduceMax { .. } => {
+            let op = if let Op::ReduceMax { .. } = r.op { Reduction::Max } else { Reduction::Sum };
+            let mut total = reduce_rows(&mut b, &walk, op, load);
             if let Op::ReduceMean { .. } = r.op {
                 let count = b.float(n as f64);
                 total = b.div(total, count);
             }
-            store_f32(&mut b, out_param, out_base, out.ty.dtype, total);
-        }
-        Op::ReduceMax { .. } => {
-            let top = reduce_row(&mut b, n, Reduction::Max, lowest, load);
-            store_f32(&mut b, out_param, out_base, out.ty.dtype, top);
+            walk.store_per_row(&mut b, out_param, out_base, out.ty.dtype, out_stride, total);
         }
         Op::Softmax {} => {
-            let top = reduce_row(&mut b, n, Reduction::Max, lowest, load);
-            let weight = |b: &mut Builder, i: V, width: u32| {
-                let v = load(b, i, width);
+            let mut kept = None;
+            let top = reduce_rows(&mut b, &walk, Reduction::Max, |b, piece| {
+                let v = load(b, piece);
+                kept = Some(v);
+                v
+            });
+            let weight = |b: &mut Builder, v: V| {
                 let v = b.sub(v, top);
                 b.exp(v)
             };
-            let total = reduce_row(&mut b, n, Reduction::Sum, zero, weight);
-            for_row(&mut b, n, 32, &[], |b, i, width, _| {
-                let v = weight(b, i, width);
+            // A row in registers is read and raised once.
+            let kept = kept.filter(|_| walk.is_single()).map(|v| weight(&mut b, v));
+            let tile = |b: &mut Builder, piece: &Piece| {
+                kept.unwrap_or_else(|| {
+                    let v = load(b, piece);
+                    weight(b, v)
+                })
+            };
+            let total = reduce_rows(&mut b, &walk, Reduction::Sum, tile);
+            walk.each(&mut b, &[], |b, piece, _| {
+                let v = tile(b, piece);
                 let v = b.div(v, total);
-                let at = b.scale(i, out.ty.dtype.block_bytes() as i64);
-                let at = b.add(out_base, at);
-                store_f32(b, out_param, at, out.ty.dtype, v);
+                piece.store(b, out_param, out_base, out.ty.dtype, out_stride, v);
                 Vec::new()
             });
         }

@@ -1,10 +1,11 @@
-//! Rotary embedding and paged-cache writes: one program a token and head. The rotation and the write are one kernel, so
+//! Rotary embedding and paged-cache writes: one program a token and head (on GPUs, several heads). The rotation and the write are one kernel, so
 //! rope, cache_write and rope_cache_write are the same code with parts left out.
 
-use super::row::{elem_of, element_offset, for_row, load_f32, load_index, segments, store_f32};
+use super::row::{elem_of, load_index};
+use super::schedule::{self, ELEMENTS, Piece, Walk, param, threads_for};
 use super::{Argument, Built, Request, Tensor, contiguous_last, last_dim, require};
-use crate::tile::{Access, Builder, Compare, Conversion, Param, V};
-use weldment_ir::{Dim, Op};
+use crate::tile::{Access, Builder, Compare, Conversion, Elem, Param, V};
+use weldment_ir::{DType, Dim, Op};
 use weldment_passes::target::Refusal;
 
 /// Operand positions by op.
@@ -57,28 +58,26 @@ pub fn check(r: &Request<'_>) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Where the rotated row goes.
+/// Where the rotated heads go.
 struct Destination<'t> {
     param: Param,
     base: V,
     tensor: &'t Tensor,
-    /// Element stride.
+    /// Elements from one to the next.
     stride: i64,
+    /// Bytes from one head to the next.
+    head: i64,
 }
 
 impl Destination<'_> {
-    fn store(&self, b: &mut Builder, element: V, step: i64, v: V) {
+    /// Stores a piece from `element` on, every `step`-th element.
+    fn store(&self, b: &mut Builder, piece: &Piece, element: V, step: i64, v: V) {
         let dtype = self.tensor.ty.dtype;
         let bytes = self.stride * dtype.block_bytes() as i64;
         let at = b.scale(element, bytes);
         let at = b.add(self.base, at);
-        if bytes * step == dtype.block_bytes() as i64 {
-            store_f32(b, self.param, at, dtype, v);
-        } else {
-            let elem = elem_of(dtype).unwrap_or(crate::tile::Elem::F32);
-            let v = b.convert(Conversion::Float, v, elem);
-            b.store(self.param, at, &[bytes * step], v, None);
-        }
+        let v = b.convert(Conversion::Float, v, elem_of(dtype).unwrap_or(Elem::F32));
+        piece.store_elements(b, self.param, at, [self.head, bytes * step], v);
     }
 }
 
@@ -96,7 +95,7 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
     let mut arguments = Vec::new();
     let mut operand = |b: &mut Builder, name: &str, i: usize| {
         arguments.push(Argument::Operand(i));
-        b.param(name, Access::Read)
+        param(b, r.target, name, &r.operands[i], Access::Read)
     };
     let x_param = operand(&mut b, "x", p.x);
     let positions = operand(&mut b, "positions", p.positions);
@@ -105,15 +104,29 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
         .cache
         .as_ref()
         .map(|c| (operand(&mut b, "sequence_ids", c.sequence_ids), operand(&mut b, "block_tables", c.block_tables), c));
-    let out_param = b.param("out", Access::Write);
+    let out_param = param(&mut b, r.target, "out", &r.results[0], Access::Write);
     arguments.push(Argument::Result(0));
-    b.grid_constant(0, heads);
+    let rotary = table.map_or(0, |(_, t)| t.ty.last_constant().unwrap_or(0));
+    // A host program takes one head; one of a GPU takes several, and tokens go along x, whose size is not limited.
+    let together = r.target.gpu().map(|_| {
+        let width = (rotary / 2).max(d - rotary).next_power_of_two();
+        let heads = heads.next_power_of_two().min((ELEMENTS / 2 / width).max(1));
+        b.threads(threads_for(heads * width, 4));
+        heads as u32
+    });
+    let (head_axis, token_axis) = if together.is_some() { (1, 0) } else { (0, 1) };
+    b.grid_constant(head_axis, heads.div_ceil(u64::from(together.unwrap_or(1))));
     match &x.ty.shape[0] {
-        Dim::Sym(s) => b.grid_symbol(1, s, 1, 1),
-        Dim::Const(n) => b.grid_constant(1, *n),
+        Dim::Sym(s) => b.grid_symbol(token_axis, s, 1, 1),
+        Dim::Const(n) => b.grid_constant(token_axis, *n),
     }
 
-    let (head, token) = (b.program_id(0), b.program_id(1));
+    let (head, token) = (b.program_id(head_axis as u32), b.program_id(token_axis as u32));
+    let head = b.scale(head, i64::from(together.unwrap_or(1)));
+    let present = together.filter(|n| !heads.is_multiple_of(u64::from(*n))).map(|n| {
+        let count = b.int(heads as i64);
+        schedule::present(&mut b, head, count, n)
+    });
     let at_token = b.scale(token, r.operands[p.positions].byte_stride(0));
     let position = load_index(&mut b, positions, at_token);
     let x_token = b.scale(token, x.byte_stride(0));
@@ -124,7 +137,7 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
     let destination = match cache {
         None => {
             let (a, c) = (b.scale(token, out.byte_stride(0)), b.scale(head, out.byte_stride(1)));
-            Destination { param: out_param, base: b.add(a, c), tensor: out, stride: 1 }
+            Destination { param: out_param, base: b.add(a, c), tensor: out, stride: 1, head: out.byte_stride(1) }
         }
         Some((ids, tables, c)) => {
             let slot_axis = if c.transposed { 3 } else { 2 };
@@ -149,20 +162,21 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
                 base,
                 tensor: out,
                 stride: out.strides[if c.transposed { 2 } else { 3 }] as i64,
+                head: out.byte_stride(1),
             }
         }
     };
+    let source = Source { param: x_param, tensor: x, base: x_base };
+    let walk = |n: u64, widest: u64| match together {
+        None => Walk::of(n, widest, None, None, head),
+        Some(heads) => Walk::of(n, n.next_power_of_two(), Some(heads), present, head),
+    };
     let body = |b: &mut Builder| {
-        let rotary = match table {
-            Some((param, t)) => {
-                let rotary = t.ty.last_constant().unwrap_or(0);
-                let row = b.scale(position, t.byte_stride(0));
-                rotate(b, (x_param, x, x_base), (param, row), &destination, rotary, p.interleaved);
-                rotary
-            }
-            None => 0,
-        };
-        copy_rest(b, (x_param, x, x_base), &destination, rotary, d);
+        if let Some((param, t)) = table {
+            let row = b.scale(position, t.byte_stride(0));
+            rotate(b, &walk(rotary / 2, 16), &source, (param, row), &destination, p.interleaved);
+        }
+        copy_rest(b, &walk(d - rotary, 32), &source, &destination, rotary);
     };
     match guard {
         Some(g) => b.if_then(g, body),
@@ -172,60 +186,63 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
     Ok(Built { kernel: b.finish(String::new()), arguments, summary })
 }
 
-type Source<'t> = (Param, &'t Tensor, V);
+/// Where heads come from.
+struct Source<'t> {
+    param: Param,
+    tensor: &'t Tensor,
+    base: V,
+}
 
-/// (a, b) -> (a cos - b sin, b cos + a sin) over the first `rotary` elements.
+impl Source<'_> {
+    /// A piece from `element` on, every `step`-th element, as f32.
+    fn load(&self, b: &mut Builder, piece: &Piece, element: V, step: i64) -> V {
+        let elem = elem_of(self.tensor.ty.dtype).unwrap_or(Elem::F32);
+        let size = elem.bytes() as i64;
+        let at = b.scale(element, size);
+        let at = b.add(self.base, at);
+        let v = piece.load_elements(b, self.param, at, elem, [self.tensor.byte_stride(1), size * step]);
+        b.to_f32(v)
+    }
+}
+
+/// (a, b) -> (a cos - b sin, b cos + a sin) over the first elements, of which `walk` goes along one half.
 fn rotate(
     b: &mut Builder,
-    (x_param, x, x_base): Source<'_>,
+    walk: &Walk,
+    x: &Source<'_>,
     (table, row): (Param, V),
     out: &Destination<'_>,
-    rotary: u64,
     interleaved: bool,
 ) {
-    let half = rotary / 2;
-    let size = x.ty.dtype.block_bytes() as i64;
-    for_row(b, half, 16, &[], |b, i, width, _| {
-        let cos_at = b.scale(i, 4);
-        let cos_at = b.add(row, cos_at);
-        let sin_at = b.offset(cos_at, half as i64 * 4);
-        let cos = b.load_row(table, cos_at, crate::tile::Elem::F32, width);
-        let sin = b.load_row(table, sin_at, crate::tile::Elem::F32, width);
+    let half = walk.n as i64;
+    walk.each(b, &[], |b, piece, _| {
+        let cos = piece.load_shared(b, table, row, DType::F32);
+        let sines = b.offset(row, half * 4);
+        let sin = piece.load_shared(b, table, sines, DType::F32);
         let (first, second, step) = if interleaved {
-            let even = b.scale(i, 2);
+            let even = b.scale(piece.at, 2);
             (even, b.offset(even, 1), 2)
         } else {
-            (i, b.offset(i, half as i64), 1)
+            (piece.at, b.offset(piece.at, half), 1)
         };
-        let mut pair = Vec::new();
-        for element in [first, second] {
-            let at = b.scale(element, size);
-            let at = b.add(x_base, at);
-            let elem = elem_of(x.ty.dtype).unwrap_or(crate::tile::Elem::F32);
-            let v = b.load(x_param, at, elem, &[width], &[size * step], None);
-            pair.push(b.to_f32(v));
-        }
-        let (a, c) = (pair[0], pair[1]);
+        let (a, c) = (x.load(b, piece, first, step), x.load(b, piece, second, step));
         let low = b.mul(c, sin);
         let low = b.neg(low);
         let low = b.fma(a, cos, low);
         let high = b.mul(a, sin);
         let high = b.fma(c, cos, high);
-        out.store(b, first, step, low);
-        out.store(b, second, step, high);
+        out.store(b, piece, first, step, low);
+        out.store(b, piece, second, step, high);
         Vec::new()
     });
 }
 
 /// Elements from `start` on, unchanged.
-fn copy_rest(b: &mut Builder, (x_param, x, x_base): Source<'_>, out: &Destination<'_>, start: u64, end: u64) {
-    for (from, count, width) in segments(end - start, 32) {
-        for tile in 0..count {
-            let element = b.int((start + from + tile * width) as i64);
-            let at = element_offset(b, x.ty.dtype, element);
-            let at = b.add(x_base, at);
-            let v = load_f32(b, x_param, at, x.ty.dtype, width as u32);
-            out.store(b, element, 1, v);
-        }
-    }
+fn copy_rest(b: &mut Builder, walk: &Walk, x: &Source<'_>, out: &Destination<'_>, start: u64) {
+    walk.each(b, &[], |b, piece, _| {
+        let element = b.offset(piece.at, start as i64);
+        let v = x.load(b, piece, element, 1);
+        out.store(b, piece, element, 1, v);
+        Vec::new()
+    });
 }

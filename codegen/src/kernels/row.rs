@@ -89,6 +89,13 @@ pub fn store_f32(b: &mut Builder, param: Param, offset: V, dtype: DType, v: V) {
     }
 }
 
+/// f32 values as they read back from memory of `dtype`.
+pub fn rounded(b: &mut Builder, dtype: DType, v: V) -> V {
+    let elem = elem_of(dtype).unwrap_or(Elem::F32);
+    let v = b.convert(Conversion::Float, v, elem);
+    b.to_f32(v)
+}
+
 /// One block of quantised activations: d = amax / 127, high = round(v / d), low = round(254 (v / d - high)); both planes,
 /// d, and the sum of the values.
 fn store_q8a(b: &mut Builder, param: Param, offset: V, v: V) {

@@ -5,16 +5,24 @@ use crate::target::Target;
 use crate::tile::{Binary, Builder, Conversion, Elem, Param, V};
 use weldment_ir::DType;
 use weldment_passes::target::Refusal;
-use weldment_runtime::artifact::{AffineBlocks, Layout, RowsInterleaved};
+use weldment_runtime::artifact::{AffineBlocks, Layout, Raw, RowsInterleaved};
 
-/// The layout of an [N, K] weight for this target: one lane per output row.
+/// Output rows of a tile of block formats on GPUs: four neighbouring rows make 16 bytes, and a tile is a matrix unit's width.
+const GPU_TILE: u32 = 32;
+
+/// The layout of an [N, K] weight for this target: one lane per output row, or on GPUs plain rows of floats.
 ///
 /// # Errors
 /// If no kernel reads the dtype, or K is not a whole number of groups.
 pub fn matrix_layout(dtype: DType, k: u64, target: &Target, pair_interleave: bool) -> Result<Layout, Refusal> {
     let runtime = weldment_runtime::DType::from_name(dtype.name());
-    let n_tile = target.lanes();
+    let n_tile = if target.gpu().is_some() { GPU_TILE } else { target.lanes() };
     let layout = match runtime {
+        Some(d @ (weldment_runtime::DType::F32 | weldment_runtime::DType::F16 | weldment_runtime::DType::BF16))
+            if target.gpu().is_some() =>
+        {
+            Layout::Raw(Raw { dtype: d })
+        }
         Some(d @ (weldment_runtime::DType::F32 | weldment_runtime::DType::F16 | weldment_runtime::DType::BF16)) => {
             // One layout per dtype and K, whatever reads it: a tied embedding is packed once for its gather and its matmul.
             let k_pair = d == weldment_runtime::DType::BF16 && k.is_multiple_of(2);
@@ -127,6 +135,153 @@ impl Group {
             None => b.mul(q, self.scale),
         }
     }
+}
+
+/// Words of quants of a tile of groups, for products whose lanes go along output rows.
+pub struct Words {
+    /// f32 [groups, words, n_tile] of each element of a word, in the order of [`Words::elements`].
+    pub values: Vec<V>,
+    /// f32 [groups, 1, n_tile].
+    pub scale: V,
+    /// f32 [groups, 1, n_tile].
+    pub minimum: Option<V>,
+    /// The value is (q - zero) * scale (+ minimum).
+    pub zero: f64,
+}
+
+impl Words {
+    /// Words that a group has of each output row.
+    pub fn of(layout: &AffineBlocks) -> u32 {
+        layout.group * u32::from(layout.bits) / 32
+    }
+
+    /// Element of the group that each value of word 0 is; those of word i are 4 i further.
+    pub fn elements(layout: &AffineBlocks) -> Vec<u32> {
+        let halves = if layout.bits == 4 { vec![0, layout.group / 2] } else { vec![0] };
+        halves.into_iter().flat_map(|start| (0..4).map(move |j| start + j)).collect()
+    }
+}
+
+/// Scales and minima f32 [groups, .., n_tile] of `groups` groups from byte `offset` on; `dims` is their shape.
+fn load_scales(
+    b: &mut Builder,
+    param: Param,
+    offset: V,
+    layout: &AffineBlocks,
+    dims: &[u32],
+    mask: Option<V>,
+) -> (V, Option<V>) {
+    let elem = if layout.scale == weldment_runtime::DType::F16 { Elem::F16 } else { Elem::F32 };
+    let size = elem.bytes() as i64;
+    let mut strides = vec![0; dims.len()];
+    strides[0] = layout.block_bytes() as i64;
+    strides[dims.len() - 1] = size;
+    let mask = mask.map(|m| {
+        let ones: Vec<u32> = dims.iter().enumerate().map(|(i, d)| if i == 0 { *d } else { 1 }).collect();
+        let m = b.reshape(m, &ones);
+        b.broadcast(m, dims)
+    });
+    let mut load = |at: i64| {
+        let at = b.offset(offset, at);
+        let v = b.load(param, at, elem, dims, &strides, mask);
+        b.to_f32(v)
+    };
+    let scales = layout.quant_bytes() as i64;
+    let scale = load(scales);
+    (scale, layout.has_min.then(|| load(scales + i64::from(layout.n_tile) * size)))
+}
+
+/// Loads `groups` groups from byte `offset` on, of which those in `present` [groups, 1, 1] exist.
+pub fn load_words(
+    b: &mut Builder,
+    param: Param,
+    offset: V,
+    layout: &AffineBlocks,
+    groups: u32,
+    present: Option<V>,
+) -> Words {
+    let n = layout.n_tile;
+    let shape = [groups, Words::of(layout), n];
+    let mask = present.map(|m| b.broadcast(m, &shape));
+    let words = b.load(param, offset, Elem::I32, &shape, &[layout.block_bytes() as i64, i64::from(n) * 4, 4], mask);
+    let (scale, minimum) = load_scales(b, param, offset, layout, &[groups, 1, n], present);
+    let mut values = Vec::new();
+    let width = i64::from(layout.bits);
+    // Low nibbles of the four bytes, then high ones; or the bytes.
+    let starts: &[i64] = if layout.bits == 4 { &[0, 4] } else { &[0] };
+    for start in starts {
+        for j in 0..4 {
+            let down = b.int_of(Elem::I32, &[], start + 8 * j);
+            let ones = b.int_of(Elem::I32, &[], (1 << width) - 1);
+            let q = b.binary(Binary::Shr, words, down);
+            let mut q = b.binary(Binary::And, q, ones);
+            if layout.signed {
+                let sign = b.int_of(Elem::I32, &[], 0x80);
+                let flipped = b.binary(Binary::Xor, q, sign);
+                q = b.sub(flipped, sign);
+            }
+            values.push(b.to_f32(q));
+        }
+    }
+    let zero = if layout.bits == 4 && !layout.has_min { 8.0 } else { 0.0 };
+    Words { values, scale, minimum, zero }
+}
+
+/// Values f32 [groups, quads, 4, n_tile] of `quads` fours of elements from four `first` of each group on, and the element of the
+/// group they start with: of 4-bit layouts low nibbles and high nibbles. Groups in `present` [groups, 1, 1] exist.
+pub fn load_quads(
+    b: &mut Builder,
+    param: Param,
+    offset: V,
+    layout: &AffineBlocks,
+    [groups, first, quads]: [u32; 3],
+    present: Option<V>,
+) -> Vec<(V, u32)> {
+    let n = layout.n_tile;
+    let shape = [groups, quads, 4, n];
+    let mask = present.map(|m| {
+        let m = b.reshape(m, &[groups, 1, 1, 1]);
+        b.broadcast(m, &shape)
+    });
+    let line = i64::from(n) * 4;
+    let at = b.offset(offset, i64::from(first) * line);
+    let bytes = b.load(param, at, Elem::I8, &shape, &[layout.block_bytes() as i64, line, 1, 4], mask);
+    let (scale, minimum) = load_scales(b, param, offset, layout, &[groups, 1, 1, n], present);
+    quants(b, layout, bytes)
+        .into_iter()
+        .map(|(q, start)| {
+            let value = match minimum {
+                Some(m) => b.fma(q, scale, m),
+                None => b.mul(q, scale),
+            };
+            (value, start + 4 * first)
+        })
+        .collect()
+}
+
+/// Quants less their zero, as f32, from bytes of a layout, with the place in the group of the first byte's: one tile, or of 4-bit
+/// layouts low and high nibbles.
+pub fn quants(b: &mut Builder, layout: &AffineBlocks, bytes: V) -> Vec<(V, u32)> {
+    if layout.bits == 8 {
+        let how = if layout.signed { Conversion::Signed } else { Conversion::Unsigned };
+        let wide = b.convert(how, bytes, Elem::I32);
+        return vec![(b.to_f32(wide), 0)];
+    }
+    let wide = b.convert(Conversion::Unsigned, bytes, Elem::I32);
+    let (mask, four) = (b.int_of(Elem::I32, &[], 15), b.int_of(Elem::I32, &[], 4));
+    let low = b.binary(Binary::And, wide, mask);
+    let high = b.binary(Binary::Shr, wide, four);
+    [(low, 0), (high, layout.group / 2)]
+        .into_iter()
+        .map(|(q, start)| {
+            let mut q = b.to_f32(q);
+            if !layout.has_min {
+                let eight = b.float(8.0);
+                q = b.sub(q, eight);
+            }
+            (q, start)
+        })
+        .collect()
 }
 
 /// Tile element of an interleaved float matrix.

@@ -37,6 +37,13 @@ choices! {
     /// Query heads per attention program: 1 spreads heads over threads, 2 shares keys and values within a group of heads
     /// [default: 1 for one token, else 2].
     attention_sharing: 1 | 2;
+    /// Output rows per program of a matrix product with up to 4 tokens on a GPU [default: by shape, so that blocks are many].
+    gemv_rows: 1 | 2 | 4 | 8 | 16;
+    /// Rows of activations per program of a matrix product with many tokens on a GPU [default: 16 to 64 by tokens].
+    gemm_tile_rows: 16 | 32 | 64 | 128;
+    /// Threads of an attention program on a GPU with few tokens: 64 to 256 split a context among as many KV blocks [default: 256,
+    /// or 128 for heads under 64].
+    attention_threads: 64 | 128 | 256;
     /// 1 accepts GPU kernels that need scratch memory or spill registers [default: 0, an error].
     allow_scratch: 0 | 1;
 }

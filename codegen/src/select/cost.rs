@@ -1,22 +1,38 @@
-//! The host cost model: launch and barrier, bytes over bandwidth, multiply-adds over rate. Constants are of the order of
-//! a current server core pair; only their ratios decide between graphs.
+//! The cost model: launch and barrier, bytes over bandwidth, multiply-adds over rate. Constants are of the order of a current
+//! server core pair, or of a current data-centre GPU; only their ratios decide between graphs.
 
+use crate::target::Target;
 use weldment_ir::{Category, DType, Op, OpKind, TensorType};
 use weldment_passes::target::{bytes_at, dim_at};
 
-/// Nanoseconds a launch costs beyond its work: hand-out and barrier.
-const LAUNCH: f64 = 600.0;
-/// Bytes a nanosecond from memory, all threads.
-const BANDWIDTH: f64 = 40.0;
-/// f32 multiply-adds a nanosecond, all threads.
-const RATE: f64 = 50.0;
+/// What a machine's launches are made of.
+struct Rates {
+    /// Nanoseconds a launch costs beyond its work: hand-out and barrier, or a node of a GPU graph.
+    launch: f64,
+    /// Bytes a nanosecond from memory, all threads.
+    bandwidth: f64,
+    /// f32 multiply-adds a nanosecond, all threads.
+    rate: f64,
+    /// 16-bit multiply-adds a nanosecond, with matrix units where there are some.
+    matrix: f64,
+}
 
-/// Estimated time of one launch of `op`.
-pub fn nanoseconds(op: &Op, operands: &[TensorType], results: &[TensorType], dims: &dyn Fn(&str) -> u64) -> f64 {
+const HOST: Rates = Rates { launch: 600.0, bandwidth: 40.0, rate: 50.0, matrix: 50.0 };
+const GPU: Rates = Rates { launch: 1000.0, bandwidth: 4000.0, rate: 20_000.0, matrix: 200_000.0 };
+
+/// Estimated time of one launch of `op` on `target`.
+pub fn nanoseconds(
+    target: &Target,
+    op: &Op,
+    operands: &[TensorType],
+    results: &[TensorType],
+    dims: &dyn Fn(&str) -> u64,
+) -> f64 {
     let category = op.kind().info().category;
     if category == Category::Leaf || (category == Category::View && !matches!(op.kind(), OpKind::Concat)) {
         return 0.0;
     }
+    let machine = if target.gpu().is_some() { GPU } else { HOST };
     let bytes = |types: &[TensorType]| types.iter().map(|t| bytes_at(t, dims) as f64).sum::<f64>();
     let elements = |t: &TensorType| t.shape.iter().map(|d| dim_at(d, dims) as f64).product::<f64>();
     let written = bytes(results);
@@ -33,14 +49,16 @@ pub fn nanoseconds(op: &Op, operands: &[TensorType], results: &[TensorType], dim
                 let matrices = if matches!(op, Op::MatmulSiluMul { .. }) { 2.0 } else { 1.0 };
                 let k = x.shape.last().map_or(1.0, |k| (dim_at(k, dims) as f64).max(1.0));
                 let rate = match (x.dtype, w.dtype.is_block()) {
-                    (DType::Q8A, _) => RATE * 4.0,
-                    (_, true) => RATE * 0.5,
-                    _ => RATE,
+                    (DType::Q8A, _) => machine.rate * 4.0,
+                    (DType::F32, true) => machine.rate * 0.5,
+                    (DType::F32, _) => machine.rate,
+                    (_, true) => machine.matrix * 0.5,
+                    _ => machine.matrix,
                 };
                 work = matrices * elements(x) / k * elements(w) / rate;
             }
         }
-        _ => work = results.iter().map(elements).sum::<f64>() * 4.0 / RATE,
+        _ => work = results.iter().map(elements).sum::<f64>() * 4.0 / machine.rate,
     }
-    LAUNCH + (moved / BANDWIDTH).max(work)
+    machine.launch + (moved / machine.bandwidth).max(work)
 }

@@ -7,7 +7,7 @@ mod cost;
 pub use choices::Choices;
 
 use crate::kernels::{
-    Built, Request, Tensor, attention, contiguous_last, gather, matmul, norm, pointwise, reduce, refuse, rope,
+    Built, Request, Tensor, attention, contiguous_last, gather, matmul, norm, pointwise, reduce, refuse, require, rope,
     row_stride,
 };
 use crate::target::Target;
@@ -102,6 +102,12 @@ pub struct KernelLibrary {
     pub max_tokens: u64,
 }
 
+/// Quantised activations are the host's: a GPU is short of bandwidth, not of multiply-adds.
+fn no_q8a_on_gpus(r: &Request<'_>) -> Result<(), Refusal> {
+    let quantised = r.operands.iter().chain(&r.results).any(|t| t.ty.dtype == DType::Q8A);
+    require(!(quantised && r.target.gpu().is_some()), "activation dtype on GPUs", DType::Q8A, "f32, f16 or bf16")
+}
+
 impl TargetModel for KernelLibrary {
     fn supports(&self, op: &Op, operands: &[TensorType], results: &[TensorType]) -> Result<(), Refusal> {
         let category = op.kind().info().category;
@@ -123,11 +129,12 @@ impl TargetModel for KernelLibrary {
                 (OpKind::Matmul | OpKind::MatmulAdd, 1) | (OpKind::MatmulSiluMul, 1 | 2) | (OpKind::Gather, 0)
             );
         }
+        no_q8a_on_gpus(&request)?;
         (family.check)(&request)
     }
 
     fn cost(&self, op: &Op, operands: &[TensorType], results: &[TensorType], dims: &dyn Fn(&str) -> u64) -> f64 {
-        cost::nanoseconds(op, operands, results, dims)
+        cost::nanoseconds(&self.target, op, operands, results, dims)
     }
 }
 
@@ -158,6 +165,7 @@ impl KernelNeeds for KernelLibrary {
 /// # Errors
 /// The precondition that fails, if no kernel takes it.
 pub fn build(request: &Request<'_>) -> Result<Built, Refusal> {
+    no_q8a_on_gpus(request)?;
     match family(request.op) {
         Some(family) => (family.build)(request),
         None => refuse("op", request.op.kind(), "an op with a kernel family"),

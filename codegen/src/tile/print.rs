@@ -17,10 +17,22 @@ impl fmt::Display for Kernel {
         }
         f.write_str("] (")?;
         for (i, param) in self.params.iter().enumerate() {
-            let mark = if param.access == Access::Read { "" } else { "mut " };
+            let mark = match (param.access, param.constant) {
+                (Access::Write, _) => "mut ",
+                (_, true) => "const ",
+                _ => "",
+            };
             write!(f, "{}{mark}${}", if i == 0 { "" } else { ", " }, param.name)?;
+            if param.align > 1 {
+                write!(f, "@{}", param.align)?;
+            }
         }
-        f.write_str(") {\n")?;
+        f.write_str(") ")?;
+        // The default, which hosts have no use for, goes unsaid.
+        if self.threads != 128 {
+            write!(f, "threads {} ", self.threads)?;
+        }
+        f.write_str("{\n")?;
         let mut text = String::new();
         block(self, &self.body, 1, &mut text)?;
         f.write_str(&text)?;

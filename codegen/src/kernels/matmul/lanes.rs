@@ -1,71 +1,14 @@
-//! Matrix products with packed weights: plain, + addend, and silu(gate) * up over a pair of weights.
-//!
-//! A program computes an [m_tile, n_tile] tile of the result over all of K. Weights lie one lane per output row, so the
-//! inner step is a broadcast of x against a vector of weights, for one token (gemv) and for many (gemm) alike.
+//! The host's form: weights lie one lane per output row, so the inner step is a broadcast of x against a vector of weights, for
+//! one token (gemv) and for many (gemm) alike.
 
-use super::weights::{load_group, load_pairs, load_rows, matrix_layout};
-use super::{Argument, Built, Request, RowSpace, contiguous_last, last_dim, refuse, require, row_stride};
-use crate::kernels::row::{Q8A_SCALE, Q8A_STEPS, Q8A_SUM, elem_of};
-use crate::tile::{Access, Builder, Compare, Conversion, Elem, Param, V};
-use weldment_ir::{DType, Op, TensorType};
+use super::{Bound, Left, joined};
+use crate::kernels::row::{Q8A_SCALE, Q8A_STEPS, Q8A_SUM, elem_of, for_row};
+use crate::kernels::weights::{load_group, load_pairs, load_rows};
+use crate::kernels::{Built, Request, RowSpace, last_dim, refuse, row_stride};
+use crate::tile::{Builder, Compare, Elem, Param, V};
+use weldment_ir::{DType, Op};
 use weldment_passes::target::Refusal;
 use weldment_runtime::artifact::{AffineBlocks, Layout, RowsInterleaved};
-
-/// Preconditions of the family.
-///
-/// # Errors
-/// The first that fails.
-pub fn check(r: &Request<'_>) -> Result<(), Refusal> {
-    let (x, w) = (&r.operands[0], &r.operands[1]);
-    let k = last_dim(x)?;
-    require(w.ty.constant_shape().is_some(), "weight shape", &w.ty, "constant dims")?;
-    require(r.results[0].ty.dtype.is_compute_float(), "result dtype", r.results[0].ty.dtype, "f32, f16 or bf16")?;
-    require(
-        x.ty.dtype.is_compute_float() || x.ty.dtype == DType::Q8A,
-        "activation dtype",
-        x.ty.dtype,
-        "f32, f16, bf16 or q8a",
-    )?;
-    require(
-        x.ty.dtype != DType::Q8A || w.ty.dtype.is_block(),
-        "weight dtype for q8a activations",
-        w.ty.dtype,
-        "a block-quantised format",
-    )?;
-    contiguous_last(x)?;
-    contiguous_last(&r.results[0])?;
-    row_stride(x)?;
-    row_stride(&r.results[0])?;
-    RowSpace::of(&x.ty.shape[..x.ty.rank() - 1])?;
-    if w.is_static {
-        matrix_layout(w.ty.dtype, k, r.target, false)?;
-    } else {
-        require(
-            w.ty.dtype.is_compute_float() && x.ty.dtype.is_compute_float(),
-            "weight dtype computed in the step",
-            w.ty.dtype,
-            "f32, f16 or bf16",
-        )?;
-        require(!matches!(r.op, Op::MatmulSiluMul { .. }), "weight", "one computed in the step", "a static one")?;
-    }
-    if let Op::MatmulAdd { .. } = r.op {
-        contiguous_last(&r.operands[2])?;
-        addend_stride(r)?;
-    }
-    Ok(())
-}
-
-/// Byte stride of the addend per row: 0 for a bias.
-fn addend_stride(r: &Request<'_>) -> Result<i64, Refusal> {
-    let (addend, out) = (&r.operands[2], &r.results[0]);
-    require(addend.ty.last_constant() == out.ty.last_constant(), "addend", &addend.ty, "the result's last dim")?;
-    let lead = &addend.ty.shape[..addend.ty.rank() - 1];
-    if lead.iter().all(|d| d.constant() == Some(1)) {
-        return Ok(0);
-    }
-    require(addend.ty.shape == out.ty.shape, "addend", &addend.ty, format!("a vector or {}", out.ty))?;
-    row_stride(addend)
-}
 
 /// Rows per program: one for decode, else as many as leave the accumulators in registers.
 fn row_tile(r: &Request<'_>, rows: &RowSpace) -> u32 {
@@ -80,21 +23,8 @@ fn row_tile(r: &Request<'_>, rows: &RowSpace) -> u32 {
     }
 }
 
-struct Left<'t> {
-    ty: &'t TensorType,
-    param: Param,
-    /// Byte offset of the first row of the program's tile.
-    base: V,
-    stride: i64,
-    rows: u32,
-}
-
-/// The kernel of a request that passed [`check`].
-///
-/// # Errors
-/// As [`check`].
+/// The host's kernel.
 pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
-    check(r)?;
     let (x, out) = (&r.operands[0], &r.results[0]);
     let k = last_dim(x)?;
     let n = last_dim(out)?;
@@ -103,23 +33,8 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
     let n_tile = u64::from(r.target.lanes());
     let pair = matches!(r.op, Op::MatmulSiluMul { .. });
     let mut b = Builder::new(if m_tile == 1 { "gemv" } else { "gemm" });
-    let x_param = b.param("x", Access::Read);
-    let w_param = b.param("w", Access::Read);
-    let mut arguments = vec![Argument::Operand(0)];
-    let layout = if r.operands[1].is_static {
-        let layout = matrix_layout(r.operands[1].ty.dtype, k, r.target, pair)?;
-        arguments.push(Argument::Packed { operands: if pair { vec![1, 2] } else { vec![1] }, layout });
-        Some(layout)
-    } else {
-        arguments.push(Argument::Operand(1));
-        None
-    };
-    let addend = matches!(r.op, Op::MatmulAdd { .. }).then(|| {
-        arguments.push(Argument::Operand(2));
-        b.param("addend", Access::Read)
-    });
-    let out_param = b.param("out", Access::Write);
-    arguments.push(Argument::Result(0));
+    let bound = Bound::new(&mut b, r)?;
+    let (x_param, w_param) = (bound.x, bound.w);
     rows.grid(&mut b, 0, u64::from(m_tile));
     b.grid_constant(1, n.div_ceil(n_tile));
 
@@ -127,7 +42,7 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
     let first_row = b.scale(pid_m, i64::from(m_tile));
     let base = b.scale(first_row, row_stride(x)?);
     let left = Left { ty: &x.ty, param: x_param, base, stride: row_stride(x)?, rows: m_tile };
-    let value = match layout {
+    let value = match bound.layout {
         Some(layout) => {
             let tile_bytes = layout.tile_bytes(k).unwrap_or(0) as i64;
             if pair {
@@ -135,8 +50,7 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
                 let up_at = b.offset(gate_at, tile_bytes);
                 let gate = packed_product(&mut b, &left, w_param, gate_at, &layout, k)?;
                 let up = packed_product(&mut b, &left, w_param, up_at, &layout, k)?;
-                let gate = b.silu(gate);
-                b.mul(gate, up)
+                joined(&mut b, &[gate, up])
             } else {
                 let at = b.scale(tile, tile_bytes);
                 packed_product(&mut b, &left, w_param, at, &layout, k)?
@@ -147,28 +61,7 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
 
     let first_column = b.scale(tile, n_tile as i64);
     let ragged = !n.is_multiple_of(n_tile);
-    let store = |b: &mut Builder, mask: Option<V>| -> Result<(), Refusal> {
-        let mut value = value;
-        if let Some(param) = addend {
-            let stride = addend_stride(r)?;
-            let dtype = r.operands[2].ty.dtype;
-            let elem = elem_of(dtype).unwrap_or(Elem::F32);
-            let row_at = b.scale(first_row, stride);
-            let column_at = b.scale(first_column, elem.bytes() as i64);
-            let at = b.add(row_at, column_at);
-            let a = b.load(param, at, elem, &[m_tile, n_tile as u32], &[stride, elem.bytes() as i64], mask);
-            let a = b.to_f32(a);
-            value = b.add(value, a);
-        }
-        let elem = elem_of(out.ty.dtype).unwrap_or(Elem::F32);
-        let stride = row_stride(out)?;
-        let row_at = b.scale(first_row, stride);
-        let column_at = b.scale(first_column, elem.bytes() as i64);
-        let at = b.add(row_at, column_at);
-        let value = b.convert(Conversion::Float, value, elem);
-        b.store(out_param, at, &[stride, elem.bytes() as i64], value, mask);
-        Ok(())
-    };
+    let store = |b: &mut Builder, mask: Option<V>| bound.store(b, r, value, [first_row, first_column], mask);
     if ragged {
         // The last tile stores only the columns that exist.
         let lanes = b.iota(Elem::I64, n_tile as u32);
@@ -196,7 +89,7 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
         r.operands[1].ty.dtype,
         out.ty.dtype
     );
-    Ok(Built { kernel: b.finish(String::new()), arguments, summary })
+    Ok(Built { kernel: b.finish(String::new()), arguments: bound.arguments, summary })
 }
 
 fn packed_product(b: &mut Builder, x: &Left<'_>, w: Param, at: V, layout: &Layout, k: u64) -> Result<V, Refusal> {
@@ -287,7 +180,7 @@ fn float_product(b: &mut Builder, x: &Left<'_>, w: Param, at: V, layout: &RowsIn
     let row_bytes = i64::from(layout.n_tile) * layout.dtype.block_bytes() as i64;
     let pairs = layout.k_pair && x.ty.dtype == DType::BF16;
     let init = b.float_tile(&[x.rows, layout.n_tile], 0.0);
-    super::row::for_row(b, k, 8, &[init], |b, i, width, carried| {
+    for_row(b, k, 8, &[init], |b, i, width, carried| {
         let w_at = b.scale(i, row_bytes);
         let w_at = b.add(at, w_at);
         let x_at = b.scale(i, elem.bytes() as i64);
@@ -334,37 +227,4 @@ fn dynamic_product(b: &mut Builder, x: &Left<'_>, r: &Request<'_>, w: Param, til
         vec![b.dot(carried[0], left, values)]
     });
     Ok(sums[0])
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{DType, Op, Request, TensorType, build};
-    use crate::kernels::Tensor;
-    use crate::target::Target;
-    use weldment_ir::Dim;
-
-    /// The tile program of [4, k] x [32, k].
-    fn program(x: DType, w: DType, k: u64) -> String {
-        let target = Target::named("x86-64-v4", &[]).expect("a known target");
-        let tensor = |dtype, rows, columns| {
-            Tensor::contiguous(&TensorType { dtype, shape: vec![Dim::Const(rows), Dim::Const(columns)] })
-        };
-        let request = Request {
-            op: &Op::Matmul { dtype: DType::F32 },
-            operands: vec![tensor(x, 4, k), Tensor { is_static: true, ..tensor(w, 32, k) }],
-            results: vec![tensor(DType::F32, 4, 32)],
-            max_tokens: 1,
-            target: &target,
-        };
-        build(&request).expect("a matmul the family takes").kernel.to_string()
-    }
-
-    #[test]
-    fn bf16_by_bf16_takes_the_bf16_dot() {
-        assert!(program(DType::BF16, DType::BF16, 38).contains("dot_bf16"));
-        for (x, w, k) in [(DType::BF16, DType::BF16, 37), (DType::F32, DType::BF16, 38), (DType::BF16, DType::F16, 38)]
-        {
-            assert!(!program(x, w, k).contains("dot_bf16"), "{x} {w} {k}");
-        }
-    }
 }

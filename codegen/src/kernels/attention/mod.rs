@@ -1,0 +1,144 @@
+//! Causal attention over a paged KV cache with an online softmax (Milakov and Gimelshein, "Online normalizer calculation for
+//! softmax").
+//!
+//! Blocks of keys lie with positions innermost and blocks of values with elements innermost. A host program ([`lanes`]) takes a
+//! token and a group of query heads and goes block by block. On a GPU, few tokens take a program a token and KV head, whose threads
+//! share the context among them ([`split`]); many take tiles of tokens to matrix units ([`tiles`]).
+
+mod lanes;
+mod split;
+mod tiles;
+
+use super::row::load_index;
+use super::schedule::param;
+use super::{Argument, Built, Request, Tensor, contiguous_last, last_dim, require};
+use crate::target::Target;
+use crate::tile::{Access, Builder, Param, V};
+use weldment_ir::{DType, Dim, Op};
+use weldment_passes::target::Refusal;
+
+/// Preconditions of the family.
+///
+/// # Errors
+/// The first that fails.
+pub fn check(r: &Request<'_>) -> Result<(), Refusal> {
+    let (q, out) = (&r.operands[0], &r.results[0]);
+    let d = last_dim(q)?;
+    for t in [q, out, &r.operands[1], &r.operands[2]] {
+        contiguous_last(t)?;
+    }
+    require(d <= 1024 || r.target.gpu().is_none(), "head size on GPUs", d, "at most 1024")?;
+    let slots = r.operands[1].ty.last_constant().unwrap_or(0);
+    require(slots.is_power_of_two() && slots <= 64, "KV block", slots, "a power of two up to 64")?;
+    for cache in &r.operands[1..3] {
+        require(cache.ty.dtype.is_compute_float(), "cache dtype", cache.ty.dtype, "f32, f16 or bf16")?;
+    }
+    require(out.ty.dtype != DType::Q8A || d.is_multiple_of(32), "head size for q8a", d, "a multiple of 32")?;
+    require(q.ty.dtype.is_compute_float(), "query dtype", q.ty.dtype, "f32, f16 or bf16")?;
+    require(q.ty.shape[1].constant().is_some(), "heads", &q.ty, "a constant")
+}
+
+/// Tokens of a variant from which tiles of them go to matrix units.
+const MANY_TOKENS: u64 = 65;
+
+/// The kernel of a request that passed [`check`].
+///
+/// # Errors
+/// As [`check`].
+pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
+    check(r)?;
+    let Op::Attention { scale, .. } = r.op else { return super::refuse("op", r.op.kind(), "attention") };
+    let [q, keys, values, positions, ids, tables] = &r.operands[..] else {
+        return super::refuse("operands", r.operands.len(), 6);
+    };
+    let heads = q.ty.shape[1].constant().unwrap_or(1);
+    let kv_heads = keys.ty.shape[1].constant().unwrap_or(1);
+    let mut b = Builder::new("attention");
+    let names = ["q", "k_cache", "v_cache", "positions", "sequence_ids", "block_tables"];
+    let params: Vec<Param> =
+        names.iter().zip(&r.operands).map(|(n, t)| param(&mut b, r.target, n, t, Access::Read)).collect();
+    let out_param = param(&mut b, r.target, "out", &r.results[0], Access::Write);
+    let problem = Problem {
+        params: &params,
+        out_param,
+        q,
+        keys,
+        values,
+        positions,
+        ids,
+        tables,
+        out: &r.results[0],
+        d: last_dim(q)?,
+        heads,
+        kv_heads,
+        share: heads / kv_heads,
+        slots: keys.ty.last_constant().unwrap_or(16) as u32,
+        scale: scale.0,
+        tokens: &q.ty.shape[0],
+        max_tokens: r.max_tokens,
+    };
+    let form = match r.target {
+        Target::Host(host) => lanes::build(&mut b, &problem, &host.choices),
+        Target::Gpu(gpu) => match tiles::unit(&problem).filter(|_| r.max_tokens >= MANY_TOKENS) {
+            Some(unit) => tiles::build(&mut b, &problem, gpu.arch, unit),
+            None => split::build(&mut b, &problem, &gpu.choices),
+        },
+    };
+    let mut arguments: Vec<Argument> = (0..6).map(Argument::Operand).collect();
+    arguments.push(Argument::Result(0));
+    let summary = format!(
+        "attention {heads} heads over {kv_heads} of {}, {form}, {} -> {}",
+        problem.d, q.ty.dtype, r.results[0].ty.dtype
+    );
+    Ok(Built { kernel: b.finish(String::new()), arguments, summary })
+}
+
+/// What all forms read of a request.
+struct Problem<'t> {
+    params: &'t [Param],
+    out_param: Param,
+    q: &'t Tensor,
+    keys: &'t Tensor,
+    values: &'t Tensor,
+    positions: &'t Tensor,
+    ids: &'t Tensor,
+    tables: &'t Tensor,
+    out: &'t Tensor,
+    /// Elements of a head.
+    d: u64,
+    heads: u64,
+    kv_heads: u64,
+    /// Query heads of a KV head.
+    share: u64,
+    /// Positions of a block.
+    slots: u32,
+    scale: f64,
+    tokens: &'t Dim,
+    max_tokens: u64,
+}
+
+impl Problem<'_> {
+    /// Sets a grid axis to the tokens, `tile` a program.
+    fn token_grid(&self, b: &mut Builder, axis: usize, tile: u64) {
+        match self.tokens {
+            Dim::Sym(s) => b.grid_symbol(axis, s, 1, tile),
+            Dim::Const(n) => b.grid_constant(axis, n.div_ceil(tile)),
+        }
+    }
+
+    /// Position of a token, and byte offset of its sequence's row of block tables.
+    fn token(&self, b: &mut Builder, token: V) -> (V, V) {
+        let position_at = b.scale(token, self.positions.byte_stride(0));
+        let position = load_index(b, self.params[3], position_at);
+        let id_at = b.scale(token, self.ids.byte_stride(0));
+        let sequence = load_index(b, self.params[4], id_at);
+        (position, b.scale(sequence, self.tables.byte_stride(0)))
+    }
+}
+
+/// Byte offset of [token, head, 0].
+fn place(b: &mut Builder, t: &Tensor, token: V, head: V) -> V {
+    let a = b.scale(token, t.byte_stride(0));
+    let h = b.scale(head, t.byte_stride(1));
+    b.add(a, h)
+}

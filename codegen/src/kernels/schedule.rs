@@ -1,0 +1,276 @@
+//! How a program walks its share of a tensor: a host takes one row in pieces of descending width; a GPU takes tiles of
+//! whole rows whose dims are powers of two, with tails masked so that vectors of 16 bytes are read whole or not at all.
+
+use super::row::{elem_of, element_offset, for_row, load_f32, store_f32};
+use super::{RowSpace, Tensor};
+use crate::target::Target;
+use crate::tile::{Access, Binary, Builder, Compare, Conversion, Elem, Param, Reduction, V};
+use weldment_ir::DType;
+
+/// Elements that a GPU program of an elementwise or row kernel handles at a time, as far as there are so many.
+pub const ELEMENTS: u64 = 2048;
+/// Largest block of the row kernels.
+const MOST_THREADS: u64 = 512;
+/// Widest piece of a row: 32 elements a thread stay in registers.
+const WIDEST: u64 = MOST_THREADS * 32;
+/// Trips of a loop that are written out.
+pub const UNROLLED: u64 = 4;
+/// Largest number of blocks along the y and z axes of a grid.
+pub const GRID_LIMIT: u64 = 65_535;
+
+/// Threads for a tile of `elements`, `each` a thread where that gives a sensible block.
+pub fn threads_for(elements: u64, each: u64) -> u32 {
+    (elements / each).clamp(64, MOST_THREADS).next_power_of_two() as u32
+}
+
+/// Declares the parameter of a tensor. Only GPU programs are told about alignment and constancy, on which their code depends.
+pub fn param(b: &mut Builder, target: &Target, name: &str, t: &Tensor, access: Access) -> Param {
+    match target {
+        Target::Host(_) => b.param(name, access),
+        Target::Gpu(_) => b.aligned_param(name, access, t.align, t.is_static && access == Access::Read),
+    }
+}
+
+/// Declares the parameter of packed weights, which start at multiples of 64 bytes.
+pub fn packed_param(b: &mut Builder, target: &Target, name: &str) -> Param {
+    match target {
+        Target::Host(_) => b.param(name, Access::Read),
+        Target::Gpu(_) => b.aligned_param(name, Access::Read, 64, true),
+    }
+}
+
+/// i1 [width]: element `at + i` is below `n`; `at` is a multiple of `width`. As many neighbours as divide `n` share one comparison.
+pub fn below(b: &mut Builder, at: V, width: u32, n: u64) -> V {
+    let together = 1u64 << n.trailing_zeros().min(4).min(width.trailing_zeros());
+    let index = b.iota(Elem::I64, width / together as u32);
+    let step = b.int(together as i64);
+    let first = b.div(at, step);
+    let limit = b.int((n / together) as i64);
+    let left = b.sub(limit, first);
+    let inside = b.compare(Compare::Less, index, left);
+    if together == 1 {
+        return inside;
+    }
+    let inside = b.reshape(inside, &[width / together as u32, 1]);
+    let inside = b.broadcast(inside, &[width / together as u32, together as u32]);
+    b.reshape(inside, &[width])
+}
+
+/// All of the masks that are there, broadcast to `shape`.
+pub fn all_of(b: &mut Builder, masks: &[Option<V>], shape: &[u32]) -> Option<V> {
+    let joined = masks.iter().flatten().copied().reduce(|x, y| b.binary(Binary::And, x, y))?;
+    Some(b.broadcast(joined, shape))
+}
+
+/// Calls `body` with the start of each run of `width` of `n` elements, and a mask [width] for a last run that is not whole.
+pub fn steps(
+    b: &mut Builder,
+    n: u64,
+    width: u64,
+    init: &[V],
+    mut body: impl FnMut(&mut Builder, V, Option<V>, &[V]) -> Vec<V>,
+) -> Vec<V> {
+    let whole = n / width;
+    let mut carried = init.to_vec();
+    if whole <= UNROLLED {
+        for i in 0..whole {
+            let at = b.int((i * width) as i64);
+            carried = body(b, at, None, &carried);
+        }
+    } else {
+        let (zero, end) = (b.int(0), b.int((whole * width) as i64));
+        carried = b.for_loop(zero, end, width as i64, &carried, |b, at, c| body(b, at, None, c));
+    }
+    if whole * width < n {
+        let at = b.int((whole * width) as i64);
+        let mask = below(b, at, width as u32, n);
+        carried = body(b, at, Some(mask), &carried);
+    }
+    carried
+}
+
+/// The rows of a program and how it goes along them.
+pub struct Walk {
+    /// Elements of a row.
+    pub n: u64,
+    width: u64,
+    /// Rows of the program on a GPU; on a host there is one, and its tiles have no dim for it.
+    rows: Option<u32>,
+    /// i1 [rows, 1], where the last program has rows too many.
+    present: Option<V>,
+    /// Index of the program's first row.
+    pub first: V,
+}
+
+impl Walk {
+    /// A walk over `space` rows of `n` elements, along grid axis 0, in pieces of at most `widest` on a host.
+    pub fn new(b: &mut Builder, target: &Target, space: &RowSpace, n: u64, widest: u64) -> Walk {
+        if target.gpu().is_none() {
+            space.grid(b, 0, 1);
+            return Walk { n, width: widest, rows: None, present: None, first: b.program_id(0) };
+        }
+        let width = n.next_power_of_two().min(WIDEST);
+        let mut rows = (ELEMENTS / width).max(1);
+        if space.symbol.is_none() {
+            rows = rows.min(space.mul.next_power_of_two());
+        }
+        b.threads(threads_for(rows * width, 8));
+        space.grid(b, 0, rows);
+        let id = b.program_id(0);
+        let first = b.scale(id, rows as i64);
+        let ragged = rows > 1 && (space.symbol.is_some() || !space.mul.is_multiple_of(rows));
+        let present = ragged.then(|| {
+            let count = space.count(b);
+            present(b, first, count, rows as u32)
+        });
+        Walk { n, width, rows: Some(rows as u32), present, first }
+    }
+
+    /// A walk over `n` elements of rows that the caller chose: `rows` of them (`None` on a host), those in `present` [rows, 1].
+    pub fn of(n: u64, width: u64, rows: Option<u32>, present: Option<V>, first: V) -> Walk {
+        Walk { n, width, rows, present, first }
+    }
+
+    /// True if the whole row is one tile, which can then stay in registers.
+    pub fn is_single(&self) -> bool {
+        self.rows.is_some() && self.n <= self.width
+    }
+
+    /// Calls `body` with each piece, threading carried values through.
+    pub fn each(
+        &self,
+        b: &mut Builder,
+        init: &[V],
+        mut body: impl FnMut(&mut Builder, &Piece, &[V]) -> Vec<V>,
+    ) -> Vec<V> {
+        let Some(rows) = self.rows else {
+            return for_row(b, self.n, self.width, init, |b, at, width, carried| {
+                body(b, &Piece { at, width, rows: None, columns: None, present: None }, carried)
+            });
+        };
+        let width = self.width.min(self.n.next_power_of_two());
+        steps(b, self.n, width, init, |b, at, mask, carried| {
+            let columns = mask.map(|m| b.reshape(m, &[1, width as u32]));
+            body(b, &Piece { at, width: width as u32, rows: Some(rows), columns, present: self.present }, carried)
+        })
+    }
+
+    /// Reduces the pieces' last dim: a scalar on a host, [rows, 1] on a GPU.
+    pub fn reduce(&self, b: &mut Builder, op: Reduction, v: V) -> V {
+        match self.rows {
+            None => {
+                let v = b.reduce(op, v, 0);
+                b.reshape(v, &[])
+            }
+            Some(_) => b.reduce(op, v, 1),
+        }
+    }
+
+    /// A value a row, in the form that [`Walk::reduce`] gives.
+    pub fn per_row(&self, b: &mut Builder, x: f64) -> V {
+        match self.rows {
+            None => b.float(x),
+            Some(rows) => b.float_tile(&[rows, 1], x),
+        }
+    }
+
+    /// Stores one element a row.
+    pub fn store_per_row(&self, b: &mut Builder, param: Param, base: V, dtype: DType, row_stride: i64, v: V) {
+        let Some(_) = self.rows else { return store_f32(b, param, base, dtype, v) };
+        let v = b.convert(Conversion::Float, v, elem_of(dtype).unwrap_or(Elem::F32));
+        b.store(param, base, &[row_stride, 0], v, self.present);
+    }
+}
+
+/// i1 [rows, 1]: row `first + i` is below `count`.
+pub fn present(b: &mut Builder, first: V, count: V, rows: u32) -> V {
+    let index = b.iota(Elem::I64, rows);
+    let left = b.sub(count, first);
+    let inside = b.compare(Compare::Less, index, left);
+    b.reshape(inside, &[rows, 1])
+}
+
+/// Elements `at..at + width` of the program's rows.
+pub struct Piece {
+    /// i64 index of the first element.
+    pub at: V,
+    width: u32,
+    rows: Option<u32>,
+    columns: Option<V>,
+    present: Option<V>,
+}
+
+impl Piece {
+    /// [width] on a host, [rows, width] on a GPU.
+    pub fn shape(&self) -> Vec<u32> {
+        self.rows.into_iter().chain([self.width]).collect()
+    }
+
+    fn mask(&self, b: &mut Builder) -> Option<V> {
+        all_of(b, &[self.columns, self.present], &self.shape())
+    }
+
+    /// `v` where there are elements, `other` in masked places.
+    pub fn or(&self, b: &mut Builder, v: V, other: f64) -> V {
+        match self.mask(b) {
+            None => v,
+            Some(mask) => {
+                let other = b.float(other);
+                b.select(mask, v, other)
+            }
+        }
+    }
+
+    /// Byte offset of the piece in rows of `dtype` that start at `base`.
+    fn offset(&self, b: &mut Builder, base: V, dtype: DType) -> V {
+        let at = element_offset(b, dtype, self.at);
+        b.add(base, at)
+    }
+
+    /// The piece of contiguous rows at byte `base` and `row_stride` apart, as f32.
+    pub fn load(&self, b: &mut Builder, param: Param, base: V, dtype: DType, row_stride: i64) -> V {
+        let at = self.offset(b, base, dtype);
+        match self.rows {
+            None => load_f32(b, param, at, dtype, self.width),
+            Some(_) => {
+                let elem = elem_of(dtype).unwrap_or(Elem::F32);
+                let v = self.load_elements(b, param, at, elem, [row_stride, elem.bytes() as i64]);
+                b.to_f32(v)
+            }
+        }
+    }
+
+    /// The piece of a vector that all rows share, as f32 [width] or [1, width].
+    pub fn load_shared(&self, b: &mut Builder, param: Param, base: V, dtype: DType) -> V {
+        let one = Piece { rows: self.rows.map(|_| 1), present: None, ..*self };
+        one.load(b, param, base, dtype, 0)
+    }
+
+    /// Elements at byte `at`, `strides` = bytes from row to row and from element to element.
+    pub fn load_elements(&self, b: &mut Builder, param: Param, at: V, elem: Elem, strides: [i64; 2]) -> V {
+        let mask = self.mask(b);
+        let strides = if self.rows.is_some() { &strides[..] } else { &strides[1..] };
+        b.load(param, at, elem, &self.shape(), strides, mask)
+    }
+
+    /// The counterpart of [`Piece::load_elements`].
+    pub fn store_elements(&self, b: &mut Builder, param: Param, at: V, strides: [i64; 2], v: V) {
+        let mask = self.mask(b);
+        let strides = if self.rows.is_some() { &strides[..] } else { &strides[1..] };
+        let v = b.broadcast(v, &self.shape());
+        b.store(param, at, strides, v, mask);
+    }
+
+    /// Rounds f32 values to `dtype` and stores them in rows at byte `base`; q8a on hosts only.
+    pub fn store(&self, b: &mut Builder, param: Param, base: V, dtype: DType, row_stride: i64, v: V) {
+        let at = self.offset(b, base, dtype);
+        match self.rows {
+            None => store_f32(b, param, at, dtype, v),
+            Some(_) => {
+                let elem = elem_of(dtype).unwrap_or(Elem::F32);
+                let v = b.convert(Conversion::Float, v, elem);
+                self.store_elements(b, param, at, [row_stride, elem.bytes() as i64], v);
+            }
+        }
+    }
+}
