@@ -1,4 +1,5 @@
 //! The conformance suite with kernels from one pair of tile programs: on the host always, on GPUs where there are devices.
+#![allow(clippy::unwrap_used, reason = "a failed call fails the test")]
 
 use weldment_codegen::llvm::{Emit, compile_gpu, compile_host};
 use weldment_codegen::object::{amdgpu, link};
