@@ -160,6 +160,10 @@ impl<'c, 'k> Emit<'c, 'k> {
             let leave = self.context.append_basic_block(self.function, "surplus");
             self.builder.build_conditional_branch(inside, stay, leave)?;
             self.builder.position_at_end(leave);
+            if !self.arch.is_amd() {
+                // A kernel of surplus programs alone must not be over before the launches ahead of it are.
+                self.call("llvm.nvvm.griddepcontrol.wait", &[])?;
+            }
             self.builder.build_return(None)?;
             self.builder.position_at_end(stay);
         }
@@ -434,6 +438,11 @@ impl<'c, 'k> Emit<'c, 'k> {
             other => (self.elem_type(other), other.bytes()),
         };
         let size = bytes << tile_bits;
+        if size > u64::from(self.arch.shared_bytes())
+            && let Some(bit) = from.regs.iter().copied().find(|b| to.in_registers(*b))
+        {
+            return self.relayout_halves(&regs, elem, tile_bits, from, to, bit);
+        }
         let base = self.shared_base(size)?;
         self.barrier()?;
         let stride = |b: u8| (bytes as i64) << b;
@@ -474,6 +483,29 @@ impl<'c, 'k> Emit<'c, 'k> {
                 } else {
                     x
                 };
+            }
+        }
+        Ok(out)
+    }
+
+    /// Exchanges a tile that is too large for shared memory in two halves, by an element bit that registers hold before and after.
+    fn relayout_halves(
+        &mut self,
+        regs: &[BasicValueEnum<'c>],
+        elem: Elem,
+        tile_bits: u8,
+        from: &Layout,
+        to: &Layout,
+        bit: u8,
+    ) -> Result<Regs<'c>, LlvmError> {
+        let half = |l: &Layout| l.map(|b| dropped(b, bit, 1));
+        let mut out: Regs<'c> = vec![self.elem_type(elem).const_zero(); to.count()];
+        for value in 0..2u64 {
+            let of = |l: &Layout, r: usize| l.element(r) >> bit & 1 == value;
+            let part: Regs<'c> = (0..from.count()).filter(|r| of(from, *r)).map(|r| regs[r]).collect();
+            let moved = self.relayout(part, elem, tile_bits - 1, &half(from), &half(to))?;
+            for (r, x) in (0..to.count()).filter(|r| of(to, *r)).zip(moved) {
+                out[r] = x;
             }
         }
         Ok(out)
