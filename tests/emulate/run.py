@@ -38,7 +38,16 @@ NOT_EMULATED = [
     (r"global_load_lds\w*", None, "loads straight into LDS are missing"),
     (r"global_atomic_pk_add_bf16", None, "packed bf16 atomics are missing"),
     (r"s_memtime", None, "s_memtime is missing"),
-    (r"\w*atomic_cmpswap\w*|ds_cmpst\w*", None, "compare and swap is missing"),
+    (
+        r"(?:ds|global|flat|buffer|scratch)_\w+ [^/\n]*\ba(?:\d+|\[)",
+        None,
+        "memory instructions take accumulation registers for vector ones",
+    ),
+    (
+        r"v_s?mfma_\w+ [^,\n]+, (?:[^,\n]+, )?a(?:\d+|\[)[^,\n]*, [^,\n]+",
+        None,
+        "matrix operands in accumulation registers are read from vector ones",
+    ),
 ]
 
 

@@ -97,6 +97,9 @@ pub fn cases() -> Vec<Case> {
             all.push(matmul(tokens, max, n, k, dtype, dtype));
         }
     }
+    // Large tiles, whose last rows and columns are ragged.
+    all.push(matmul(70, 256, 144, 256, DType::BF16, DType::BF16));
+    all.push(matmul(70, 256, 136, 256, DType::BF16, DType::Q4_1));
     all.push(matmul(3, 16, 24, 64, DType::F32, DType::BF16));
     all.push(matmul(1, 1, 24, 64, DType::F32, DType::F16));
     for format in FORMATS {
@@ -124,6 +127,10 @@ pub fn cases() -> Vec<Case> {
         all.push(elementwise(3, 16, 70, dtype));
         all.push(reductions(3, 16, 77, dtype));
         all.push(gather(4, 16, 96, dtype, dtype));
+    }
+    // Tiles of tokens on matrix units.
+    for (dtype, heads, kv, d) in [(DType::BF16, 6, 2, 64), (DType::BF16, 4, 4, 80), (DType::F16, 2, 1, 128)] {
+        all.push(attention(37, 96, heads, kv, d, dtype));
     }
     for format in FORMATS {
         all.push(gather(1, 1, 256, format, DType::BF16));

@@ -161,17 +161,29 @@ pub fn write_job(case: &Case, target: &str, dir: &Path) -> Result<Job, String> {
 }
 
 impl Job {
-    /// The largest difference from the interpreter, after the job ran.
+    /// The largest difference from the interpreter, after the job ran, and the outputs' first elements that show it.
     ///
     /// # Errors
     /// If a buffer cannot be read back.
-    pub fn difference(&self, case: &Case) -> Result<f64, String> {
+    pub fn difference(&self, case: &Case) -> Result<(f64, String), String> {
         let mut found = Outputs::new();
         for (name, path, external, shape) in &self.outputs {
             let bytes = std::fs::read(path).map_err(|e| e.to_string())?;
             found.insert(name.clone(), collect(external, &bytes, shape)?);
         }
-        Ok((case.difference)(&self.expected, &found))
+        let mut shown = String::new();
+        for (name, expected) in &self.expected {
+            let pairs = expected.iter().zip(found.get(name).into_iter().flatten()).enumerate();
+            let apart = |(x, y): (&f64, &f64)| y.is_nan() || (x - y).abs() > case.tolerance * x.abs().max(1.0);
+            let wrong: Vec<_> = pairs.filter(|(_, pair)| apart(*pair)).collect();
+            if !wrong.is_empty() {
+                shown += &format!("; {name}: {} of {} elements differ:", wrong.len(), expected.len());
+                for (at, (x, y)) in wrong.iter().take(6) {
+                    shown += &format!(" [{at}] {y} for {x}");
+                }
+            }
+        }
+        Ok(((case.difference)(&self.expected, &found), shown))
     }
 }
 

@@ -1,6 +1,6 @@
 //! `make emulate`: every case for every emulated target, in the emulator of a tinygrad checkout (TINYGRAD_PATH), against the
 //! interpreter. Writes tests/emulated.lock when all agree. An argument keeps the cases whose name contains it, and then
-//! nothing is written.
+//! nothing is written. WELDMENT_KEEP names a folder in which objects and buffers stay.
 
 use serde_json::{Map, Value as Json, json};
 use std::io::{BufRead, BufReader, Write};
@@ -42,6 +42,8 @@ fn run() -> Result<usize, String> {
         .flat_map(|c| TARGETS.map(|target| (c.clone(), target)))
         .collect();
     let dir = tempfile::tempdir().map_err(|e| e.to_string())?;
+    let keep = std::env::var_os("WELDMENT_KEEP").map(std::path::PathBuf::from);
+    let base = keep.as_deref().unwrap_or(dir.path());
     let next = AtomicUsize::new(0);
     let outcomes: Mutex<Vec<Option<Outcome>>> = Mutex::new(work.iter().map(|_| None).collect());
     std::thread::scope(|scope| {
@@ -51,7 +53,7 @@ fn run() -> Result<usize, String> {
                 while let Some((index, (case, target))) =
                     Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|i| work.get(i).map(|w| (i, w)))
                 {
-                    let place = dir.path().join(index.to_string());
+                    let place = base.join(format!("{index}.{target}"));
                     let outcome = match &mut emulator {
                         Ok(emulator) => emulator.run(case, target, &place),
                         Err(e) => Err(e.clone()),
@@ -65,7 +67,9 @@ fn run() -> Result<usize, String> {
                         outcomes[index] = Some(outcome);
                     }
                     // Buffers of a finished case are only in the way; an error is the temporary folder's to clean up.
-                    let _ = std::fs::remove_dir_all(&place);
+                    if keep.is_none() {
+                        let _ = std::fs::remove_dir_all(&place);
+                    }
                 }
             });
         }
@@ -143,9 +147,9 @@ impl Drop for Emulator {
 }
 
 fn emulated(case: &Case, target: &str, job: &Job) -> Result<Json, String> {
-    let apart = job.difference(case)?;
+    let (apart, shown) = job.difference(case)?;
     if apart > case.tolerance {
-        return Err(format!("{apart} from the interpreter; {} is accepted", case.tolerance));
+        return Err(format!("{apart} from the interpreter; {} is accepted{shown}", case.tolerance));
     }
     Ok(json!({
         "target": target,
