@@ -102,6 +102,15 @@ pub struct KernelLibrary {
     pub max_tokens: u64,
 }
 
+/// True for operands that are paged caches.
+fn is_cache(op: &Op, operand: usize) -> bool {
+    match op.kind() {
+        OpKind::CacheWrite | OpKind::RopeCacheWrite => operand == 0,
+        OpKind::Attention => matches!(operand, 1 | 2),
+        _ => false,
+    }
+}
+
 /// Quantised activations are the host's: a GPU is short of bandwidth, not of multiply-adds.
 fn no_q8a_on_gpus(r: &Request<'_>) -> Result<(), Refusal> {
     let quantised = r.operands.iter().chain(&r.results).any(|t| t.ty.dtype == DType::Q8A);
@@ -141,6 +150,9 @@ impl TargetModel for KernelLibrary {
 impl KernelNeeds for KernelLibrary {
     fn read(&self, op: &Op, operand: usize, ty: &TensorType, strides: &[u64]) -> Result<(), String> {
         let Some(family) = family(op) else { return Ok(()) };
+        if self.target.gpu().is_some() && is_cache(op, operand) {
+            return Ok(());
+        }
         let access = family.operands.get(operand).or(family.operands.last()).copied().unwrap_or(Access::Any);
         if ty.dtype == DType::Q8A && access != Access::Rows {
             return accepts(Access::Contiguous, ty, strides);
@@ -150,9 +162,21 @@ impl KernelNeeds for KernelLibrary {
 
     fn write(&self, op: &Op, _: usize, ty: &TensorType, strides: &[u64]) -> Result<(), String> {
         let Some(family) = family(op) else { return Ok(()) };
+        if self.target.gpu().is_some() && op.kind().info().category == Category::StateWrite {
+            return Ok(());
+        }
         let access =
             if ty.dtype == DType::Q8A && family.result == Access::Any { Access::Contiguous } else { family.result };
         accepts(access, ty, strides)
+    }
+
+    fn state_order(&self, graph: &Graph, state: &str) -> Option<Vec<usize>> {
+        let mut cached = graph.ids().flat_map(|id| {
+            let node = graph.node(id);
+            (0..node.operands.len()).filter(|i| is_cache(&node.op, *i)).map(|i| graph.node(node.operands[i].node))
+        });
+        let leaf = cached.find(|leaf| matches!(&leaf.op, Op::State { name, .. } if &**name == state))?;
+        attention::state_order(leaf.types[0].dtype, &self.target)
     }
 
     fn scratch(&self, _: &Graph, _: NodeId) -> u64 {

@@ -1,9 +1,9 @@
 //! Causal attention over a paged KV cache with an online softmax (Milakov and Gimelshein, "Online normalizer calculation for
 //! softmax").
 //!
-//! Blocks of keys lie with positions innermost and blocks of values with elements innermost. A host program ([`lanes`]) takes a
-//! token and a group of query heads and goes block by block. On a GPU, few tokens take a program a token and KV head, whose threads
-//! share the context among them ([`split`]); many take tiles of tokens to matrix units ([`tiles`]).
+//! Row-major blocks have the positions of keys innermost and the elements of values. A host program ([`lanes`]) takes a token and a
+//! group of query heads and goes block by block. On a GPU 16-bit operands go to matrix units ([`tiles`]), whose caches lie the
+//! other way round ([`state_order`]); others take a program a token and KV head, whose threads share the context ([`split`]).
 
 mod lanes;
 mod split;
@@ -13,7 +13,7 @@ use super::row::load_index;
 use super::schedule::param;
 use super::{Argument, Built, Request, Tensor, contiguous_last, last_dim, require};
 use crate::target::Target;
-use crate::tile::{Access, Builder, Param, V};
+use crate::tile::{Access, Binary, Builder, Conversion, Elem, Param, V};
 use weldment_ir::{DType, Dim, Op};
 use weldment_passes::target::Refusal;
 
@@ -24,18 +24,26 @@ use weldment_passes::target::Refusal;
 pub fn check(r: &Request<'_>) -> Result<(), Refusal> {
     let (q, out) = (&r.operands[0], &r.results[0]);
     let d = last_dim(q)?;
-    for t in [q, out, &r.operands[1], &r.operands[2]] {
+    let caches = &r.operands[1..3];
+    // GPU programs address caches by any strides.
+    for t in [q, out].into_iter().chain(caches.iter().filter(|_| r.target.gpu().is_none())) {
         contiguous_last(t)?;
     }
     require(d <= 1024 || r.target.gpu().is_none(), "head size on GPUs", d, "at most 1024")?;
     let slots = r.operands[1].ty.last_constant().unwrap_or(0);
     require(slots.is_power_of_two() && slots <= 64, "KV block", slots, "a power of two up to 64")?;
-    for cache in &r.operands[1..3] {
+    for cache in caches {
         require(cache.ty.dtype.is_compute_float(), "cache dtype", cache.ty.dtype, "f32, f16 or bf16")?;
     }
     require(out.ty.dtype != DType::Q8A || d.is_multiple_of(32), "head size for q8a", d, "a multiple of 32")?;
     require(q.ty.dtype.is_compute_float(), "query dtype", q.ty.dtype, "f32, f16 or bf16")?;
     require(q.ty.shape[1].constant().is_some(), "heads", &q.ty, "a constant")
+}
+
+/// Order in memory, outermost first, of the dims of a cache of `dtype`, where it is not row-major: on GPUs 16-bit caches have the
+/// dim innermost that matrix units contract, elements of keys and positions of values.
+pub fn state_order(dtype: DType, target: &Target) -> Option<Vec<usize>> {
+    (target.gpu().is_some() && matches!(dtype, DType::F16 | DType::BF16)).then(|| vec![0, 1, 3, 2])
 }
 
 /// Tokens of a variant from which tiles of them go to matrix units.
@@ -79,8 +87,11 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
     };
     let form = match r.target {
         Target::Host(host) => lanes::build(&mut b, &problem, &host.choices),
-        Target::Gpu(gpu) => match tiles::unit(&problem).filter(|_| r.max_tokens >= MANY_TOKENS) {
-            Some(unit) => tiles::build(&mut b, &problem, gpu.arch, unit),
+        Target::Gpu(gpu) => match tiles::unit(&problem) {
+            Some(unit) if r.max_tokens < MANY_TOKENS => {
+                tiles::build_few(&mut b, &problem, gpu.arch, &gpu.choices, unit)
+            }
+            Some(unit) => tiles::build_many(&mut b, &problem, gpu.arch, unit),
             None => split::build(&mut b, &problem, &gpu.choices),
         },
     };
@@ -134,6 +145,29 @@ impl Problem<'_> {
         let sequence = load_index(b, self.params[4], id_at);
         (position, b.scale(sequence, self.tables.byte_stride(0)))
     }
+}
+
+/// e^x for x <= 0, without the guards that larger arguments need; e^-87 below -87.
+fn exp_of_negative(b: &mut Builder, x: V) -> V {
+    let lowest = b.float(-87.0);
+    let x = b.max(x, lowest);
+    let log2e = b.float(std::f64::consts::LOG2_E);
+    let scaled = b.mul(x, log2e);
+    let n = b.round(scaled);
+    let (high, low) = (b.float(-0.693_359_375), b.float(2.121_944_4e-4));
+    let r = b.fma(n, high, x);
+    let r = b.fma(n, low, r);
+    let mut p = b.float(1.987_569_2e-4);
+    for k in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5, 1.0, 1.0] {
+        let k = b.float(k);
+        p = b.fma(p, r, k);
+    }
+    let n = b.convert(Conversion::FloatToSigned, n, Elem::I32);
+    let (bias, bits) = (b.int_of(Elem::I32, &[], 127), b.int_of(Elem::I32, &[], 23));
+    let e = b.add(n, bias);
+    let e = b.binary(Binary::Shl, e, bits);
+    let power = b.bitcast(e, Elem::F32);
+    b.mul(p, power)
 }
 
 /// Byte offset of [token, head, 0].

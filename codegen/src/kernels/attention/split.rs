@@ -1,11 +1,12 @@
-//! Few tokens on a GPU: a program takes a token and the query heads of a KV head, and its threads split the context. As many
+//! Operands that matrix units do not take, f32 above all: a program takes a token and the query heads of a KV head, and its
+//! threads split the context. As many
 //! neighbouring threads as cover a head in 16-byte pieces take a KV block together and keep a softmax of their own, so that
 //! nothing crosses waves until the end, where the partial softmaxes are joined.
 //!
 //! Keys are read as [positions, blocks, elements]: a thread's 16 bytes are neighbouring positions of one element. Scores then lie
 //! with a block's positions in registers, and values are read a position at a time as [blocks, elements], in the same threads.
 
-use super::{Problem, place};
+use super::{Problem, exp_of_negative, place};
 use crate::kernels::row::elem_of;
 use crate::kernels::schedule::{all_of, below};
 use crate::select::Choices;
@@ -17,29 +18,6 @@ const ENOUGH_PROGRAMS: u64 = 132;
 const MOST_SHARED: u64 = 8;
 /// Below every score, yet finite: the difference of two such is a number.
 const LOWEST: f64 = -1e30;
-
-/// e^x for x <= 0, without the guards that larger arguments need; e^-87 below -87.
-fn exp_of_negative(b: &mut Builder, x: V) -> V {
-    let lowest = b.float(-87.0);
-    let x = b.max(x, lowest);
-    let log2e = b.float(std::f64::consts::LOG2_E);
-    let scaled = b.mul(x, log2e);
-    let n = b.round(scaled);
-    let (high, low) = (b.float(-0.693_359_375), b.float(2.121_944_4e-4));
-    let r = b.fma(n, high, x);
-    let r = b.fma(n, low, r);
-    let mut p = b.float(1.987_569_2e-4);
-    for k in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5, 1.0, 1.0] {
-        let k = b.float(k);
-        p = b.fma(p, r, k);
-    }
-    let n = b.convert(Conversion::FloatToSigned, n, Elem::I32);
-    let (bias, bits) = (b.int_of(Elem::I32, &[], 127), b.int_of(Elem::I32, &[], 23));
-    let e = b.add(n, bias);
-    let e = b.binary(crate::tile::Binary::Shl, e, bits);
-    let power = b.bitcast(e, Elem::F32);
-    b.mul(p, power)
-}
 
 /// Builds the program; gives its form for people.
 pub fn build(b: &mut Builder, p: &Problem<'_>, choices: &Choices) -> String {

@@ -1,20 +1,29 @@
-//! Many tokens on a GPU: a program takes a tile of tokens and a head, and goes through the keys and values of each sequence that
-//! has tokens in the tile, several KV blocks a step, with both products on matrix units. Each wave takes 16 of the tokens, so
-//! that the softmax of a row stays inside it.
+//! Attention on matrix units. A wave takes 16 rows, keeps their softmax to itself and goes through keys and values several KV
+//! blocks a step, with both products as dots. Two ways to deal out the work:
+//!
+//! * few tokens: a program is a token and a KV head, whose query heads are the rows. The waves split the context, and their
+//!   softmaxes are joined at the end;
+//! * many tokens: a program is a tile of tokens and a head; each wave has 16 of the tokens, and all go through the same keys, those
+//!   of each sequence that has tokens in the tile.
+//!
+//! GPU caches lie with the contracted dim innermost in both products (see `state_order`), so that operands load as they are.
 
 use super::{Problem, place};
 use crate::kernels::row::elem_of;
 use crate::kernels::schedule::{all_of, below, present};
+use crate::select::Choices;
 use crate::target::GpuArch;
-use crate::tile::{Builder, Compare, Conversion, Elem, Reduction, V};
+use crate::tile::{Builder, Compare, Conversion, Elem, Param, Reduction, V};
 
-/// Tokens of a wave: the rows of a matrix instruction.
+/// Rows of a wave: those of a matrix instruction.
 const ROWS: u32 = 16;
-/// Waves of a program.
-const WAVES: u32 = 4;
+/// Waves that share keys when tokens are many.
+const TOKEN_WAVES: u32 = 4;
+/// Threads among which few tokens split a context.
+const CONTEXT_THREADS: u32 = 256;
 /// Largest head whose sums a wave holds.
 const WIDEST: u64 = 256;
-/// Elements of keys in a step that a wave holds: 64 a thread of a warp, two in a register.
+/// Elements of keys in a step of a wave: two to a register, 64 registers of a thread on NVIDIA.
 const KEY_ELEMENTS: u32 = 4096;
 /// Below every score, yet finite: the difference of two such is a number.
 const LOWEST: f64 = -1e30;
@@ -26,14 +35,225 @@ pub fn unit(p: &Problem<'_>) -> Option<Elem> {
     (alike && p.d <= WIDEST).then_some(elem)
 }
 
-/// Builds the program with operands of `unit`; gives its form for people.
-pub fn build(b: &mut Builder, p: &Problem<'_>, arch: GpuArch, unit: Elem) -> String {
-    let size = unit.bytes() as i64;
+/// What is fixed over a program's steps.
+struct Walk<'p, 't> {
+    p: &'p Problem<'t>,
+    unit: Elem,
+    waves: u32,
+    /// Waves that have keys of their own: all or 1.
+    key_waves: u32,
+    /// Padded elements of a head.
+    d: u32,
+    /// i1 [d], where a head is not as large.
+    depth: Option<V>,
+    /// KV blocks of a wave's step.
+    blocks: u32,
+    /// [waves, ROWS, d]
+    query: V,
+    key_head: V,
+    value_head: V,
+}
+
+/// One sequence as a program sees it.
+#[derive(Clone, Copy)]
+struct Sequence {
+    /// Byte offset of its row of block tables.
+    table_row: V,
+    /// i32: the last position that a row sees; a scalar or [waves, ROWS, 1].
+    limit: V,
+    /// i64: the last position that any row sees.
+    last: V,
+}
+
+impl Walk<'_, '_> {
+    fn keys(&self) -> u32 {
+        self.blocks * self.p.slots
+    }
+
+    /// Positions of a step of all waves.
+    fn stride(&self) -> u32 {
+        self.keys() * self.key_waves
+    }
+
+    /// (top, total, sums) before the first step.
+    fn init(&self, b: &mut Builder) -> [V; 3] {
+        let top = b.float_tile(&[self.waves, ROWS, 1], LOWEST);
+        let total = b.float_tile(&[self.waves, ROWS, 1], 0.0);
+        [top, total, b.float_tile(&[self.waves, ROWS, self.d], 0.0)]
+    }
+
+    /// Goes through positions 0..=`s.last`; every row sees all positions below `free`, so that steps up to there need no masks.
+    fn sequence(&self, b: &mut Builder, s: Sequence, free: V, carried: &[V]) -> Vec<V> {
+        let stride = i64::from(self.stride());
+        let (zero, per_step) = (b.int(0), b.int(stride));
+        let whole = b.div(free, per_step);
+        let whole = b.mul(whole, per_step);
+        let end = b.offset(s.last, 1);
+        let most = b.for_loop(zero, whole, stride, carried, |b, first, carried| self.step(b, s, first, carried, false));
+        b.for_loop(whole, end, stride, &most, |b, first, carried| self.step(b, s, first, carried, true))
+    }
+
+    /// Loads `shape` of a cache, whose blocks are `axis`, at the places of this step's blocks.
+    fn load(
+        &self,
+        b: &mut Builder,
+        param: Param,
+        base: V,
+        (block, stride): (V, i64),
+        (shape, strides): ([u32; 4], [i64; 4]),
+        mask: Option<V>,
+    ) -> V {
+        let places = b.scale(block, stride);
+        let axis = if shape[1] == self.d { 2 } else { 1 };
+        let mut dims = [self.key_waves, 1, 1, 1];
+        dims[axis] = self.blocks;
+        let places = b.reshape(places, &dims);
+        b.load_gather(param, base, places, self.unit, &shape, &strides, mask)
+    }
+
+    /// Keys from position `first` on. Where `masked`, some may be past what a row sees, or past the end.
+    fn step(&self, b: &mut Builder, s: Sequence, first: V, carried: &[V], masked: bool) -> Vec<V> {
+        let p = self.p;
+        let (slots, keys) = (p.slots, self.keys());
+        let count = self.key_waves * self.blocks;
+        let per_block = b.int(i64::from(slots));
+        let first_block = b.div(first, per_block);
+        let entry = b.scale(first_block, p.tables.byte_stride(1));
+        let entry = b.add(s.table_row, entry);
+        let there = masked.then(|| {
+            let index = b.iota(Elem::I64, count);
+            let last_block = b.div(s.last, per_block);
+            let left = b.sub(last_block, first_block);
+            b.compare(Compare::LessEqual, index, left)
+        });
+        let block = b.load(p.params[5], entry, Elem::I32, &[count], &[p.tables.byte_stride(1)], there);
+        let block = b.convert(Conversion::Signed, block, Elem::I64);
+        // Position of each key.
+        let position = masked.then(|| {
+            let own = b.iota(Elem::I64, self.stride());
+            b.add(own, first)
+        });
+
+        let shape = [self.waves, self.d, self.blocks, slots];
+        let here = there.map(|t| b.reshape(t, &[self.key_waves, 1, self.blocks, 1]));
+        let depth = self.depth.map(|k| b.reshape(k, &[1, self.d, 1, 1]));
+        let mask = all_of(b, &[here, depth], &shape);
+        let strides = [0, p.keys.byte_stride(2), 0, p.keys.byte_stride(3)];
+        let k = self.load(b, p.params[1], self.key_head, (block, p.keys.byte_stride(0)), (shape, strides), mask);
+        let k = b.reshape(k, &[self.waves, self.d, keys]);
+        let nothing = b.float_tile(&[self.waves, ROWS, keys], 0.0);
+        let scores = b.dot(nothing, self.query, k);
+        let scale = b.float(p.scale);
+        let mut scores = b.mul(scores, scale);
+        if let Some(position) = position {
+            let position = b.convert(Conversion::Signed, position, Elem::I32);
+            let position = b.reshape(position, &[self.key_waves, 1, keys]);
+            let seen = b.compare(Compare::LessEqual, position, s.limit);
+            let hidden = b.float(f64::NEG_INFINITY);
+            scores = b.select(seen, scores, hidden);
+        }
+
+        let (top, total, sums) = (carried[0], carried[1], carried[2]);
+        let highest = b.reduce(Reduction::Max, scores, 2);
+        let new_top = b.max(top, highest);
+        let shifted = b.sub(scores, new_top);
+        let weights = super::exp_of_negative(b, shifted);
+        let change = b.sub(top, new_top);
+        let change = super::exp_of_negative(b, change);
+        let added = b.reduce(Reduction::Sum, weights, 2);
+        let total = b.fma(total, change, added);
+        let sums = b.mul(sums, change);
+
+        let weights = b.convert(Conversion::Float, weights, self.unit);
+        let shape = [self.waves, self.blocks, slots, self.d];
+        let here = there.map(|t| b.reshape(t, &[self.key_waves, self.blocks, 1, 1]));
+        let depth = self.depth.map(|k| b.reshape(k, &[1, 1, 1, self.d]));
+        let mask = all_of(b, &[here, depth], &shape);
+        let strides = [0, 0, p.values.byte_stride(2), p.values.byte_stride(3)];
+        let v = self.load(b, p.params[2], self.value_head, (block, p.values.byte_stride(0)), (shape, strides), mask);
+        let mut v = b.reshape(v, &[self.waves, keys, self.d]);
+        if let Some(position) = position {
+            // Slots past the sequence's end may hold anything, NaN included: their weight is 0 and so must be their value.
+            let seen = b.compare(Compare::LessEqual, position, s.last);
+            let seen = b.reshape(seen, &[self.key_waves, keys, 1]);
+            let zero = b.float(0.0);
+            let zero = b.convert(Conversion::Float, zero, self.unit);
+            v = b.select(seen, v, zero);
+        }
+        let sums = b.dot(sums, weights, v);
+        vec![new_top, total, sums]
+    }
+}
+
+/// Padded elements of a head, and KV blocks of a step of a wave.
+fn sizes(p: &Problem<'_>) -> (u32, u32) {
     let d = (p.d.next_power_of_two() as u32).max(16);
     let keys = (KEY_ELEMENTS / d).clamp(16, 64).max(p.slots);
-    let blocks = keys / p.slots;
-    let m = ROWS * WAVES;
-    b.threads(WAVES * arch.wave());
+    (d, keys / p.slots)
+}
+
+/// Builds the program for few tokens with operands of `unit`; gives its form for people.
+pub fn build_few(b: &mut Builder, p: &Problem<'_>, arch: GpuArch, choices: &Choices, unit: Elem) -> String {
+    let size = unit.bytes() as i64;
+    let (d, blocks) = sizes(p);
+    let threads = choices.attention_threads.unwrap_or(CONTEXT_THREADS);
+    let waves = threads / arch.wave();
+    let groups = p.share.div_ceil(u64::from(ROWS));
+    b.threads(threads);
+    p.token_grid(b, 0, 1);
+    b.grid_constant(1, p.kv_heads * groups);
+    let (token, slot) = (b.program_id(0), b.program_id(1));
+    let per_kv = b.int(groups as i64);
+    let (kv_head, group) = (b.div(slot, per_kv), b.binary(crate::tile::Binary::Rem, slot, per_kv));
+    // The program's first query head, and how many of the KV head's are left.
+    let passed = b.scale(group, i64::from(ROWS));
+    let first_head = b.scale(kv_head, p.share as i64);
+    let head = b.add(first_head, passed);
+    let all = b.int(p.share as i64);
+    let rows = (!p.share.is_multiple_of(u64::from(ROWS))).then(|| present(b, passed, all, ROWS));
+    let (position, table_row) = p.token(b, token);
+
+    let start = b.int(0);
+    let depth = (u64::from(d) != p.d).then(|| below(b, start, d, p.d));
+    let q_base = place(b, p.q, token, head);
+    let row_mask = rows.map(|r| b.reshape(r, &[1, ROWS, 1]));
+    let columns = depth.map(|k| b.reshape(k, &[1, 1, d]));
+    let mask = all_of(b, &[row_mask, columns], &[waves, ROWS, d]);
+    let query = b.load(p.params[0], q_base, unit, &[waves, ROWS, d], &[0, p.q.byte_stride(1), size], mask);
+    let key_head = b.scale(kv_head, p.keys.byte_stride(1));
+    let value_head = b.scale(kv_head, p.values.byte_stride(1));
+    let walk = Walk { p, unit, waves, key_waves: waves, d, depth, blocks, query, key_head, value_head };
+    let limit = b.convert(Conversion::Signed, position, Elem::I32);
+    let free = b.offset(position, 1);
+    let init = walk.init(b);
+    let done = walk.sequence(b, Sequence { table_row, limit, last: position }, free, &init);
+
+    // Joins the waves' softmaxes.
+    let highest = b.reduce(Reduction::Max, done[0], 0);
+    let change = b.sub(done[0], highest);
+    let change = super::exp_of_negative(b, change);
+    let total = b.mul(done[1], change);
+    let total = b.reduce(Reduction::Sum, total, 0);
+    let sums = b.mul(done[2], change);
+    let sums = b.reduce(Reduction::Sum, sums, 0);
+    let value = b.div(sums, total);
+    let out = elem_of(p.out.ty.dtype).unwrap_or(Elem::F32);
+    let value = b.convert(Conversion::Float, value, out);
+    let value = b.reshape(value, &[ROWS, d]);
+    let columns = depth.map(|k| b.reshape(k, &[1, d]));
+    let mask = all_of(b, &[rows, columns], &[ROWS, d]);
+    let at = place(b, p.out, token, head);
+    b.store(p.out_param, at, &[p.out.byte_stride(1), out.bytes() as i64], value, mask);
+    format!("{} heads by {} keys a step, {threads} threads", p.share.min(u64::from(ROWS)), walk.stride())
+}
+
+/// Builds the program for many tokens with operands of `unit`; gives its form for people.
+pub fn build_many(b: &mut Builder, p: &Problem<'_>, arch: GpuArch, unit: Elem) -> String {
+    let size = unit.bytes() as i64;
+    let (d, blocks) = sizes(p);
+    let waves = TOKEN_WAVES;
+    let m = ROWS * waves;
+    b.threads(waves * arch.wave());
     p.token_grid(b, 0, u64::from(m));
     b.grid_constant(1, p.heads);
     let (tile, head) = (b.program_id(0), b.program_id(1));
@@ -45,15 +265,15 @@ pub fn build(b: &mut Builder, p: &Problem<'_>, arch: GpuArch, unit: Elem) -> Str
         weldment_ir::Dim::Const(n) => b.int(*n as i64),
     };
     let rows = present(b, first, count, m);
-    let rows = b.reshape(rows, &[WAVES, ROWS, 1]);
+    let rows = b.reshape(rows, &[waves, ROWS, 1]);
     // Bytes from wave to wave and row to row of a tensor's tokens.
     let by_token = |stride: i64| [i64::from(ROWS) * stride, stride];
 
-    // Position and sequence of each row [waves, rows, 1]; rows too many take the first row's sequence and see nothing.
+    // Position and sequence of each row [waves, ROWS, 1]; rows too many take the first row's sequence and see nothing.
     let column = |b: &mut Builder, param: usize, stride: i64| {
         let at = b.scale(first, stride);
         let [wave, row] = by_token(stride);
-        b.load(p.params[param], at, Elem::I32, &[WAVES, ROWS, 1], &[wave, row, 0], Some(rows))
+        b.load(p.params[param], at, Elem::I32, &[waves, ROWS, 1], &[wave, row, 0], Some(rows))
     };
     let positions = column(b, 3, p.positions.byte_stride(0));
     let sequences = column(b, 4, p.ids.byte_stride(0));
@@ -62,100 +282,43 @@ pub fn build(b: &mut Builder, p: &Problem<'_>, arch: GpuArch, unit: Elem) -> Str
     let sequences = b.select(rows, sequences, own);
     let none = b.int_of(Elem::I32, &[], -1);
     let positions = b.select(rows, positions, none);
+    let start = b.int(0);
     let largest = |b: &mut Builder, v: V| {
         let v = b.reshape(v, &[m]);
         let top = b.reduce(Reduction::Max, v, 0);
         let top = b.reshape(top, &[]);
         b.convert(Conversion::Signed, top, Elem::I64)
     };
-    let zero = b.int_of(Elem::I32, &[], 0);
-    let negated = b.sub(zero, sequences);
-    let lowest_id = largest(b, negated);
-    let start = b.int(0);
-    let lowest_id = b.sub(start, lowest_id);
-    let highest_id = largest(b, sequences);
+    let smallest = |b: &mut Builder, v: V| {
+        let zero = b.int_of(Elem::I32, &[], 0);
+        let v = b.sub(zero, v);
+        let top = largest(b, v);
+        b.sub(start, top)
+    };
+    let (lowest_id, highest_id) = (smallest(b, sequences), largest(b, sequences));
 
     let depth = (u64::from(d) != p.d).then(|| below(b, start, d, p.d));
     let q_base = place(b, p.q, first, head);
     let [wave, row] = by_token(p.q.byte_stride(0));
-    let mask = depth.map(|k| b.reshape(k, &[1, 1, d]));
-    let mask = all_of(b, &[Some(rows), mask], &[WAVES, ROWS, d]);
-    let query = b.load(p.params[0], q_base, unit, &[WAVES, ROWS, d], &[wave, row, size], mask);
+    let columns = depth.map(|k| b.reshape(k, &[1, 1, d]));
+    let mask = all_of(b, &[Some(rows), columns], &[waves, ROWS, d]);
+    let query = b.load(p.params[0], q_base, unit, &[waves, ROWS, d], &[wave, row, size], mask);
     let key_head = b.scale(kv_head, p.keys.byte_stride(1));
     let value_head = b.scale(kv_head, p.values.byte_stride(1));
-    let top = b.float_tile(&[WAVES, ROWS, 1], LOWEST);
-    let total = b.float_tile(&[WAVES, ROWS, 1], 0.0);
-    let sums = b.float_tile(&[WAVES, ROWS, d], 0.0);
-    let scale = b.float(p.scale);
+    let walk = Walk { p, unit, waves, key_waves: 1, d, depth, blocks, query, key_head, value_head };
+    let init = walk.init(b);
     let after = b.offset(highest_id, 1);
-    let done = b.for_loop(lowest_id, after, 1, &[top, total, sums], |b, sequence, carried| {
+    let done = b.for_loop(lowest_id, after, 1, &init, |b, sequence, carried| {
         let table_row = b.scale(sequence, p.tables.byte_stride(0));
         let this = b.convert(Conversion::Signed, sequence, Elem::I32);
         let mine = b.compare(Compare::Equal, sequences, this);
-        // The last position that a row of this sequence sees; -1 where a row is of another.
+        // -1 where a row is of another sequence.
+        let none = b.int_of(Elem::I32, &[], -1);
         let limit = b.select(mine, positions, none);
         let last = largest(b, limit);
-        let per_block = b.int(i64::from(p.slots));
-        let end = b.offset(last, i64::from(p.slots));
-        let end = b.div(end, per_block);
-        b.for_loop(start, end, i64::from(blocks), carried, |b, first, carried| {
-            let index = b.iota(Elem::I64, blocks);
-            let left = b.sub(end, first);
-            let there = b.compare(Compare::Less, index, left);
-            let entry = b.scale(first, p.tables.byte_stride(1));
-            let entry = b.add(table_row, entry);
-            let block = b.load(p.params[5], entry, Elem::I32, &[blocks], &[p.tables.byte_stride(1)], Some(there));
-            let block = b.convert(Conversion::Signed, block, Elem::I64);
-            let passed = b.scale(first, i64::from(p.slots));
-
-            let places = b.scale(block, p.keys.byte_stride(0));
-            let places = b.reshape(places, &[1, 1, blocks, 1]);
-            let here = b.reshape(there, &[1, 1, blocks, 1]);
-            let shape = [WAVES, d, blocks, p.slots];
-            let mask = depth.map(|k| b.reshape(k, &[1, d, 1, 1]));
-            let mask = all_of(b, &[Some(here), mask], &shape);
-            let strides = [0, p.keys.byte_stride(2), 0, size];
-            let k = b.load_gather(p.params[1], key_head, places, unit, &shape, &strides, mask);
-            let k = b.reshape(k, &[WAVES, d, keys]);
-            let nothing = b.float_tile(&[WAVES, ROWS, keys], 0.0);
-            let scores = b.dot(nothing, query, k);
-            let scores = b.mul(scores, scale);
-            let slot = b.iota(Elem::I32, keys);
-            let passed_32 = b.convert(Conversion::Signed, passed, Elem::I32);
-            let slot = b.add(slot, passed_32);
-            let slot = b.reshape(slot, &[1, 1, keys]);
-            let seen = b.compare(Compare::LessEqual, slot, limit);
-            let hidden = b.float(f64::NEG_INFINITY);
-            let scores = b.select(seen, scores, hidden);
-
-            let (top, total, sums) = (carried[0], carried[1], carried[2]);
-            let highest = b.reduce(Reduction::Max, scores, 2);
-            let new_top = b.max(top, highest);
-            let shifted = b.sub(scores, new_top);
-            let weights = b.exp(shifted);
-            let change = b.sub(top, new_top);
-            let change = b.exp(change);
-            let added = b.reduce(Reduction::Sum, weights, 2);
-            let total = b.fma(total, change, added);
-            let sums = b.mul(sums, change);
-
-            let weights = b.convert(Conversion::Float, weights, unit);
-            let places = b.scale(block, p.values.byte_stride(0));
-            let places = b.reshape(places, &[1, blocks, 1, 1]);
-            // Slots past the sequence's end may hold anything, NaN included: they are not read.
-            let slot = b.iota(Elem::I64, keys);
-            let room = b.sub(last, passed);
-            let valid = b.compare(Compare::LessEqual, slot, room);
-            let valid = b.reshape(valid, &[1, blocks, p.slots, 1]);
-            let columns = depth.map(|k| b.reshape(k, &[1, 1, 1, d]));
-            let shape = [WAVES, blocks, p.slots, d];
-            let mask = all_of(b, &[Some(valid), columns], &shape);
-            let strides = [0, 0, p.values.byte_stride(2), size];
-            let v = b.load_gather(p.params[2], value_head, places, unit, &shape, &strides, mask);
-            let v = b.reshape(v, &[WAVES, keys, d]);
-            let sums = b.dot(sums, weights, v);
-            vec![new_top, total, sums]
-        })
+        let free = smallest(b, limit);
+        let free = b.offset(free, 1);
+        walk.sequence(b, Sequence { table_row, limit, last }, free, carried)
     });
 
     // Rows too many saw nothing.
@@ -164,10 +327,9 @@ pub fn build(b: &mut Builder, p: &Problem<'_>, arch: GpuArch, unit: Elem) -> Str
     let value = b.div(done[2], total);
     let out = elem_of(p.out.ty.dtype).unwrap_or(Elem::F32);
     let value = b.convert(Conversion::Float, value, out);
-    let columns = depth.map(|k| b.reshape(k, &[1, 1, d]));
-    let mask = all_of(b, &[Some(rows), columns], &[WAVES, ROWS, d]);
+    let mask = all_of(b, &[Some(rows), columns], &[waves, ROWS, d]);
     let at = place(b, p.out, first, head);
     let [wave, row] = by_token(p.out.byte_stride(0));
     b.store(p.out_param, at, &[wave, row, out.bytes() as i64], value, mask);
-    format!("tiles of {m} tokens by {keys} keys, {} threads", WAVES * arch.wave())
+    format!("tiles of {m} tokens by {} keys, {} threads", walk.keys(), waves * arch.wave())
 }

@@ -55,7 +55,15 @@ impl Plan {
         let wave = arch.wave();
         let most_waves = 1024 / wave;
         let rows_of = |most: u32| (rows.min(u64::from(most)).next_power_of_two() as u32).max(16);
-        let m = choices.gemm_tile_rows.unwrap_or(rows_of(if matrix { 64 } else { 16 }));
+        // Up to 64 tokens are mostly far fewer: two tiles of 32 read weights twice at worst.
+        let most = if !matrix {
+            16
+        } else if rows > 64 {
+            64
+        } else {
+            32
+        };
+        let m = choices.gemm_tile_rows.unwrap_or(rows_of(most));
         if let Some(layout) = blocks {
             // A wave takes a group; of a 4-bit one, two halves in turn. Without matrix units four elements at a time fit.
             let quads = if layout.bits == 4 { layout.group / 8 } else { layout.group / 4 };
