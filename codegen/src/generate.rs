@@ -47,6 +47,8 @@ struct Job<'a> {
     program: usize,
     target: &'a Target,
     kernels: Vec<&'a Kernel>,
+    /// How long it takes, beside the others.
+    weight: usize,
 }
 
 /// A compiled module.
@@ -73,18 +75,37 @@ pub fn generate(programs: Vec<Prepared>, emit: Emit) -> Result<Vec<Compiled>, Co
 /// The modules of a program: their content depends on the program alone.
 fn jobs(program: usize, prepared: &Prepared) -> Vec<Job<'_>> {
     let target = &prepared.target;
-    // PTX texts cannot be joined, so a program for NVIDIA is one module.
-    let parts = if target.gpu().is_some_and(|arch| !arch.is_amd()) { 1 } else { 2 };
-    // Alternate kernels between modules: neighbours are the expensive ones of one family.
-    let part = |i: usize| prepared.units.iter().map(|u| &u.kernel).skip(i).step_by(parts).collect::<Vec<_>>();
-    let parts = (0..parts).map(part).filter(|kernels| !kernels.is_empty());
-    parts.map(|kernels| Job { program, target, kernels }).collect()
+    // PTX texts cannot be joined, so a program for NVIDIA is one module. LLVM takes about three times as long for AMD.
+    let (parts, pace) = match target.gpu() {
+        Some(arch) if arch.is_amd() => (4, 3),
+        Some(_) => (1, 1),
+        None => (2, 1),
+    };
+    // The longest programs first, each to the module that has least.
+    let weights: Vec<usize> = prepared.units.iter().map(|u| u.kernel.to_string().len()).collect();
+    let mut order: Vec<usize> = (0..weights.len()).collect();
+    order.sort_by_key(|i| std::cmp::Reverse(weights[*i]));
+    let mut parts: Vec<(usize, Vec<usize>)> = vec![(0, Vec::new()); parts];
+    for i in order {
+        if let Some((weight, part)) = parts.iter_mut().min_by_key(|(weight, _)| *weight) {
+            *weight += weights[i];
+            part.push(i);
+        }
+    }
+    let parts = parts.into_iter().filter(|(_, part)| !part.is_empty());
+    parts
+        .map(|(weight, mut part)| {
+            part.sort_unstable();
+            let kernels = part.into_iter().map(|i| &prepared.units[i].kernel).collect();
+            Job { program, target, kernels, weight: weight * pace }
+        })
+        .collect()
 }
 
-/// Compiles modules on a few threads, the larger ones first; results are in the order of the jobs.
+/// Compiles modules on a few threads, the longest ones first; results are in the order of the jobs.
 fn compile_modules(jobs: &[Job<'_>], emit: Emit) -> Vec<Result<Module, LlvmError>> {
     let mut order: Vec<usize> = (0..jobs.len()).collect();
-    order.sort_by_key(|i| std::cmp::Reverse(jobs[*i].kernels.len()));
+    order.sort_by_key(|i| std::cmp::Reverse(jobs[*i].weight));
     let next = AtomicUsize::new(0);
     let done: Mutex<Vec<Option<Result<Module, LlvmError>>>> = Mutex::new(jobs.iter().map(|_| None).collect());
     std::thread::scope(|scope| {
