@@ -7,13 +7,14 @@ use std::sync::Arc;
 use weldment_codegen::llvm::Emit;
 use weldment_codegen::select::KernelLibrary;
 use weldment_codegen::target::Target as Machine;
-use weldment_codegen::{Compiled, Statics, VariantPlan, compile};
+use weldment_codegen::tile::Kernel;
+use weldment_codegen::{Compiled, Prepared, Statics, VariantPlan, generate, prepare};
 use weldment_ir::generate::{Random, random_bindings};
 use weldment_ir::interpret::{Binding, BindingData, Bindings, Bytes, F64, Options, interpret};
 use weldment_ir::{DType, Dim, Graph, Op, TensorType, Value, codec};
 use weldment_passes::buffer::{BufferPlan, External, bufferise};
 use weldment_runtime::artifact::{
-    Arg, Manifest, Model, Pack, Program, Region, Symbol, Target, Tensor, TensorPlace, WeightMode, Weights,
+    Arg, Manifest, Model, Pack, PackItem, Program, Region, Symbol, Target, Tensor, TensorPlace, WeightMode, Weights,
 };
 use weldment_runtime::driver::{
     Buffer, CaptureArg, CaptureLaunch, CaptureSpec, Driver, KernelEntry, ModuleSource, Placement, SharedBytes, host,
@@ -236,7 +237,7 @@ pub fn reference(
 }
 
 /// Byte offsets of elements in a physical buffer, row-major over the resolved shape.
-fn element_offsets(external: &External, shape: &[u64]) -> Vec<usize> {
+pub(crate) fn element_offsets(external: &External, shape: &[u64]) -> Vec<usize> {
     let mut at = vec![0u64];
     for (size, stride) in shape.iter().zip(&external.strides) {
         at = at.iter().flat_map(|base| (0..*size).map(move |i| base + i * stride)).collect();
@@ -276,15 +277,77 @@ pub(crate) struct Build<'a> {
     pub(crate) statics: Static<'a>,
 }
 
-pub(crate) fn build<'a>(graph: &Graph, values: &'a Values, target: &str) -> Result<Build<'a>, String> {
+/// A graph's kernels as tile programs, its launches, and what they were made from.
+pub(crate) type Planned<'a> = (Machine, BufferPlan, Prepared, Static<'a>);
+
+/// A graph up to its tile programs.
+pub(crate) fn plan<'a>(graph: &Graph, values: &'a Values, target: &str) -> Result<Planned<'a>, String> {
     let symbols: Vec<String> = graph.symbols().keys().map(|s| s.to_string()).collect();
     let target = Machine::named(target, &symbols)?;
     let library = library(graph, &target);
     let plan = bufferise(graph, &library).map_err(|e| e.to_string())?;
     let mut statics = Static { values, tensors: Vec::new(), bytes: Vec::new() };
     let variant = VariantPlan { graph, plan: &plan, max_tokens: library.max_tokens, guards: Vec::new() };
-    let compiled = compile(&[variant], &target, &mut statics, Emit::default()).map_err(|e| e.to_string())?;
+    let prepared = prepare(&[variant], &target, &mut statics).map_err(|e| e.to_string())?;
+    Ok((target, plan, prepared, statics))
+}
+
+pub(crate) fn build<'a>(graph: &Graph, values: &'a Values, target: &str) -> Result<Build<'a>, String> {
+    let (target, plan, prepared, statics) = plan(graph, values, target)?;
+    let compiled = generate(vec![prepared], Emit::default()).map_err(|e| e.to_string())?.pop();
+    let compiled = compiled.ok_or("the program went missing")?;
     Ok(Build { target, plan, compiled, statics })
+}
+
+/// The weights as the kernels want them: `items` of a pack of `bytes`.
+///
+/// # Errors
+/// If a layout and its tensors do not fit together.
+pub(crate) fn packed(
+    graph: &Graph,
+    target: &Machine,
+    statics: &Static<'_>,
+    (items, bytes): (&[PackItem], u64),
+) -> Result<Vec<u8>, String> {
+    let symbol =
+        |(name, r): (&Arc<str>, &weldment_ir::Range)| Symbol { name: name.to_string(), min: r.min, max: r.max };
+    let program = Program {
+        target: Target {
+            name: target.name().to_owned(),
+            arch: target.arch_name().into(),
+            features: target.feature_list(),
+        },
+        code: "code.0".into(),
+        kernels: Vec::new(),
+        arena_bytes: 0,
+        pack: Pack { bytes, key: String::new(), items: items.to_vec() },
+        entries: Vec::new(),
+    };
+    let manifest = Manifest {
+        weldment_version: String::new(),
+        model: Model {
+            architecture: "test".into(),
+            name: None,
+            vocab_size: 1,
+            bos_id: None,
+            eos_ids: Vec::new(),
+            max_seq: 1,
+            kv_block: 16,
+        },
+        symbols: graph.symbols().iter().map(symbol).collect(),
+        inputs: Vec::new(),
+        outputs: Vec::new(),
+        states: Vec::new(),
+        weights: Weights { mode: WeightMode::External, files: Vec::new(), tensors: statics.tensors.clone() },
+        sources: Vec::new(),
+        programs: Vec::new(),
+        options: Vec::new(),
+        chat_template: None,
+        sections: Vec::new(),
+    };
+    let mut pack = vec![0u8; bytes as usize];
+    pack_all(&manifest, &program, statics, &mut pack, 1).map_err(|e| e.to_string())?;
+    Ok(pack)
 }
 
 impl Build<'_> {
@@ -293,45 +356,7 @@ impl Build<'_> {
     /// # Errors
     /// If a layout and its tensors do not fit together.
     pub(crate) fn pack(&self, graph: &Graph) -> Result<Vec<u8>, String> {
-        let symbol =
-            |(name, r): (&Arc<str>, &weldment_ir::Range)| Symbol { name: name.to_string(), min: r.min, max: r.max };
-        let program = Program {
-            target: Target {
-                name: self.target.name().to_owned(),
-                arch: self.target.arch_name().into(),
-                features: self.target.feature_list(),
-            },
-            code: "code.0".into(),
-            kernels: self.compiled.kernels.clone(),
-            arena_bytes: self.compiled.arena_bytes,
-            pack: Pack { bytes: self.compiled.pack_bytes, key: String::new(), items: self.compiled.pack.clone() },
-            entries: Vec::new(),
-        };
-        let manifest = Manifest {
-            weldment_version: String::new(),
-            model: Model {
-                architecture: "test".into(),
-                name: None,
-                vocab_size: 1,
-                bos_id: None,
-                eos_ids: Vec::new(),
-                max_seq: 1,
-                kv_block: 16,
-            },
-            symbols: graph.symbols().iter().map(symbol).collect(),
-            inputs: Vec::new(),
-            outputs: Vec::new(),
-            states: Vec::new(),
-            weights: Weights { mode: WeightMode::External, files: Vec::new(), tensors: self.statics.tensors.clone() },
-            sources: Vec::new(),
-            programs: Vec::new(),
-            options: Vec::new(),
-            chat_template: None,
-            sections: Vec::new(),
-        };
-        let mut pack = vec![0u8; self.compiled.pack_bytes as usize];
-        pack_all(&manifest, &program, &self.statics, &mut pack, 1).map_err(|e| e.to_string())?;
-        Ok(pack)
+        packed(graph, &self.target, &self.statics, (&self.compiled.pack, self.compiled.pack_bytes))
     }
 }
 
@@ -348,7 +373,8 @@ pub fn tile_programs(graph: &Graph, target: &str) -> Result<String, String> {
     // Weights computed at compile time need values, though code does not depend on them.
     let least = graph.symbols().iter().map(|(name, range)| (name.to_string(), range.min)).collect();
     let values = random_values(graph, &least, Values::new(), 0)?;
-    Ok(build(graph, &values, target)?.compiled.emitted.tile)
+    let (_, _, prepared, _) = plan(graph, &values, target)?;
+    Ok(prepared.kernels().map(Kernel::to_string).collect::<Vec<_>>().join("\n"))
 }
 
 /// Outputs by compiled host code for `target`, with `threads` threads.

@@ -4,4 +4,6 @@ pub mod cases;
 pub mod emulate;
 pub mod execute;
 pub mod filetest;
+pub mod programs;
 pub mod stages;
+pub mod tile_interpreter;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use weldment_ir::{DType, Dim, Graph, Op, OutputKind, Real, Shape, Value};
 use weldment_tests::execute::{Stored, Values, difference, difference_of_scale, execute, fill, reference};
+use weldment_tests::programs::interpret_programs;
 
 type Outputs = indexmap::IndexMap<String, Vec<f64>>;
 type Dims = BTreeMap<String, u64>;
@@ -63,6 +64,20 @@ impl Case {
             let expected = reference(&self.graph, &self.dims, &values).expect("the interpreter takes the case");
             for target in ["host", "x86-64-v3"] {
                 let found = execute(&self.graph, &self.dims, &values, target, 2).expect("the case compiles");
+                let d = difference(&expected, &found);
+                assert!(
+                    d <= tolerance,
+                    "{target}, dims {:?}: difference {d} over {tolerance}\nexpected {expected:.4?}\nfound {found:.4?}",
+                    self.dims
+                );
+            }
+            // Programs for GPUs, of both wave sizes; there activations are not quantised.
+            if self.graph.ids().any(|id| self.graph.node(id).types.iter().any(|t| t.dtype == DType::Q8A)) {
+                continue;
+            }
+            for target in ["gfx942", "sm_90a"] {
+                let found = interpret_programs(&self.graph, &self.dims, &values, target)
+                    .unwrap_or_else(|e| panic!("{target}: {e}"));
                 let d = difference(&expected, &found);
                 assert!(
                     d <= tolerance,

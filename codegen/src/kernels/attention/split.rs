@@ -109,12 +109,12 @@ pub fn build(b: &mut Builder, p: &Problem<'_>, choices: &Choices) -> String {
             let mut sums = vec![zeros; group as usize];
             for (part, mask) in masks.iter().enumerate() {
                 let element = part as i64 * i64::from(across);
-                let bytes = element * p.keys.byte_stride(2) + i64::from(run * vector) * size(key_elem);
+                let bytes = element * p.keys.byte_stride(2) + i64::from(run * vector) * p.keys.byte_stride(3);
                 let at = b.offset(key_head, bytes);
                 let shape = [vector, blocks, across];
                 let here = b.reshape(present, &[1, blocks, 1]);
                 let mask = all_of(b, &[Some(here), *mask], &shape);
-                let strides = [size(key_elem), 0, p.keys.byte_stride(2)];
+                let strides = [p.keys.byte_stride(3), 0, p.keys.byte_stride(2)];
                 let k = b.load_gather(p.params[1], at, key_places, key_elem, &shape, &strides, mask);
                 let k = b.to_f32(k);
                 for (sum, query) in sums.iter_mut().zip(&query) {
@@ -170,7 +170,8 @@ pub fn build(b: &mut Builder, p: &Problem<'_>, choices: &Choices) -> String {
             let seen = b.compare(Compare::LessEqual, own, room);
             let shape = [blocks, padded as u32];
             let mask = all_of(b, &[Some(seen), columns], &shape);
-            let v = b.load_gather(p.params[2], at, value_places, value_elem, &shape, &[0, size(value_elem)], mask);
+            let v =
+                b.load_gather(p.params[2], at, value_places, value_elem, &shape, &[0, p.values.byte_stride(3)], mask);
             let v = b.to_f32(v);
             for g in 0..group as usize {
                 let weight = b.row(weights[g][(slot / vector) as usize], slot % vector);
