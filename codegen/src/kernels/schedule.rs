@@ -240,10 +240,16 @@ impl Piece {
         }
     }
 
-    /// The piece of a vector that all rows share, as f32 [width] or [1, width].
+    /// The piece of a vector that all rows share, as f32, to be broadcast along the rows.
     pub fn load_shared(&self, b: &mut Builder, param: Param, base: V, dtype: DType) -> V {
-        let one = Piece { rows: self.rows.map(|_| 1), present: None, ..*self };
-        one.load(b, param, base, dtype, 0)
+        if self.rows.is_none() {
+            return self.load(b, param, base, dtype, 0);
+        }
+        // Without a dim for rows: what is broadcast is loaded as the tile that it meets lies.
+        let (elem, at) = (elem_of(dtype).unwrap_or(Elem::F32), self.offset(b, base, dtype));
+        let mask = self.columns.map(|m| b.reshape(m, &[self.width]));
+        let v = b.load(param, at, elem, &[self.width], &[elem.bytes() as i64], mask);
+        b.to_f32(v)
     }
 
     /// Elements at byte `at`, `strides` = bytes from row to row and from element to element.

@@ -21,8 +21,10 @@ const ROWS: u32 = 16;
 const TOKEN_WAVES: u32 = 4;
 /// Threads among which few tokens split a context.
 const CONTEXT_THREADS: u32 = 256;
-/// Largest head whose sums a wave holds.
+/// Largest head, which two waves hold the sums of together.
 const WIDEST: u64 = 256;
+/// Largest head whose sums one wave holds.
+const ONE_WAVE: u32 = 128;
 /// Elements of keys in a step of a wave: two to a register, 64 registers of a thread on NVIDIA.
 const KEY_ELEMENTS: u32 = 4096;
 /// Below every score, yet finite: the difference of two such is a number.
@@ -192,14 +194,19 @@ fn sizes(p: &Problem<'_>) -> (u32, u32) {
     (d, keys / p.slots)
 }
 
+/// Waves that share the columns of heads of `d`.
+fn together(d: u32) -> u32 {
+    (d / ONE_WAVE).max(1)
+}
+
 /// Builds the program for few tokens with operands of `unit`; gives its form for people.
 pub fn build_few(b: &mut Builder, p: &Problem<'_>, arch: GpuArch, choices: &Choices, unit: Elem) -> String {
     let size = unit.bytes() as i64;
     let (d, blocks) = sizes(p);
     let threads = choices.attention_threads.unwrap_or(CONTEXT_THREADS);
-    let waves = threads / arch.wave();
+    let waves = (threads / arch.wave() / together(d)).max(1);
     let groups = p.share.div_ceil(u64::from(ROWS));
-    b.threads(threads);
+    b.threads(threads.max(together(d) * arch.wave()));
     p.token_grid(b, 0, 1);
     b.grid_constant(1, p.kv_heads * groups);
     let (token, slot) = (b.program_id(0), b.program_id(1));
@@ -253,7 +260,8 @@ pub fn build_many(b: &mut Builder, p: &Problem<'_>, arch: GpuArch, unit: Elem) -
     let (d, blocks) = sizes(p);
     let waves = TOKEN_WAVES;
     let m = ROWS * waves;
-    b.threads(waves * arch.wave());
+    let threads = waves * together(d) * arch.wave();
+    b.threads(threads);
     p.token_grid(b, 0, u64::from(m));
     b.grid_constant(1, p.heads);
     let (tile, head) = (b.program_id(0), b.program_id(1));
@@ -331,5 +339,5 @@ pub fn build_many(b: &mut Builder, p: &Problem<'_>, arch: GpuArch, unit: Elem) -
     let at = place(b, p.out, first, head);
     let [wave, row] = by_token(p.out.byte_stride(0));
     b.store(p.out_param, at, &[wave, row, out.bytes() as i64], value, mask);
-    format!("tiles of {m} tokens by {} keys, {} threads", walk.keys(), waves * arch.wave())
+    format!("tiles of {m} tokens by {} keys, {threads} threads", walk.keys())
 }
