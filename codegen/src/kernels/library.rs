@@ -27,14 +27,18 @@ pub struct LibraryGemm {
     pub addend_stride: Option<u64>,
 }
 
-/// True for variants whose large products go to a library.
-pub fn wanted(target: &crate::target::Target, max_tokens: u64) -> bool {
-    target.gpu() == Some(GpuArch::Sm90a) && max_tokens >= FROM_TOKENS
+/// True for products of a variant and of dtypes that go to a library.
+pub fn takes(r: &Request<'_>) -> bool {
+    let dtype = r.operands[0].ty.dtype;
+    r.target.gpu() == Some(GpuArch::Sm90a)
+        && r.max_tokens >= FROM_TOKENS
+        && matches!(dtype, DType::BF16 | DType::F16)
+        && r.operands[1].ty.dtype == dtype
 }
 
 /// The request as a library call, if it is one: bf16 or f16 throughout, weights in plain rows, an addend of the result's shape.
 pub fn gemm(r: &Request<'_>) -> Option<LibraryGemm> {
-    if !wanted(r.target, r.max_tokens) || !matches!(r.op, Op::Matmul { .. } | Op::MatmulAdd { .. }) {
+    if !matches!(r.op, Op::Matmul { .. } | Op::MatmulAdd { .. }) || !takes(r) {
         return None;
     }
     let (x, w, out) = (&r.operands[0], &r.operands[1], &r.results[0]);
@@ -42,14 +46,8 @@ pub fn gemm(r: &Request<'_>) -> Option<LibraryGemm> {
     let plain = |t: &super::Tensor| t.ty.dtype == dtype && contiguous_last(t).is_ok() && t.align >= 16;
     let rows = RowSpace::of(&x.ty.shape[..x.ty.rank() - 1]).ok()?;
     // Rows of logits are few whatever the tokens are.
-    let takes = matches!(dtype, DType::BF16 | DType::F16)
-        && w.is_static
-        && w.ty.rank() == 2
-        && rows.symbol.as_deref() == Some("T")
-        && plain(x)
-        && plain(out)
-        && w.ty.dtype == dtype;
-    if !takes {
+    let fits = w.is_static && w.ty.rank() == 2 && rows.symbol.as_deref() == Some("T") && plain(x) && plain(out);
+    if !fits {
         return None;
     }
     let elements = |t: &super::Tensor| row_stride(t).ok().map(|bytes| bytes as u64 / dtype.block_bytes() as u64);

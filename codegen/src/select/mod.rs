@@ -7,8 +7,8 @@ mod cost;
 pub use choices::Choices;
 
 use crate::kernels::{
-    Built, Request, Tensor, attention, contiguous_last, gather, matmul, norm, pointwise, reduce, refuse, require, rope,
-    row_stride,
+    Built, Request, Tensor, attention, contiguous_last, gather, library, matmul, norm, pointwise, reduce, refuse,
+    require, rope, row_stride,
 };
 use crate::target::Target;
 use weldment_ir::{Category, DType, Graph, NodeId, Op, OpKind, TensorType};
@@ -139,6 +139,10 @@ impl TargetModel for KernelLibrary {
             );
         }
         no_q8a_on_gpus(&request)?;
+        if matches!(op, Op::MatmulSiluMul { .. }) && library::takes(&request) {
+            let accepted = format!("fewer than {}: more go to the vendor's library", library::FROM_TOKENS);
+            return refuse("tokens", self.max_tokens, accepted);
+        }
         (family.check)(&request)
     }
 

@@ -195,7 +195,7 @@ pub struct Variant {
 
 /// Where the tokens of a GPU entry are split beside one token: grids are launched for a variant's most tokens, so the range
 /// of a variant bounds the programs that find nothing to do.
-const GPU_SPLITS: [(&str, u64); 3] = [("tokens_16", 16), ("tokens_64", 64), ("tokens_256", 256)];
+const GPU_SPLITS: [(&str, u64); 4] = [("tokens_16", 16), ("tokens_32", 32), ("tokens_64", 64), ("tokens_256", 256)];
 
 /// The entry split by tokens: one token and more for the host, finer for GPUs. Tried in this order.
 pub fn variants(graph: &Graph, gpu: bool) -> Vec<Variant> {
@@ -207,7 +207,9 @@ pub fn variants(graph: &Graph, gpu: bool) -> Vec<Variant> {
         // Rows of logits are tokens of the step.
         let rows = graph.symbols().get("R").map(|r| r.max.min(max));
         rows.into_iter().for_each(|rows| graph.declare_symbol("R", 1, rows));
-        Variant { name, graph, guards: vec![("T".to_owned(), min, max)] }
+        // Grids are launched for the largest values that guards let through.
+        let guards = [("T", min, max)].into_iter().chain(rows.map(|rows| ("R", 1, rows)));
+        Variant { name, graph, guards: guards.map(|(s, min, max)| (s.to_owned(), min, max)).collect() }
     };
     let mut all = vec![narrowed("decode", 1, 1)];
     let mut next = 2;
@@ -261,7 +263,7 @@ mod tests {
     #[test]
     fn variants_cover_every_number_of_tokens_once() {
         let graph = |most| model_graph(&tiny(), &EntryOptions { max_tokens: most, ..EntryOptions::default() }).unwrap();
-        for (most, count) in [(1, 1), (2, 2), (16, 2), (17, 3), (256, 4), (512, 5)] {
+        for (most, count) in [(1, 1), (2, 2), (16, 2), (17, 3), (256, 5), (512, 6)] {
             let split = variants(&graph(most), true);
             assert_eq!(split.len(), count, "{most}");
             let mut next = 1;

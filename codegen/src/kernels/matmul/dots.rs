@@ -87,17 +87,14 @@ impl Plan {
             let threads = if n == 128 { 256 } else { 128 };
             return Plan { m, n, k: along_k(64), split: 1, elem, threads: threads.max(wave) };
         }
-        let widest: u32 = if m == 64 || matrices > 1 { 32 } else { 64 };
-        let mut tile = widest;
-        while tile > 16 && blocks_of(tile) < ENOUGH_BLOCKS {
-            tile /= 2;
-        }
-        let k_tile = along_k(if m == 64 { 32 } else { 64 });
-        let wanted = match blocks_of(tile) {
-            b if b < ENOUGH_BLOCKS && tile == 16 => 16,
-            b if b < 2 * ENOUGH_BLOCKS => 8,
-            _ => 4,
+        // Every program reads all of x: narrow tiles of columns would read it more often than the weights.
+        let tile = match blocks_of(64) {
+            b if b >= 2 * ENOUGH_BLOCKS && matrices == 1 && m < 64 => 64,
+            _ if m == 16 && blocks_of(32) < ENOUGH_BLOCKS / 2 => 16,
+            _ => 32,
         };
+        let k_tile = along_k(if m == 64 { 32 } else { 64 });
+        let wanted = if tile == 64 { 4 } else { 8 };
         let split = (k.next_power_of_two() / u64::from(k_tile)).clamp(1, u64::from(wanted.min(most_waves))) as u32;
         Plan { m, n: tile, k: k_tile, split, elem, threads: (split * wave).max(64) }
     }
@@ -131,7 +128,7 @@ pub fn product(b: &mut Builder, plan: &Plan, share: &Share, x: &Left<'_>, w: &Ri
 
 /// Masks of x's rows [1, m, 1] and of the output's columns [1, 1, n].
 fn edges(b: &mut Builder, plan: &Plan, share: &Share) -> (Option<V>, Option<V>) {
-    let rows = share.rows.map(|m| b.reshape(m, &[1, plan.m, 1]));
+    let rows = share.read.map(|m| b.reshape(m, &[1, plan.m, 1]));
     let columns = share.columns.map(|m| b.reshape(m, &[1, 1, plan.n]));
     (rows, columns)
 }
@@ -142,23 +139,52 @@ fn float_sums(b: &mut Builder, plan: &Plan, share: &Share, x: &Left<'_>, matrice
     let Plan { m, n, k, split, .. } = *plan;
     let (rows, columns) = edges(b, plan, share);
     let init: Vec<V> = matrices.iter().map(|_| plan.nothing(b)).collect();
-    steps(b, share.k, u64::from(split * k), &init, |b, at, mask, carried| {
+    let load_x = |b: &mut Builder, at: V, mask: Option<V>| {
         let from = b.scale(at, size);
         let from = b.add(x.base, from);
         let present = mask.map(|p| b.reshape(p, &[split, 1, k]));
-        let a_mask = all_of(b, &[rows, present], &[split, m, k]);
-        let a = b.load(x.param, from, x_elem, &[split, m, k], &[i64::from(k) * size, x.stride, size], a_mask);
-        let a = plan.operand(b, a);
+        let mask = all_of(b, &[rows, present], &[split, m, k]);
+        let a = b.load(x.param, from, x_elem, &[split, m, k], &[i64::from(k) * size, x.stride, size], mask);
+        plan.operand(b, a)
+    };
+    let load_w = |b: &mut Builder, w: &Rows, at: V, mask: Option<V>| {
         let present = mask.map(|p| b.reshape(p, &[split, k, 1]));
-        let b_mask = all_of(b, &[columns, present], &[split, k, n]);
-        matrices
-            .iter()
-            .zip(carried)
+        let mask = all_of(b, &[columns, present], &[split, k, n]);
+        let from = b.scale(at, w.column);
+        let from = b.add(w.base, from);
+        let strides = [i64::from(k) * w.column, w.column, w.row];
+        b.load(w.param, from, w.elem, &[split, k, n], &strides, mask)
+    };
+    let step = u64::from(split * k);
+    if share.k.is_multiple_of(step) && share.k > step {
+        // The weights of the next step are under way while this one's are multiplied.
+        let (start, last) = (b.int(0), b.int((share.k - step) as i64));
+        let first: Vec<V> = matrices.iter().map(|w| load_w(b, w, start, None)).collect();
+        let multiply = |b: &mut Builder, at: V, carried: &[V]| -> Vec<V> {
+            let a = load_x(b, at, None);
+            let (sums, tiles) = carried.split_at(matrices.len());
+            let pairs = sums.iter().zip(tiles);
+            pairs
+                .map(|(acc, tile)| {
+                    let tile = plan.operand(b, *tile);
+                    b.dot(*acc, a, tile)
+                })
+                .collect()
+        };
+        let init: Vec<V> = init.into_iter().chain(first).collect();
+        let done = b.for_loop(start, last, step as i64, &init, |b, at, carried| {
+            let ahead = b.offset(at, step as i64);
+            let next: Vec<V> = matrices.iter().map(|w| load_w(b, w, ahead, None)).collect();
+            multiply(b, at, carried).into_iter().chain(next).collect()
+        });
+        return multiply(b, last, &done);
+    }
+    steps(b, share.k, step, &init, |b, at, mask, carried| {
+        let a = load_x(b, at, mask);
+        let pairs = matrices.iter().zip(carried);
+        pairs
             .map(|(w, acc)| {
-                let from = b.scale(at, w.column);
-                let from = b.add(w.base, from);
-                let strides = [i64::from(k) * w.column, w.column, w.row];
-                let tile = b.load(w.param, from, w.elem, &[split, k, n], &strides, b_mask);
+                let tile = load_w(b, w, at, mask);
                 let tile = plan.operand(b, tile);
                 b.dot(*acc, a, tile)
             })

@@ -15,6 +15,7 @@ use super::{Argument, Built, Request, RowSpace, contiguous_last, last_dim, requi
 use crate::target::{GpuArch, Target};
 use crate::tile::{Access, Builder, Conversion, Elem, Param, V};
 use weldment_ir::{DType, Op, TensorType};
+use weldment_passes::buffer::ROW_MULTIPLE;
 use weldment_passes::target::Refusal;
 use weldment_runtime::artifact::Layout;
 
@@ -178,6 +179,8 @@ struct Share {
     first: [V; 2],
     /// i1 [rows, 1], where some may be too many.
     rows: Option<V>,
+    /// The same for loads of x: `None` where surplus rows are there to be read, and nothing comes of them.
+    read: Option<V>,
     /// i1 [1, columns].
     columns: Option<V>,
     /// Elements of a row.
@@ -227,6 +230,9 @@ fn build_gpu(r: &Request<'_>, arch: GpuArch) -> Result<Built, Refusal> {
         let mask = schedule::below(&mut b, first_column, n_tile, n);
         b.reshape(mask, &[1, n_tile])
     });
+    // Bufferisation leaves room for a multiple of 16 tokens.
+    let room = space.symbol.as_deref() == Some("T")
+        && most.next_multiple_of(u64::from(m_tile)) <= r.max_tokens.next_multiple_of(ROW_MULTIPLE) * space.mul;
     let right = Right::new(&mut b, r, &bound, [column, first_column], matrices)?;
     let share = |b: &mut Builder, first_row: V| -> Result<(), Refusal> {
         let ragged = m_tile > 1 && (space.symbol.is_some() || !space.mul.is_multiple_of(u64::from(m_tile)));
@@ -234,7 +240,8 @@ fn build_gpu(r: &Request<'_>, arch: GpuArch) -> Result<Built, Refusal> {
             let count = space.count(b);
             schedule::present(b, first_row, count, m_tile)
         });
-        let share = Share { first: [first_row, first_column], rows, columns, k };
+        let read = rows.filter(|_| !room);
+        let share = Share { first: [first_row, first_column], rows, read, columns, k };
         let stride = row_stride(x)?;
         let base = b.scale(first_row, stride);
         let left = Left { ty: &x.ty, param: bound.x, base, stride, rows: m_tile };

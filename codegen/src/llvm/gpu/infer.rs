@@ -121,6 +121,11 @@ impl<'k> Inferred<'k> {
             Inst::Broadcast(a) => mark(a, false),
             Inst::Dot { a, b, .. } => [a, b].into_iter().for_each(|v| mark(v, false)),
             Inst::Convert(..) | Inst::Reshape(_) | Inst::Unary(..) => {}
+            // What a loop carries is wanted as the loop's body wants it.
+            Inst::For { start, end, init, next, .. } => {
+                [start, end].into_iter().for_each(|v| mark(v, true));
+                init.iter().chain(next).for_each(|v| mark(v, false));
+            }
             other => crate::llvm::lower::operands(other, &mut |v| mark(&v, true)),
         }
     }
