@@ -6,9 +6,9 @@ use crate::kernels::{Argument, Built, Request, Tensor, library};
 use crate::llvm::{Emit, LlvmError};
 use crate::select::build;
 use crate::target::Target;
-use crate::tile::{GridAxis, Kernel};
+use crate::tile::{GridAxis, Kernel, join, joinable};
 use indexmap::IndexMap;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use thiserror::Error;
 use weldment_ir::{Graph, Op, OpKind, TensorType, Value};
@@ -112,6 +112,9 @@ pub struct Compiled {
     pub emitted: Kernels,
 }
 
+/// Families whose independent launches become one on GPUs: what they do takes less time than a launch.
+const JOINED: [&str; 2] = ["rope", "cache_write"];
+
 /// A kernel and how its parameters are bound.
 #[derive(Debug)]
 pub(crate) struct Unit {
@@ -207,15 +210,25 @@ pub fn prepare(
         for step in &variant.plan.steps {
             launches.push(state.launch(variant, step)?);
         }
+        if target.gpu().is_some() {
+            launches = state.join_small(launches);
+        }
         let guards = variant.guards.iter().map(|(name, min, max)| {
             let symbol = state.symbol(name)?;
             Ok(format::Guard { symbol, min: *min, max: *max })
         });
         bound.push(format::Variant { guards: guards.collect::<Result<_, CodegenError>>()?, launches });
     }
+    // Parts of joined launches are kernels no more.
+    let used: BTreeSet<u32> = bound.iter().flat_map(|v: &format::Variant| &v.launches).map(|l| l.kernel).collect();
+    let place: BTreeMap<u32, u32> = used.iter().copied().zip(0..).collect();
+    for launch in bound.iter_mut().flat_map(|v| &mut v.launches) {
+        launch.kernel = place[&launch.kernel];
+    }
+    let units = state.units.into_values().enumerate().filter(|(i, _)| used.contains(&(*i as u32))).map(|(_, u)| u);
     Ok(Prepared {
         target: target.clone(),
-        units: state.units.into_values().collect(),
+        units: units.collect(),
         variants: bound,
         pack: state.items.into_values().collect(),
         pack_bytes: state.pack_bytes,
@@ -239,6 +252,60 @@ impl State<'_> {
         let mut kernel = built.kernel;
         kernel.name = format!("k{}_{}", self.units.len(), kernel.family);
         self.units.insert_full(body, Unit { kernel, arguments: built.arguments, summary: built.summary }).0
+    }
+
+    /// Independent neighbours of the small families become one launch.
+    fn join_small(&mut self, launches: Vec<format::Launch>) -> Vec<format::Launch> {
+        let mut out: Vec<format::Launch> = Vec::with_capacity(launches.len());
+        let mut run: Vec<format::Launch> = Vec::new();
+        for launch in launches {
+            let joins = !launch.barrier && run.last().is_some_and(|last| self.joins(last, &launch));
+            if !joins {
+                out.extend(self.joined(std::mem::take(&mut run)));
+            }
+            run.push(launch);
+        }
+        out.extend(self.joined(run));
+        out
+    }
+
+    fn joins(&self, a: &format::Launch, b: &format::Launch) -> bool {
+        let kernel = |l: &format::Launch| &self.units[l.kernel as usize].kernel;
+        let small = |l: &format::Launch| JOINED.contains(&kernel(l).family);
+        small(a) && small(b) && joinable(kernel(a), kernel(b))
+    }
+
+    /// One launch for a run of independent ones.
+    fn joined(&mut self, run: Vec<format::Launch>) -> Option<format::Launch> {
+        let mut parts = run.iter().map(|l| &self.units[l.kernel as usize]);
+        let kernel = join(&parts.clone().map(|u| &u.kernel).collect::<Vec<_>>());
+        let summary = parts.clone().map(|u| u.summary.as_str()).collect::<Vec<_>>().join("; ");
+        let arguments = parts.by_ref().flat_map(|u| u.arguments.iter().cloned()).collect();
+        let mut run = run.into_iter();
+        let mut whole = run.next()?;
+        let rest: Vec<format::Launch> = run.collect();
+        if rest.is_empty() {
+            return Some(whole);
+        }
+        let count = rest.len() as u64 + 1;
+        let heads = kernel.grid[1].mul;
+        whole.kernel = self.add_unit(Built { kernel, arguments, summary }) as u32;
+        whole.grid.truncate(1);
+        whole.grid.extend([format::GridDim::Const(heads), format::GridDim::Const(count)]);
+        let mut paths: BTreeSet<String> = BTreeSet::new();
+        for launch in std::iter::once(&whole).chain(&rest) {
+            paths.extend(
+                self.sources.get_index(launch.source as usize).into_iter().flat_map(|(p, ())| p.iter().cloned()),
+            );
+        }
+        whole.source = self.sources.insert_full(paths.into_iter().collect(), ()).0 as u32;
+        for launch in rest {
+            whole.args.extend(launch.args);
+            whole.cost.bytes += launch.cost.bytes;
+            whole.cost.bytes_per_token += launch.cost.bytes_per_token;
+            whole.cost.flops_per_token += launch.cost.flops_per_token;
+        }
+        Some(whole)
     }
 
     fn launch(&mut self, variant: &VariantPlan<'_>, step: &Step) -> Result<format::Launch, CodegenError> {

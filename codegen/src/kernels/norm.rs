@@ -79,8 +79,11 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
     let store =
         |b: &mut Builder, piece: &Piece, to: (Param, V, DType, i64), v: V| piece.store(b, to.0, to.1, to.2, to.3, v);
     let nothing = walk.per_row(&mut b, 0.0);
-    let mut kept = None;
+    let start = b.int(0);
+    let (mut kept, mut weights) = (None, None);
     let squares = walk.each(&mut b, &[nothing], |b, piece, carried| {
+        // Weights are read first where the row is one piece: they need not wait for the launch before.
+        weights = walk.is_single().then(|| piece.load_shared(b, w_param, start, weight.ty.dtype));
         let mut v = load(b, piece, x);
         if let (Some(residual), Some(sum)) = (residual, sum) {
             let other = load(b, piece, residual);
@@ -102,10 +105,9 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
     let root = b.sqrt(mean);
     let one = b.float(1.0);
     let scale = b.div(one, root);
-    let start = b.int(0);
     walk.each(&mut b, &[], |b, piece, _| {
         let v = kept.unwrap_or_else(|| load(b, piece, sum.unwrap_or(x)));
-        let w = piece.load_shared(b, w_param, start, weight.ty.dtype);
+        let w = weights.unwrap_or_else(|| piece.load_shared(b, w_param, start, weight.ty.dtype));
         let v = b.mul(v, scale);
         let v = b.mul(v, w);
         store(b, piece, out, v);

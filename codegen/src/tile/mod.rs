@@ -4,11 +4,13 @@
 //! rank 0 is a scalar, and scalars broadcast. Addresses are a parameter plus a byte offset plus constant byte strides.
 
 mod build;
+mod join;
 mod math;
 mod print;
 mod verify;
 
 pub use build::Builder;
+pub use join::{join, joinable};
 pub use verify::verify;
 
 use std::fmt;

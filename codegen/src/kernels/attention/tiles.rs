@@ -143,6 +143,14 @@ impl Walk<'_, '_> {
         let strides = [0, p.keys.byte_stride(2), 0, p.keys.byte_stride(3)];
         let k = self.load(b, p.params[1], self.key_head, (block, p.keys.byte_stride(0)), (shape, strides), mask);
         let k = b.reshape(k, &[self.waves, self.d, keys]);
+        // Values are under way while scores are computed.
+        let shape = [self.waves, self.blocks, slots, self.d];
+        let here = there.map(|t| b.reshape(t, &[self.key_waves, self.blocks, 1, 1]));
+        let depth = self.depth.map(|k| b.reshape(k, &[1, 1, 1, self.d]));
+        let mask = all_of(b, &[here, depth], &shape);
+        let strides = [0, 0, p.values.byte_stride(2), p.values.byte_stride(3)];
+        let v = self.load(b, p.params[2], self.value_head, (block, p.values.byte_stride(0)), (shape, strides), mask);
+        let mut v = b.reshape(v, &[self.waves, keys, self.d]);
         let nothing = b.float_tile(&[self.waves, ROWS, keys], 0.0);
         let scores = b.dot(nothing, self.query, k);
         let scale = b.float(p.scale);
@@ -167,13 +175,6 @@ impl Walk<'_, '_> {
         let sums = b.mul(sums, change);
 
         let weights = b.convert(Conversion::Float, weights, self.unit);
-        let shape = [self.waves, self.blocks, slots, self.d];
-        let here = there.map(|t| b.reshape(t, &[self.key_waves, self.blocks, 1, 1]));
-        let depth = self.depth.map(|k| b.reshape(k, &[1, 1, 1, self.d]));
-        let mask = all_of(b, &[here, depth], &shape);
-        let strides = [0, 0, p.values.byte_stride(2), p.values.byte_stride(3)];
-        let v = self.load(b, p.params[2], self.value_head, (block, p.values.byte_stride(0)), (shape, strides), mask);
-        let mut v = b.reshape(v, &[self.waves, keys, self.d]);
         if let Some(position) = position {
             // Slots past the sequence's end may hold anything, NaN included: their weight is 0 and so must be their value.
             let seen = b.compare(Compare::LessEqual, position, s.last);

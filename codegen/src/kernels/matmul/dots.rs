@@ -90,7 +90,7 @@ impl Plan {
         // Every program reads all of x: narrow tiles of columns would read it more often than the weights.
         let tile = match blocks_of(64) {
             b if b >= 2 * ENOUGH_BLOCKS && matrices == 1 && m < 64 => 64,
-            _ if m == 16 && blocks_of(32) < ENOUGH_BLOCKS / 2 => 16,
+            _ if matrices > 1 || (m < 64 && blocks_of(32) < ENOUGH_BLOCKS / 2) => 16,
             _ => 32,
         };
         let k_tile = along_k(if m == 64 { 32 } else { 64 });
