@@ -106,12 +106,7 @@ pub fn session(model: &Path, build: &BuildArgs, weights_file: Option<&Path>) -> 
     let threads = build.threads.unwrap_or(0);
     let given = weights_file.map(Path::to_owned);
     if has_extension(model, "weld") {
-        return Ok(SessionArgs {
-            artifact: model.to_owned(),
-            threads,
-            weights_file: given,
-            ..SessionArgs::default()
-        });
+        return Ok(SessionArgs { artifact: model.to_owned(), threads, weights_file: given, ..SessionArgs::default() });
     }
     let (artifact, weights) = cached(model, build)?;
     Ok(SessionArgs { artifact, threads, weights_file: given.or(weights), ..SessionArgs::default() })
