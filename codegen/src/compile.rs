@@ -276,7 +276,10 @@ impl State<'_> {
     }
 
     /// One launch for a run of independent ones.
-    fn joined(&mut self, run: Vec<format::Launch>) -> Option<format::Launch> {
+    fn joined(&mut self, mut run: Vec<format::Launch>) -> Option<format::Launch> {
+        if run.len() < 2 {
+            return run.pop();
+        }
         let mut parts = run.iter().map(|l| &self.units[l.kernel as usize]);
         let kernel = join(&parts.clone().map(|u| &u.kernel).collect::<Vec<_>>());
         let summary = parts.clone().map(|u| u.summary.as_str()).collect::<Vec<_>>().join("; ");
@@ -284,9 +287,6 @@ impl State<'_> {
         let mut run = run.into_iter();
         let mut whole = run.next()?;
         let rest: Vec<format::Launch> = run.collect();
-        if rest.is_empty() {
-            return Some(whole);
-        }
         let count = rest.len() as u64 + 1;
         let heads = kernel.grid[1].mul;
         whole.kernel = self.add_unit(Built { kernel, arguments, summary }) as u32;

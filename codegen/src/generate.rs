@@ -217,11 +217,11 @@ fn link_amd(units: &[Unit], target: &GpuTarget, objects: &[Vec<u8>]) -> Result<L
         if resources.lds_bytes > target.arch.shared_bytes() {
             return refuse(format!("{} bytes of LDS; {} are there", resources.lds_bytes, target.arch.shared_bytes()));
         }
-        let spilled = resources.scratch_bytes > 0 || resources.spills > 0;
-        if spilled && target.choices.allow_scratch != Some(1) {
-            let (bytes, spills) = (resources.scratch_bytes, resources.spills);
+        // Scalar registers spill to lanes of vector registers; where those run out, scratch bytes say so.
+        let (bytes, spills) = (resources.scratch_bytes, resources.vgpr_spills);
+        if (bytes > 0 || spills > 0) && target.choices.allow_scratch != Some(1) {
             let message = format!(
-                "{bytes} bytes of scratch a thread and {spills} spilled registers; none is accepted without --set allow_scratch=1"
+                "{bytes} bytes of scratch a thread and {spills} spilled vector registers; none is accepted without --set allow_scratch=1"
             );
             return refuse(message);
         }

@@ -144,7 +144,40 @@ def user_registers(properties, dispatch, arguments):
     return registers
 
 
-def launch(emulator, image, buffers, step):
+class SharedMemory:
+    """LDS for the emulator. It loads from LDS for lanes that are switched off as well, whose addresses may be anything; so
+    what it gets reaches as far as an address can, and is backed by memory only where a launch writes."""
+
+    WATCHED = 1 << 20
+
+    def __init__(self, emulator):
+        self.size = (1 << 32) + self.WATCHED
+        lazily = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0x4000)
+        self.memory = mmap.mmap(-1, self.size, flags=lazily)
+        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
+        self.original, self.spec = emulator.Buffer, emulator.BufferSpec
+        self.wanted = False
+        emulator.Buffer = self.allocate
+
+    def allocate(self, device, size, dtype, *rest, **options):
+        """The emulator's own allocation, except the first of plain memory in a launch, which is LDS."""
+        if self.wanted and not rest and not options:
+            self.wanted = False
+            options = {"options": self.spec(external_ptr=self.address)}
+            size = self.size // 4
+        return self.original(device, size, dtype, *rest, **options)
+
+    def prepare(self):
+        ctypes.memset(self.address, 0, self.WATCHED)
+        self.wanted = True
+
+    def intact(self, lds):
+        """Nothing was written close behind a launch's own LDS."""
+        end = (lds + 511) // 512 * 512
+        return not self.wanted and not any(self.memory[end : self.WATCHED])
+
+
+def launch(emulator, shared, image, buffers, step):
     entry, lds, scratch, argument_bytes, resources, properties = image.descriptor(step["kernel"])
     pointers = [buffers[buffer].address + offset for buffer, offset in step["args"]]
     if argument_bytes != 8 * len(pointers):
@@ -158,12 +191,15 @@ def launch(emulator, image, buffers, step):
     registers = user_registers(properties, ctypes.addressof(dispatch), ctypes.addressof(arguments))
     # The loader, not the compiler, writes the LDS size into the resource word.
     resources = resources & ~(0x1FF << 15) | (lds + 511) // 512 << 15
+    shared.prepare()
     emulator.run_asm(
         entry, image.size, *grid, *block, ctypes.addressof(arguments), resources, scratch, "cdna", registers
     )
+    if not shared.intact(lds):
+        raise ValueError(f"{step['kernel']} wrote past its LDS")
 
 
-def run(emulator, path):
+def run(emulator, shared, path):
     with open(path) as file:
         job = json.load(file)
     reason = refusal(job["object"], job["target"])
@@ -172,7 +208,7 @@ def run(emulator, path):
     image = Image(job["object"])
     buffers = [Buffer(b["path"], b["bytes"]) for b in job["buffers"]]
     for step in job["launches"]:
-        launch(emulator, image, buffers, step)
+        launch(emulator, shared, image, buffers, step)
         for buffer in buffers:
             if not buffer.intact():
                 reason = f"{step['kernel']} wrote past {os.path.basename(buffer.path)}"
@@ -187,10 +223,11 @@ def main():
     os.environ["DEV"] = "CPU"
     from test.mockgpu.amd import emu
 
+    shared = SharedMemory(emu)
     for line in sys.stdin:
         path = line.strip()
         try:
-            result = run(emu, path)
+            result = run(emu, shared, path)
         except Exception as error:  # whatever it is, the case failed and the next one may not
             result = {"status": "failed", "reason": f"{type(error).__name__}: {error}"}
         print(json.dumps({"job": path} | result), flush=True)

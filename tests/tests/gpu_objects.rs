@@ -89,7 +89,7 @@ fn a_model_compiles_for_every_gpu_without_scratch() {
             let name = format!("{} {}", program.target.name, kernel.name);
             assert!(listed.contains(&kernel.name), "{name}");
             let r = kernel.resources.expect("resources of a GPU kernel");
-            assert_eq!((r.scratch_bytes, r.spills), (0, 0), "{name}");
+            assert_eq!((r.scratch_bytes, r.vgpr_spills), (0, 0), "{name}");
             assert!(r.lds_bytes <= arch.shared_bytes(), "{name}");
             report += &format!("{:20} {:12} {:4} threads", kernel.name, kernel.family, kernel.threads);
             if arch.is_amd() {

@@ -47,8 +47,10 @@ pub struct Metadata {
     pub lds_bytes: u32,
     /// Bytes of scratch of a thread.
     pub scratch_bytes: u32,
-    /// Registers spilled, vector and scalar.
-    pub spills: u32,
+    /// Vector registers spilled.
+    pub vgpr_spills: u32,
+    /// Scalar registers spilled, to lanes of vector registers where there is no scratch.
+    pub sgpr_spills: u32,
     /// Bytes of the kernel's arguments.
     pub kernarg_bytes: u32,
     /// Most threads of a block.
@@ -100,7 +102,8 @@ pub fn read(elf: &[u8], arch: GpuArch) -> Result<IndexMap<String, Metadata>, Str
             sgprs: count(".sgpr_count")?,
             lds_bytes: count(".group_segment_fixed_size")?,
             scratch_bytes: count(".private_segment_fixed_size")?,
-            spills: optional(".vgpr_spill_count").saturating_add(optional(".sgpr_spill_count")),
+            vgpr_spills: optional(".vgpr_spill_count"),
+            sgpr_spills: optional(".sgpr_spill_count"),
             kernarg_bytes: count(".kernarg_segment_size")?,
             max_threads: count(".max_flat_workgroup_size")?,
         };
@@ -127,7 +130,8 @@ impl Metadata {
             sgprs: self.sgprs,
             lds_bytes: self.lds_bytes,
             scratch_bytes: self.scratch_bytes,
-            spills: self.spills,
+            vgpr_spills: self.vgpr_spills,
+            sgpr_spills: self.sgpr_spills,
             occupancy: occupancy(arch, self, threads),
         }
     }
@@ -298,7 +302,8 @@ mod tests {
             sgprs: 20,
             lds_bytes,
             scratch_bytes: 0,
-            spills: 0,
+            vgpr_spills: 0,
+            sgpr_spills: 0,
             kernarg_bytes: 8,
             max_threads: 1024,
         }

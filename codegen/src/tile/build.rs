@@ -179,6 +179,11 @@ impl Builder {
         self.unary(Unary::Round, a)
     }
 
+    /// 2^a, on GPUs.
+    pub fn exp2(&mut self, a: V) -> V {
+        self.unary(Unary::Exp2, a)
+    }
+
     /// Any binary operation, operands broadcast.
     pub fn binary(&mut self, op: Binary, a: V, b: V) -> V {
         assert_eq!(self.ty(a).elem, self.ty(b).elem, "{op:?} of {} and {}", self.ty(a), self.ty(b));

@@ -101,6 +101,8 @@ pub enum Unary {
     Sqrt,
     /// Nearest integer, ties to even, as a float.
     Round,
+    /// 2^a of an f32 by the GPU's own instruction: 2 ulp, subnormal results may be 0. Not for hosts.
+    Exp2,
 }
 
 /// Binary operations; integers wrap.

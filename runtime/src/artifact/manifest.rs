@@ -177,9 +177,12 @@ pub struct Resources {
     /// Bytes of scratch of a thread.
     #[serde(default, skip_serializing_if = "is_default")]
     pub scratch_bytes: u32,
-    /// Registers spilled, vector and scalar.
+    /// Vector registers spilled (AMD).
     #[serde(default, skip_serializing_if = "is_default")]
-    pub spills: u32,
+    pub vgpr_spills: u32,
+    /// Scalar registers spilled, to lanes of vector registers where there is no scratch (AMD).
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub sgpr_spills: u32,
     /// Waves that a SIMD unit can hold at once, by registers and LDS; 0 where unknown.
     #[serde(default, skip_serializing_if = "is_default")]
     pub occupancy: u32,

@@ -220,18 +220,18 @@ fn kernels(t: &mut String, m: &Manifest) -> std::fmt::Result {
         writeln!(t, "{}: resources by the {}", p.target.name, if known { "code object" } else { "PTX" })?;
         write!(t, "{:>5}   {:<28} {:<12} {:>7}", "uses", "kernel", "family", "threads")?;
         if known {
-            write!(t, " {:>4} {:>4} {:>4}", "VGPR", "AGPR", "SGPR")?;
+            write!(t, " {:>4} {:>4} {:>4} {:>11}", "VGPR", "AGPR", "SGPR", "SGPR spills")?;
         }
-        writeln!(t, " {:>6} {:>7} {:>6} {:>9}  shapes", "LDS", "scratch", "spills", "occupancy")?;
+        writeln!(t, " {:>6} {:>7} {:>9}  shapes", "LDS", "scratch", "occupancy")?;
         for (index, k) in p.kernels.iter().enumerate() {
             let r = k.resources.unwrap_or_default();
             write!(t, "{:>5} x {:<28} {:<12} {:>7}", uses(p, index), k.name, k.family, k.threads)?;
             if known {
-                write!(t, " {:>4} {:>4} {:>4}", r.vgprs, r.agprs, r.sgprs)?;
+                write!(t, " {:>4} {:>4} {:>4} {:>11}", r.vgprs, r.agprs, r.sgprs, r.sgpr_spills)?;
             }
             let occupancy = if r.occupancy > 0 { r.occupancy.to_string() } else { "-".to_owned() };
-            let (lds, scratch, spills) = (r.lds_bytes, r.scratch_bytes, r.spills);
-            writeln!(t, " {lds:>6} {scratch:>7} {spills:>6} {occupancy:>9}  {}", k.summary)?;
+            let (lds, scratch) = (r.lds_bytes, r.scratch_bytes);
+            writeln!(t, " {lds:>6} {scratch:>7} {occupancy:>9}  {}", k.summary)?;
         }
     }
     Ok(())

@@ -101,10 +101,14 @@ impl Walk<'_, '_> {
         b: &mut Builder,
         param: Param,
         base: V,
-        (block, stride): (V, i64),
+        (entry, there, stride): (V, Option<V>, i64),
         (shape, strides): ([u32; 4], [i64; 4]),
         mask: Option<V>,
     ) -> V {
+        // Each thread reads the block ids of its own elements: keys and values lie differently.
+        let (table, count) = (self.p.tables.byte_stride(1), self.key_waves * self.blocks);
+        let block = b.load(self.p.params[5], entry, Elem::I32, &[count], &[table], there);
+        let block = b.convert(Conversion::Signed, block, Elem::I64);
         let places = b.scale(block, stride);
         let axis = if shape[1] == self.d { 2 } else { 1 };
         let mut dims = [self.key_waves, 1, 1, 1];
@@ -128,8 +132,6 @@ impl Walk<'_, '_> {
             let left = b.sub(last_block, first_block);
             b.compare(Compare::LessEqual, index, left)
         });
-        let block = b.load(p.params[5], entry, Elem::I32, &[count], &[p.tables.byte_stride(1)], there);
-        let block = b.convert(Conversion::Signed, block, Elem::I64);
         // Position of each key.
         let position = masked.then(|| {
             let own = b.iota(Elem::I64, self.stride());
@@ -141,7 +143,7 @@ impl Walk<'_, '_> {
         let depth = self.depth.map(|k| b.reshape(k, &[1, self.d, 1, 1]));
         let mask = all_of(b, &[here, depth], &shape);
         let strides = [0, p.keys.byte_stride(2), 0, p.keys.byte_stride(3)];
-        let k = self.load(b, p.params[1], self.key_head, (block, p.keys.byte_stride(0)), (shape, strides), mask);
+        let k = self.load(b, p.params[1], self.key_head, (entry, there, p.keys.byte_stride(0)), (shape, strides), mask);
         let k = b.reshape(k, &[self.waves, self.d, keys]);
         // Values are under way while scores are computed.
         let shape = [self.waves, self.blocks, slots, self.d];
@@ -149,12 +151,11 @@ impl Walk<'_, '_> {
         let depth = self.depth.map(|k| b.reshape(k, &[1, 1, 1, self.d]));
         let mask = all_of(b, &[here, depth], &shape);
         let strides = [0, 0, p.values.byte_stride(2), p.values.byte_stride(3)];
-        let v = self.load(b, p.params[2], self.value_head, (block, p.values.byte_stride(0)), (shape, strides), mask);
+        let v =
+            self.load(b, p.params[2], self.value_head, (entry, there, p.values.byte_stride(0)), (shape, strides), mask);
         let mut v = b.reshape(v, &[self.waves, keys, self.d]);
         let nothing = b.float_tile(&[self.waves, ROWS, keys], 0.0);
-        let scores = b.dot(nothing, self.query, k);
-        let scale = b.float(p.scale);
-        let mut scores = b.mul(scores, scale);
+        let mut scores = b.dot(nothing, self.query, k);
         if let Some(position) = position {
             let position = b.convert(Conversion::Signed, position, Elem::I32);
             let position = b.reshape(position, &[self.key_waves, 1, keys]);
@@ -166,10 +167,16 @@ impl Walk<'_, '_> {
         let (top, total, sums) = (carried[0], carried[1], carried[2]);
         let highest = b.reduce(Reduction::Max, scores, 2);
         let new_top = b.max(top, highest);
-        let shifted = b.sub(scores, new_top);
-        let weights = super::exp_of_negative(b, shifted);
+        // e^(scale (s - top)) = 2^(c s - c top).
+        let c = b.float(p.scale * std::f64::consts::LOG2_E);
+        let lower = b.mul(new_top, c);
+        let lower = b.neg(lower);
+        let weights = b.fma(scores, c, lower);
+        let weights = b.exp2(weights);
+        // Both may be LOWEST, of which a rounded product is not small.
         let change = b.sub(top, new_top);
-        let change = super::exp_of_negative(b, change);
+        let change = b.mul(change, c);
+        let change = b.exp2(change);
         let added = b.reduce(Reduction::Sum, weights, 2);
         let total = b.fma(total, change, added);
         let sums = b.mul(sums, change);
@@ -239,7 +246,9 @@ pub fn build_few(b: &mut Builder, p: &Problem<'_>, arch: GpuArch, choices: &Choi
     // Joins the waves' softmaxes.
     let highest = b.reduce(Reduction::Max, done[0], 0);
     let change = b.sub(done[0], highest);
-    let change = super::exp_of_negative(b, change);
+    let c = b.float(p.scale * std::f64::consts::LOG2_E);
+    let change = b.mul(change, c);
+    let change = b.exp2(change);
     let total = b.mul(done[1], change);
     let total = b.reduce(Reduction::Sum, total, 0);
     let sums = b.mul(done[2], change);

@@ -68,7 +68,8 @@ impl Plan {
             // A wave takes a group; of a 4-bit one, two halves in turn. Without matrix units four elements at a time fit.
             let quads = if layout.bits == 4 { layout.group / 8 } else { layout.group / 4 };
             let groups = (k / u64::from(layout.group)).next_power_of_two();
-            let split = groups.min(8) as u32;
+            // Sums of 64 rows take the registers of eight waves.
+            let split = groups.min(if m > 32 { 4 } else { 8 }) as u32;
             let k = if matrix { quads } else { 1 };
             return Plan { m, n: layout.n_tile, k, split, elem, threads: (split * wave).clamp(64, 512) };
         }

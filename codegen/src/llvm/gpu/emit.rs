@@ -6,7 +6,7 @@ use super::layout::{Layout, bits, dropped, first_bit, log2};
 use crate::llvm::LlvmError;
 use crate::llvm::ops::{Ops, int_constant};
 use crate::target::{GpuArch, GpuTarget};
-use crate::tile::{Conversion, Elem, Inst, Kernel, Stmt, TileType, V};
+use crate::tile::{Conversion, Elem, Inst, Kernel, Stmt, TileType, Unary, V};
 use indexmap::IndexMap;
 use inkwell::context::Context;
 use inkwell::module::{Linkage, Module};
@@ -252,6 +252,10 @@ impl<'c, 'k> Emit<'c, 'k> {
             Inst::Int(n) => Ok(vec![int_constant(scalar, *n); layout.count()]),
             Inst::Float(x) => Ok(vec![scalar.into_float_type().const_float(*x).into(); layout.count()]),
             Inst::Iota => self.iota(ty, layout),
+            Inst::Unary(Unary::Exp2, a) => {
+                let name = if self.arch.is_amd() { "llvm.amdgcn.exp2" } else { "llvm.nvvm.ex2.approx" };
+                each(self, *a, &|e, x| e.intrinsic(name, &[x.get_type()], &[x], x.get_type()))
+            }
             Inst::Unary(op, a) => each(self, *a, &|e, x| e.unary(*op, x)),
             Inst::Convert(how, a) => {
                 let from = self.ty(*a).elem;

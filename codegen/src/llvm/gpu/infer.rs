@@ -121,6 +121,8 @@ impl<'k> Inferred<'k> {
             Inst::Broadcast(a) => mark(a, false),
             Inst::Dot { a, b, .. } => [a, b].into_iter().for_each(|v| mark(v, false)),
             Inst::Convert(..) | Inst::Reshape(_) | Inst::Unary(..) => {}
+            // Places are wanted as the tile is whose elements they place.
+            Inst::Load { address: Address { gather: Some(gather), .. }, .. } => mark(gather, false),
             // What a loop carries is wanted as the loop's body wants it.
             Inst::For { start, end, init, next, .. } => {
                 [start, end].into_iter().for_each(|v| mark(v, true));
@@ -222,7 +224,10 @@ impl<'k> Inferred<'k> {
                 self.demand(*a, &sliced);
             }
             Some(Inst::Reshape(a)) => self.demand(*a, layout),
-            Some(Inst::Load { .. }) => self.layouts[v.0 as usize] = Some(layout.clone()),
+            Some(Inst::Load { address, .. }) => {
+                self.layouts[v.0 as usize] = Some(layout.clone());
+                self.demand_places(address, self.ty(v), layout);
+            }
             Some(
                 inst @ (Inst::Unary(..)
                 | Inst::Convert(..)
@@ -254,6 +259,14 @@ impl<'k> Inferred<'k> {
                     self.demand(next, layout);
                 }
             }
+        }
+    }
+
+    /// Asks for the places of a tile's elements as the tile lies.
+    fn demand_places(&mut self, address: &Address, ty: &TileType, layout: &Layout) {
+        if let Some(gather) = address.gather {
+            let sliced = layout.sliced(&self.ty(gather).shape, &ty.shape);
+            self.demand(gather, &sliced);
         }
     }
 
@@ -295,8 +308,11 @@ impl<'k> Inferred<'k> {
                 if !self.weak[v.0 as usize] && bits(&self.ty(v).shape) > 0 && self.layouts[v.0 as usize].is_none() {
                     self.layouts[v.0 as usize] = Some(self.access(address, self.ty(v)));
                 }
-                if let (Some(mask), Some(l)) = (mask, self.known(v)) {
-                    self.demand(*mask, &l);
+                if let Some(l) = self.known(v) {
+                    if let Some(mask) = mask {
+                        self.demand(*mask, &l);
+                    }
+                    self.demand_places(address, self.ty(v), &l);
                 }
             }
             (Inst::Store { address, value, mask }, _) => {

@@ -48,8 +48,9 @@ impl GpuArch {
         }
         let triple = TargetTriple::create(self.triple());
         let target = Target::from_triple(&triple).map_err(|e| LlvmError::Llvm(e.to_string()))?;
-        // PTX 8.3 (CUDA 12.3) is the first with everything the lowering uses.
-        let features = if self.is_amd() { "" } else { "+ptx83" };
+        // AMD: hardware takes a dword at any address, but the emulator that witnesses this code drops an address's low bits;
+        // accesses not known to be aligned are split. PTX 8.3 (CUDA 12.3) is the first with everything the lowering uses.
+        let features = if self.is_amd() { "-unaligned-access-mode" } else { "+ptx83" };
         target
             .create_target_machine(
                 &triple,
@@ -69,6 +70,9 @@ impl GpuArch {
         let amd = [
             ("amdgpu-flat-work-group-size", range.as_str()),
             ("uniform-work-group-size", "true"),
+            // No accumulation registers: the emulator ignores them as data of LDS and global accesses, and matrix
+            // instructions take vector registers as well.
+            ("amdgpu-agpr-alloc", "0"),
             // Hidden arguments and registers that no kernel reads.
             ("amdgpu-no-completion-action", ""),
             ("amdgpu-no-default-queue", ""),
@@ -157,18 +161,12 @@ pub fn compile_gpu(kernels: &[&Kernel], target: &GpuTarget, emit: Emit) -> Resul
     let passes = "function(early-cse<memssa>,instcombine<no-verify-fixpoint>,loop-simplify,lcssa,loop-mssa(licm),gvn,instcombine<no-verify-fixpoint>,simplifycfg)";
     module.run_passes(passes, &machine, PassBuilderOptions::create()).map_err(|e| LlvmError::Llvm(e.to_string()))?;
     let llvm = emit.llvm.then(|| module.print_to_string().to_string());
-    let write = |kind| {
-        // Emission lowers the module itself, so a second emission needs a copy of what it was.
-        let buffer = if emit.asm {
-            machine.write_to_memory_buffer(&module.clone(), kind)
-        } else {
-            machine.write_to_memory_buffer(&module, kind)
-        }
-        .map_err(|e| LlvmError::Llvm(e.to_string()))?;
-        Ok::<_, LlvmError>(buffer.as_slice().to_vec())
-    };
+    // Emission lowers the module itself, so the text is made from a copy of what it was, and after the code: the code
+    // does not depend on what is asked for beside it.
+    let before = (emit.asm && target.arch.is_amd()).then(|| module.write_bitcode_to_memory());
+    let kind = if target.arch.is_amd() { FileType::Object } else { FileType::Assembly };
+    let mut code = write(&machine, &module, kind)?;
     if !target.arch.is_amd() {
-        let mut code = write(FileType::Assembly)?;
         // A memory buffer ends in NUL; text does not.
         while code.last() == Some(&0) {
             code.pop();
@@ -176,6 +174,17 @@ pub fn compile_gpu(kernels: &[&Kernel], target: &GpuTarget, emit: Emit) -> Resul
         let asm = emit.asm.then(|| String::from_utf8_lossy(&code).into_owned());
         return Ok(GpuObject { code, llvm, asm });
     }
-    let asm = if emit.asm { Some(String::from_utf8_lossy(&write(FileType::Assembly)?).into_owned()) } else { None };
-    Ok(GpuObject { code: write(FileType::Object)?, llvm, asm })
+    let asm = before.map(|bitcode| {
+        let context = Context::create();
+        let module = Module::parse_bitcode_from_buffer(&bitcode, &context);
+        let module = module.map_err(|e| LlvmError::Llvm(e.to_string()))?;
+        let text = write(&machine, &module, FileType::Assembly)?;
+        Ok::<_, LlvmError>(String::from_utf8_lossy(&text).trim_end_matches('\0').to_owned())
+    });
+    Ok(GpuObject { code, llvm, asm: asm.transpose()? })
+}
+
+fn write(machine: &TargetMachine, module: &Module<'_>, kind: FileType) -> Result<Vec<u8>, LlvmError> {
+    let buffer = machine.write_to_memory_buffer(module, kind).map_err(|e| LlvmError::Llvm(e.to_string()))?;
+    Ok(buffer.as_slice().to_vec())
 }

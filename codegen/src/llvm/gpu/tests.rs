@@ -146,3 +146,15 @@ fn tiles_change_layout_through_shared_memory() {
         assert!(asm.contains(if arch.is_amd() { "ds_" } else { "shared" }), "{asm}");
     }
 }
+
+/// Asking for text beside the code leaves the code as it is.
+#[test]
+fn emission_does_not_change_code() {
+    for kernel in [gemv(), gemm(Elem::BF16)] {
+        for arch in [GpuArch::Gfx942, GpuArch::Sm90a] {
+            let target = GpuTarget { arch, choices: Choices::default(), symbols: vec!["T".into()] };
+            let code = |llvm, asm| compile_gpu(&[&kernel], &target, Emit { llvm, asm }).expect("it compiles").code;
+            assert_eq!(code(false, false), code(true, true), "{} for {}", kernel.name, arch.cpu());
+        }
+    }
+}
