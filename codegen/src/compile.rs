@@ -121,6 +121,8 @@ pub(crate) struct Unit {
     pub(crate) kernel: Kernel,
     arguments: Vec<Argument>,
     pub(crate) summary: String,
+    /// The unit that is launched after it.
+    then: Option<usize>,
 }
 
 /// A program up to its code: kernels are built and launches bound.
@@ -208,7 +210,7 @@ pub fn prepare(
         arena_bytes = arena_bytes.max(variant.plan.arena_bytes);
         let mut launches = Vec::new();
         for step in &variant.plan.steps {
-            launches.push(state.launch(variant, step)?);
+            launches.extend(state.launch(variant, step)?);
         }
         if target.gpu().is_some() {
             launches = state.join_small(launches);
@@ -245,13 +247,14 @@ impl State<'_> {
 
     /// The unit of a built kernel, which gets a name if it is new.
     fn add_unit(&mut self, built: Built) -> usize {
-        let body = format!("{} {:?}", built.kernel, built.arguments);
+        let then = built.then.map(|then| self.add_unit(*then));
+        let body = format!("{} {:?} {then:?}", built.kernel, built.arguments);
         if let Some(index) = self.units.get_index_of(&body) {
             return index;
         }
         let mut kernel = built.kernel;
         kernel.name = format!("k{}_{}", self.units.len(), kernel.family);
-        self.units.insert_full(body, Unit { kernel, arguments: built.arguments, summary: built.summary }).0
+        self.units.insert_full(body, Unit { kernel, arguments: built.arguments, summary: built.summary, then }).0
     }
 
     /// Independent neighbours of the small families become one launch.
@@ -289,7 +292,7 @@ impl State<'_> {
         let rest: Vec<format::Launch> = run.collect();
         let count = rest.len() as u64 + 1;
         let heads = kernel.grid[1].mul;
-        whole.kernel = self.add_unit(Built { kernel, arguments, summary }) as u32;
+        whole.kernel = self.add_unit(Built { kernel, arguments, summary, then: None }) as u32;
         whole.grid.truncate(1);
         whole.grid.extend([format::GridDim::Const(heads), format::GridDim::Const(count)]);
         let mut paths: BTreeSet<String> = BTreeSet::new();
@@ -308,7 +311,8 @@ impl State<'_> {
         Some(whole)
     }
 
-    fn launch(&mut self, variant: &VariantPlan<'_>, step: &Step) -> Result<format::Launch, CodegenError> {
+    /// The launches of a step: one, or several in turn.
+    fn launch(&mut self, variant: &VariantPlan<'_>, step: &Step) -> Result<Vec<format::Launch>, CodegenError> {
         let graph = variant.graph;
         let copy;
         let (op, values, paths): (&Op, &[Value], &BTreeSet<Arc<str>>) = match &step.kind {
@@ -333,6 +337,7 @@ impl State<'_> {
             ty: ty.clone(),
             strides: view.strides.clone(),
             is_static: matches!(view.region, Region::Weights(_)),
+            is_constant: matches!(view.region, Region::Weights(_) | Region::Input(_)),
             // Every region starts at a multiple of 64 bytes.
             align: 1 << view.offset.trailing_zeros().min(6),
         };
@@ -357,23 +362,53 @@ impl State<'_> {
                 index
             }
         };
-        let arguments = self.units[index].arguments.clone();
-        let mut args = Vec::with_capacity(arguments.len());
-        for argument in &arguments {
-            args.push(match argument {
-                Argument::Operand(i) => self.place(graph, variant.plan, &step.reads[*i], &path())?,
-                Argument::Result(i) => self.place(graph, variant.plan, &step.writes[*i], &path())?,
-                Argument::Packed { operands, layout } => {
-                    let mut tensors = Vec::new();
-                    for i in operands {
-                        self.tensors(graph, values[*i], &path(), &mut tensors)?;
+        let paths: Vec<String> = paths.iter().map(|s| s.to_string()).collect();
+        let path = || paths.first().cloned().unwrap_or_else(|| graph.name.clone());
+        let source = self.sources.insert_full(paths.clone(), ()).0 as u32;
+        let mut cost = cost(&request);
+        let mut gemm = self.library_gemm(&request)?;
+        let mut launches: Vec<format::Launch> = Vec::new();
+        let mut next = Some(index);
+        while let Some(index) = next {
+            let arguments = self.units[index].arguments.clone();
+            let mut args = Vec::with_capacity(arguments.len());
+            for argument in &arguments {
+                args.push(match argument {
+                    Argument::Operand(i) => self.place(graph, variant.plan, &step.reads[*i], &path())?,
+                    Argument::Result(i) => self.place(graph, variant.plan, &step.writes[*i], &path())?,
+                    Argument::Scratch { offset } => {
+                        let start =
+                            step.scratch.ok_or_else(|| CodegenError::Internal("a step without scratch".into()))?;
+                        format::Arg { region: format::Region::Arena, offset: start + offset }
                     }
-                    let shapes: Vec<&TensorType> = operands.iter().map(|i| &operand_types[*i]).collect();
-                    self.packed(tensors, *layout, &shapes, &path())?
-                }
+                    Argument::Packed { operands, layout } => {
+                        let mut tensors = Vec::new();
+                        for i in operands {
+                            self.tensors(graph, values[*i], &path(), &mut tensors)?;
+                        }
+                        let shapes: Vec<&TensorType> = operands.iter().map(|i| &operand_types[*i]).collect();
+                        self.packed(tensors, *layout, &shapes, &path())?
+                    }
+                });
+            }
+            launches.push(format::Launch {
+                kernel: index as u32,
+                grid: self.grid(index)?,
+                args,
+                barrier: step.barrier || !launches.is_empty(),
+                source,
+                // Those after the first work on what it left.
+                cost: std::mem::take(&mut cost),
+                gemm: gemm.take(),
             });
+            next = self.units[index].then;
         }
-        let kernel = &self.units[index].kernel;
+        Ok(launches)
+    }
+
+    /// Programs of a unit's launch.
+    fn grid(&self, unit: usize) -> Result<Vec<format::GridDim>, CodegenError> {
+        let kernel = &self.units[unit].kernel;
         let mut grid = Vec::new();
         for axis in &kernel.grid {
             grid.push(match axis {
@@ -386,11 +421,7 @@ impl State<'_> {
         while grid.last() == Some(&format::GridDim::Const(1)) && grid.len() > 1 {
             grid.pop();
         }
-        let paths: Vec<String> = paths.iter().map(|s| s.to_string()).collect();
-        let source = self.sources.insert_full(paths, ()).0 as u32;
-        let cost = cost(&request);
-        let gemm = self.library_gemm(&request)?;
-        Ok(format::Launch { kernel: index as u32, grid, args, barrier: step.barrier, source, cost, gemm })
+        Ok(grid)
     }
 
     /// The request as a product for the vendor's library, where the target has one that beats our kernels.

@@ -31,6 +31,11 @@ NOT_EMULATED = [
     (r"v_mfma_\w*(?:fp8|bf8)|v_cvt_\w*(?:fp8|bf8)", "gfx942", "FP8 is read as OCP, the hardware's is FNUZ"),
     (r"v_mfma_scale\S*.*\b(?:cbsz|blgp):[2-4]", None, "scaled matrix instructions of FP6 and FP4 are missing"),
     (r"v_cvt_scalef32\w*fp4", None, "conversions of FP4 are missing"),
+    (
+        r"v_(?!cvt_f32)\w*(?:f16|b16|i16|u16)\w*_e32 (?:v\d+, [^,\n]+, )?v(?:12[89]|1[3-9]\d|2\d\d)\b",
+        None,
+        "the high registers of 16-bit instructions are taken for upper halves of the low ones, as on RDNA",
+    ),
     (r"_dpp (v\d+), \1\b", None, "DPP onto its own source reads lanes that it has written"),
     (r"row_(?:new)?bcast", None, "DPP row broadcasts go to the wrong lanes"),
     (r"ds_swizzle\w*", None, "ds_swizzle is missing"),

@@ -129,7 +129,9 @@ pub fn cases() -> Vec<Case> {
         all.push(gather(4, 16, 96, dtype, dtype));
     }
     // Tiles of tokens on matrix units.
-    for (dtype, heads, kv, d) in [(DType::BF16, 6, 2, 64), (DType::BF16, 4, 4, 80), (DType::F16, 2, 1, 128)] {
+    for (dtype, heads, kv, d) in
+        [(DType::BF16, 6, 2, 64), (DType::BF16, 4, 4, 80), (DType::BF16, 2, 1, 128), (DType::F16, 2, 1, 128)]
+    {
         all.push(attention(37, 96, heads, kv, d, dtype));
     }
     for format in FORMATS {

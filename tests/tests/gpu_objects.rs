@@ -154,7 +154,8 @@ fn decode_products_read_16_bytes_at_once() {
         for kernel in &object.kernels {
             let body = entry(&text, &kernel.name);
             let wide = |l: &&str| {
-                l.contains("ld.global")
+                l.trim_start().starts_with("ld.")
+                    && l.contains(".global")
                     && (l.contains(".v4.b32")
                         || l.contains(".v4.u32")
                         || l.contains(".v4.f32")

@@ -85,6 +85,7 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
         kernel: b.finish(String::new()),
         arguments: vec![first, Argument::Operand(1), Argument::Result(0)],
         summary,
+        then: None,
     })
 }
 

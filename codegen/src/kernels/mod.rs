@@ -28,6 +28,8 @@ pub struct Tensor {
     pub strides: Vec<u64>,
     /// Depends on weights alone: packed ahead of time into the layout that the kernel asks for.
     pub is_static: bool,
+    /// No launch of a step writes it: weights, and what the caller passes in.
+    pub is_constant: bool,
     /// Bytes that its address is a multiple of, at most 64.
     pub align: u32,
 }
@@ -39,7 +41,7 @@ impl Tensor {
         for i in (1..ty.rank()).rev() {
             strides[i - 1] = strides[i].saturating_mul(ty.shape[i].constant().unwrap_or(1));
         }
-        Tensor { ty: ty.clone(), strides, is_static: false, align: 64 }
+        Tensor { ty: ty.clone(), strides, is_static: false, is_constant: false, align: 64 }
     }
 
     /// Byte stride of a dim.
@@ -75,6 +77,11 @@ pub enum Argument {
     Operand(usize),
     /// A result where bufferisation put it.
     Result(usize),
+    /// Arena bytes of the step itself, as many as [`crate::select::KernelLibrary`] asked bufferisation for.
+    Scratch {
+        /// Bytes from their start.
+        offset: u64,
+    },
     /// Static operands packed together in a layout.
     Packed {
         /// Operand positions, in packing order.
@@ -93,6 +100,8 @@ pub struct Built {
     pub arguments: Vec<Argument>,
     /// Shapes and dtypes for people.
     pub summary: String,
+    /// What is launched after it is over, where one launch does not do.
+    pub then: Option<Box<Built>>,
 }
 
 /// Builds a [`Refusal`].

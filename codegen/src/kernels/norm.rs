@@ -114,5 +114,5 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
         Vec::new()
     });
     let summary = format!("{} of {d} {} -> {}", r.op.kind(), r.operands[0].ty.dtype, r.results[0].ty.dtype);
-    Ok(Built { kernel: b.finish(String::new()), arguments, summary })
+    Ok(Built { kernel: b.finish(String::new()), arguments, summary, then: None })
 }

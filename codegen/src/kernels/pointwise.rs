@@ -143,7 +143,7 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
     let mut arguments: Vec<Argument> = (0..r.operands.len()).map(Argument::Operand).collect();
     arguments.push(Argument::Result(0));
     let summary = format!("{} -> {}", r.op.kind(), out.ty);
-    Ok(Built { kernel: b.finish(String::new()), arguments, summary })
+    Ok(Built { kernel: b.finish(String::new()), arguments, summary, then: None })
 }
 
 /// A GPU program's tile [rows, width] of the result, with the start and strides of every tensor in it.

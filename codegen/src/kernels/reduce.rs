@@ -95,5 +95,10 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
         other => return refuse("op", other.kind(), "a reduction or softmax"),
     }
     let summary = format!("{} of {n} {dtype}", r.op.kind());
-    Ok(Built { kernel: b.finish(String::new()), arguments: vec![Argument::Operand(0), Argument::Result(0)], summary })
+    Ok(Built {
+        kernel: b.finish(String::new()),
+        arguments: vec![Argument::Operand(0), Argument::Result(0)],
+        summary,
+        then: None,
+    })
 }

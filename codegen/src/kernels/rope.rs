@@ -186,7 +186,7 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
         None => body(&mut b),
     }
     let summary = format!("{} of {heads} x {d} {} -> {}", r.op.kind(), x.ty.dtype, out.ty.dtype);
-    Ok(Built { kernel: b.finish(String::new()), arguments, summary })
+    Ok(Built { kernel: b.finish(String::new()), arguments, summary, then: None })
 }
 
 /// Where heads come from.

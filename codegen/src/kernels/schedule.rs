@@ -27,7 +27,7 @@ pub fn threads_for(elements: u64, each: u64) -> u32 {
 pub fn param(b: &mut Builder, target: &Target, name: &str, t: &Tensor, access: Access) -> Param {
     match target {
         Target::Host(_) => b.param(name, access),
-        Target::Gpu(_) => b.aligned_param(name, access, t.align, t.is_static && access == Access::Read),
+        Target::Gpu(_) => b.aligned_param(name, access, t.align, t.is_constant && access == Access::Read),
     }
 }
 

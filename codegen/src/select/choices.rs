@@ -44,6 +44,9 @@ choices! {
     /// Threads of an attention program on a GPU with few tokens: 64 to 256 split a context among as many KV blocks [default: 256,
     /// or 128 for heads under 64].
     attention_threads: 64 | 128 | 256;
+    /// Programs that share the context of a token and KV head on a GPU with few tokens [default: by tokens and heads, so that programs are
+    /// many].
+    attention_splits: 1 | 2 | 4 | 8 | 16;
     /// 1 accepts GPU kernels that need scratch memory or spill registers [default: 0, an error].
     allow_scratch: 0 | 1;
 }

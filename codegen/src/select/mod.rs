@@ -84,7 +84,7 @@ fn family(op: &Op) -> Option<Family> {
 }
 
 fn accepts(access: Access, ty: &TensorType, strides: &[u64]) -> Result<(), String> {
-    let t = Tensor { ty: ty.clone(), strides: strides.to_vec(), is_static: false, align: 64 };
+    let t = Tensor { ty: ty.clone(), strides: strides.to_vec(), is_static: false, is_constant: false, align: 64 };
     let refused = match access {
         Access::Any => return Ok(()),
         Access::Contiguous => contiguous_last(&t),
@@ -183,8 +183,14 @@ impl KernelNeeds for KernelLibrary {
         attention::state_order(leaf.types[0].dtype, &self.target)
     }
 
-    fn scratch(&self, _: &Graph, _: NodeId) -> u64 {
-        0
+    fn scratch(&self, graph: &Graph, node: NodeId) -> u64 {
+        let node = graph.node(node);
+        match (&node.op, &node.operands[..]) {
+            (Op::Attention { .. }, [q, keys, ..]) => {
+                attention::scratch(graph.type_of(*q), graph.type_of(*keys), self.max_tokens, &self.target)
+            }
+            _ => 0,
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use super::{Problem, place};
 use crate::kernels::bytes_of;
 use crate::kernels::row::{elem_of, for_row, load_index, segments, store_f32};
 use crate::select::Choices;
-use crate::tile::{Builder, Compare, Elem, Reduction, V};
+use crate::tile::{Builder, Compare, Elem, Param, Reduction, V};
 
 /// Columns of the result are kept in tiles of at most 32.
 fn column_tiles(d: u64) -> Vec<(u64, u32)> {
@@ -15,8 +15,8 @@ fn column_tiles(d: u64) -> Vec<(u64, u32)> {
 }
 
 /// Builds the program; gives its form for people.
-pub fn build(b: &mut Builder, p: &Problem<'_>, choices: &Choices) -> String {
-    let Problem { params, out_param, q, keys, values, tables, out, d, heads, share, slots, scale, max_tokens, .. } = p;
+pub fn build(b: &mut Builder, p: &Problem<'_>, out_param: Param, choices: &Choices) -> String {
+    let Problem { params, q, keys, values, tables, out, d, heads, share, slots, scale, max_tokens, .. } = p;
     // Decode spreads heads over programs; with many tokens, the heads of a group share each load of keys and values.
     let spread = choices.attention_sharing.map_or(*max_tokens == 1, |sharing| sharing == 1);
     let group = if spread || *share > 8 { 1 } else { *share as u32 };
@@ -127,7 +127,7 @@ pub fn build(b: &mut Builder, p: &Problem<'_>, choices: &Choices) -> String {
             let own = b.offset(head, i64::from(g));
             let base = place(b, out, token, own);
             let at = b.offset(base, bytes_of(out.ty.dtype, *column));
-            store_f32(b, *out_param, at, out.ty.dtype, row);
+            store_f32(b, out_param, at, out.ty.dtype, row);
         }
     }
     format!("{group} a program")

@@ -4,17 +4,20 @@
 //! Row-major blocks have the positions of keys innermost and the elements of values. A host program ([`lanes`]) takes a token and a
 //! group of query heads and goes block by block. On a GPU 16-bit operands go to matrix units ([`tiles`]), whose caches lie the
 //! other way round ([`state_order`]); others take a program a token and KV head, whose threads share the context ([`split`]).
+//! Where tokens are few, programs share a context too, and a second launch joins their softmaxes ([`join`]).
 
+mod join;
 mod lanes;
 mod split;
 mod tiles;
 
-use super::row::load_index;
+use self::join::{Partials, Room};
+use super::row::{elem_of, load_index};
 use super::schedule::param;
 use super::{Argument, Built, Request, Tensor, contiguous_last, last_dim, require};
 use crate::target::Target;
 use crate::tile::{Access, Binary, Builder, Conversion, Elem, Param, V};
-use weldment_ir::{DType, Dim, Op};
+use weldment_ir::{DType, Dim, Op, TensorType};
 use weldment_passes::target::Refusal;
 
 /// Preconditions of the family.
@@ -49,6 +52,23 @@ pub fn state_order(dtype: DType, target: &Target) -> Option<Vec<usize>> {
 /// Tokens of a variant from which tiles of them go to matrix units.
 const MANY_TOKENS: u64 = 65;
 
+/// Partial softmaxes of the programs that share a context, where they do.
+fn room(q: &TensorType, keys: &TensorType, max_tokens: u64, target: &Target) -> Option<Room> {
+    let Target::Gpu(gpu) = target else { return None };
+    let alike = elem_of(q.dtype)? != Elem::F32 && keys.dtype == q.dtype;
+    let (heads, d, kv_heads) = (q.shape.get(1)?.constant()?, q.last_constant()?, keys.shape.get(1)?.constant()?);
+    if !alike || d > tiles::WIDEST || max_tokens >= MANY_TOKENS {
+        return None;
+    }
+    let splits = join::splits(kv_heads, max_tokens, &gpu.choices);
+    (splits > 1).then(|| Room::new(splits, max_tokens, heads, d))
+}
+
+/// Arena bytes that the kernel needs for itself.
+pub fn scratch(q: &TensorType, keys: &TensorType, max_tokens: u64, target: &Target) -> u64 {
+    room(q, keys, max_tokens, target).map_or(0, |room| room.bytes())
+}
+
 /// The kernel of a request that passed [`check`].
 ///
 /// # Errors
@@ -65,10 +85,8 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
     let names = ["q", "k_cache", "v_cache", "positions", "sequence_ids", "block_tables"];
     let params: Vec<Param> =
         names.iter().zip(&r.operands).map(|(n, t)| param(&mut b, r.target, n, t, Access::Read)).collect();
-    let out_param = param(&mut b, r.target, "out", &r.results[0], Access::Write);
     let problem = Problem {
         params: &params,
-        out_param,
         q,
         keys,
         values,
@@ -85,29 +103,59 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
         tokens: &q.ty.shape[0],
         max_tokens: r.max_tokens,
     };
+    let mut arguments: Vec<Argument> = (0..6).map(Argument::Operand).collect();
+    let mut then = None;
+    let whole = |b: &mut Builder, arguments: &mut Vec<Argument>| {
+        arguments.push(Argument::Result(0));
+        param(b, r.target, "out", &r.results[0], Access::Write)
+    };
     let form = match r.target {
-        Target::Host(host) => lanes::build(&mut b, &problem, &host.choices),
+        Target::Host(host) => {
+            let out = whole(&mut b, &mut arguments);
+            lanes::build(&mut b, &problem, out, &host.choices)
+        }
         Target::Gpu(gpu) => match tiles::unit(&problem) {
             Some(unit) if r.max_tokens < MANY_TOKENS => {
-                tiles::build_few(&mut b, &problem, gpu.arch, &gpu.choices, unit)
+                let outcome = match room(&q.ty, &keys.ty, r.max_tokens, r.target) {
+                    Some(room) => {
+                        let partials = room.declare(&mut b, Access::Write);
+                        arguments.extend(partials.arguments());
+                        then =
+                            Some(Box::new(join::build(&r.results[0], &q.ty.shape[0], room, problem.scale, gpu.arch)));
+                        Outcome::Partials(partials)
+                    }
+                    None => Outcome::Whole(whole(&mut b, &mut arguments)),
+                };
+                tiles::build_few(&mut b, &problem, outcome, gpu.arch, &gpu.choices, unit)
             }
-            Some(unit) => tiles::build_many(&mut b, &problem, gpu.arch, unit),
-            None => split::build(&mut b, &problem, &gpu.choices),
+            unit => {
+                let out = whole(&mut b, &mut arguments);
+                match unit {
+                    Some(unit) => tiles::build_many(&mut b, &problem, out, gpu.arch, unit),
+                    None => split::build(&mut b, &problem, out, &gpu.choices),
+                }
+            }
         },
     };
-    let mut arguments: Vec<Argument> = (0..6).map(Argument::Operand).collect();
-    arguments.push(Argument::Result(0));
     let summary = format!(
         "attention {heads} heads over {kv_heads} of {}, {form}, {} -> {}",
         problem.d, q.ty.dtype, r.results[0].ty.dtype
     );
-    Ok(Built { kernel: b.finish(String::new()), arguments, summary })
+    Ok(Built { kernel: b.finish(String::new()), arguments, summary, then })
+}
+
+/// Where a program leaves its softmax.
+#[derive(Clone, Copy)]
+enum Outcome {
+    /// The whole, as the result.
+    Whole(Param),
+    /// A part, for the second launch.
+    Partials(Partials),
 }
 
 /// What all forms read of a request.
 struct Problem<'t> {
     params: &'t [Param],
-    out_param: Param,
     q: &'t Tensor,
     keys: &'t Tensor,
     values: &'t Tensor,
@@ -168,6 +216,13 @@ fn exp_of_negative(b: &mut Builder, x: V) -> V {
     let e = b.binary(Binary::Shl, e, bits);
     let power = b.bitcast(e, Elem::F32);
     b.mul(p, power)
+}
+
+/// e^(scale x) for x <= 0, as 2^(scale log2(e) x).
+fn power(b: &mut Builder, x: V, scale: f64) -> V {
+    let c = b.float(scale * std::f64::consts::LOG2_E);
+    let x = b.mul(x, c);
+    b.exp2(x)
 }
 
 /// Byte offset of [token, head, 0].

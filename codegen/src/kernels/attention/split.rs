@@ -10,7 +10,7 @@ use super::{Problem, exp_of_negative, place};
 use crate::kernels::row::elem_of;
 use crate::kernels::schedule::{all_of, below};
 use crate::select::Choices;
-use crate::tile::{Builder, Compare, Conversion, Elem, Reduction, V};
+use crate::tile::{Builder, Compare, Conversion, Elem, Param, Reduction, V};
 
 /// Programs that make sharing keys and values among query heads worth more than spreading the heads.
 const ENOUGH_PROGRAMS: u64 = 132;
@@ -20,7 +20,7 @@ const MOST_SHARED: u64 = 8;
 const LOWEST: f64 = -1e30;
 
 /// Builds the program; gives its form for people.
-pub fn build(b: &mut Builder, p: &Problem<'_>, choices: &Choices) -> String {
+pub fn build(b: &mut Builder, p: &Problem<'_>, out_param: Param, choices: &Choices) -> String {
     let elem = |t: &super::Tensor| elem_of(t.ty.dtype).unwrap_or(Elem::F32);
     let (q_elem, key_elem, value_elem) = (elem(p.q), elem(p.keys), elem(p.values));
     let size = |e: Elem| e.bytes() as i64;
@@ -197,7 +197,7 @@ pub fn build(b: &mut Builder, p: &Problem<'_>, choices: &Choices) -> String {
         let value = b.convert(Conversion::Float, value, out);
         let own = b.offset(head, g as i64);
         let at = place(b, p.out, token, own);
-        b.store(p.out_param, at, &[0, size(out)], value, columns);
+        b.store(out_param, at, &[0, size(out)], value, columns);
     }
     format!("{group} heads and {blocks} KV blocks a step, {threads} threads")
 }

@@ -8,25 +8,31 @@
 //!
 //! GPU caches lie with the contracted dim innermost in both products (see `state_order`), so that operands load as they are.
 
-use super::{Problem, place};
+use super::join::Share;
+use super::{Outcome, Problem, place, power};
 use crate::kernels::row::elem_of;
 use crate::kernels::schedule::{all_of, below, present};
 use crate::select::Choices;
 use crate::target::GpuArch;
-use crate::tile::{Builder, Compare, Conversion, Elem, Param, Reduction, V};
+use crate::tile::{Binary, Builder, Compare, Conversion, Elem, Param, Reduction, V};
 
 /// Rows of a wave: those of a matrix instruction.
 const ROWS: u32 = 16;
 /// Waves that share keys when tokens are many.
 const TOKEN_WAVES: u32 = 4;
 /// Threads among which few tokens split a context.
-const CONTEXT_THREADS: u32 = 256;
+const CONTEXT_THREADS: u32 = 128;
+/// Threads and keys of a wave's step where programs share a context: as little as keeps a program's loads in flight together.
+const SHARED_THREADS: u32 = 128;
+const SHARED_KEYS: u32 = 32;
 /// Largest head, which two waves hold the sums of together.
-const WIDEST: u64 = 256;
+pub const WIDEST: u64 = 256;
 /// Largest head whose sums one wave holds.
 const ONE_WAVE: u32 = 128;
 /// Elements of keys in a step of a wave: two to a register, 64 registers of a thread on NVIDIA.
 const KEY_ELEMENTS: u32 = 4096;
+/// Largest head whose next keys fit in registers beside all else.
+const WIDEST_AHEAD: u32 = 64;
 /// Below every score, yet finite: the difference of two such is a number.
 const LOWEST: f64 = -1e30;
 
@@ -50,6 +56,10 @@ struct Walk<'p, 't> {
     depth: Option<V>,
     /// KV blocks of a wave's step.
     blocks: u32,
+    /// The program's part of the steps.
+    share: Share,
+    /// Keys are loaded a step ahead.
+    ahead: bool,
     /// [waves, ROWS, d]
     query: V,
     key_head: V,
@@ -91,8 +101,73 @@ impl Walk<'_, '_> {
         let whole = b.div(free, per_step);
         let whole = b.mul(whole, per_step);
         let end = b.offset(s.last, 1);
-        let most = b.for_loop(zero, whole, stride, carried, |b, first, carried| self.step(b, s, first, carried, false));
-        b.for_loop(whole, end, stride, &most, |b, first, carried| self.step(b, s, first, carried, true))
+        let apart = self.share.apart(stride);
+        let first = self.share.first(b, zero, stride);
+        if !self.ahead {
+            let most = b.for_loop(first, whole, apart, carried, |b, first, carried| {
+                self.step(b, s, first, carried, false, None)
+            });
+            let first = self.share.first(b, whole, stride);
+            return b
+                .for_loop(first, end, apart, &most, |b, first, carried| self.step(b, s, first, carried, true, None));
+        }
+        // Keys of the next step are under way during the softmax of this one; the last step loads its own again.
+        let last_step = b.offset(whole, -stride);
+        let ahead = self.present(b, s, first);
+        let keys = self.load_keys(b, s, first, Some(ahead));
+        let init: Vec<V> = carried.iter().copied().chain([keys]).collect();
+        let most = b.for_loop(first, whole, apart, &init, |b, first, carried| {
+            let next = b.offset(first, apart);
+            let next = b.binary(Binary::Min, next, last_step);
+            self.step(b, s, first, &carried[..3], false, Some((carried[3], next)))
+        });
+        let first = self.share.first(b, whole, stride);
+        b.for_loop(first, end, apart, &most[..3], |b, first, carried| self.step(b, s, first, carried, true, None))
+    }
+
+    /// Byte offset of the table entry of the block at position `first`.
+    fn entry(&self, b: &mut Builder, s: Sequence, first: V) -> V {
+        let per_block = b.int(i64::from(self.p.slots));
+        let block = b.div(first, per_block);
+        let entry = b.scale(block, self.p.tables.byte_stride(1));
+        b.add(s.table_row, entry)
+    }
+
+    /// i1 [blocks of a step of all waves]: those from position `first` on that the sequence has.
+    fn present(&self, b: &mut Builder, s: Sequence, first: V) -> V {
+        let index = b.iota(Elem::I64, self.key_waves * self.blocks);
+        let per_block = b.int(i64::from(self.p.slots));
+        let first_block = b.div(first, per_block);
+        let last_block = b.div(s.last, per_block);
+        let left = b.sub(last_block, first_block);
+        b.compare(Compare::LessEqual, index, left)
+    }
+
+    /// Keys [waves, d, keys] from position `first` on, of the blocks that are `there`.
+    fn load_keys(&self, b: &mut Builder, s: Sequence, first: V, there: Option<V>) -> V {
+        let p = self.p;
+        let entry = self.entry(b, s, first);
+        let shape = [self.waves, self.d, self.blocks, p.slots];
+        let here = there.map(|t| b.reshape(t, &[self.key_waves, 1, self.blocks, 1]));
+        let depth = self.depth.map(|k| b.reshape(k, &[1, self.d, 1, 1]));
+        let mask = all_of(b, &[here, depth], &shape);
+        let strides = [0, p.keys.byte_stride(2), 0, p.keys.byte_stride(3)];
+        let k = self.load(b, p.params[1], self.key_head, (entry, there, p.keys.byte_stride(0)), (shape, strides), mask);
+        b.reshape(k, &[self.waves, self.d, self.keys()])
+    }
+
+    /// Values [waves, keys, d] from position `first` on, of the blocks that are `there`.
+    fn load_values(&self, b: &mut Builder, s: Sequence, first: V, there: Option<V>) -> V {
+        let p = self.p;
+        let entry = self.entry(b, s, first);
+        let shape = [self.waves, self.blocks, p.slots, self.d];
+        let here = there.map(|t| b.reshape(t, &[self.key_waves, self.blocks, 1, 1]));
+        let depth = self.depth.map(|k| b.reshape(k, &[1, 1, 1, self.d]));
+        let mask = all_of(b, &[here, depth], &shape);
+        let strides = [0, 0, p.values.byte_stride(2), p.values.byte_stride(3)];
+        let place = (entry, there, p.values.byte_stride(0));
+        let v = self.load(b, p.params[2], self.value_head, place, (shape, strides), mask);
+        b.reshape(v, &[self.waves, self.keys(), self.d])
     }
 
     /// Loads `shape` of a cache, whose blocks are `axis`, at the places of this step's blocks.
@@ -117,45 +192,34 @@ impl Walk<'_, '_> {
         b.load_gather(param, base, places, self.unit, &shape, &strides, mask)
     }
 
-    /// Keys from position `first` on. Where `masked`, some may be past what a row sees, or past the end.
-    fn step(&self, b: &mut Builder, s: Sequence, first: V, carried: &[V], masked: bool) -> Vec<V> {
+    /// The softmax after the keys from position `first` on. Where `masked`, some may be past what a row sees, or past the end.
+    /// `ahead`: the keys, where they are loaded already, and the position whose keys to load for the step after.
+    fn step(
+        &self,
+        b: &mut Builder,
+        s: Sequence,
+        first: V,
+        carried: &[V],
+        masked: bool,
+        ahead: Option<(V, V)>,
+    ) -> Vec<V> {
         let p = self.p;
-        let (slots, keys) = (p.slots, self.keys());
-        let count = self.key_waves * self.blocks;
-        let per_block = b.int(i64::from(slots));
-        let first_block = b.div(first, per_block);
-        let entry = b.scale(first_block, p.tables.byte_stride(1));
-        let entry = b.add(s.table_row, entry);
-        let there = masked.then(|| {
-            let index = b.iota(Elem::I64, count);
-            let last_block = b.div(s.last, per_block);
-            let left = b.sub(last_block, first_block);
-            b.compare(Compare::LessEqual, index, left)
-        });
+        let keys = self.keys();
+        let there = masked.then(|| self.present(b, s, first));
         // Position of each key.
         let position = masked.then(|| {
             let own = b.iota(Elem::I64, self.stride());
             b.add(own, first)
         });
-
-        let shape = [self.waves, self.d, self.blocks, slots];
-        let here = there.map(|t| b.reshape(t, &[self.key_waves, 1, self.blocks, 1]));
-        let depth = self.depth.map(|k| b.reshape(k, &[1, self.d, 1, 1]));
-        let mask = all_of(b, &[here, depth], &shape);
-        let strides = [0, p.keys.byte_stride(2), 0, p.keys.byte_stride(3)];
-        let k = self.load(b, p.params[1], self.key_head, (entry, there, p.keys.byte_stride(0)), (shape, strides), mask);
-        let k = b.reshape(k, &[self.waves, self.d, keys]);
+        let k = match ahead {
+            Some((k, _)) => k,
+            None => self.load_keys(b, s, first, there),
+        };
         // Values are under way while scores are computed.
-        let shape = [self.waves, self.blocks, slots, self.d];
-        let here = there.map(|t| b.reshape(t, &[self.key_waves, self.blocks, 1, 1]));
-        let depth = self.depth.map(|k| b.reshape(k, &[1, 1, 1, self.d]));
-        let mask = all_of(b, &[here, depth], &shape);
-        let strides = [0, 0, p.values.byte_stride(2), p.values.byte_stride(3)];
-        let v =
-            self.load(b, p.params[2], self.value_head, (entry, there, p.values.byte_stride(0)), (shape, strides), mask);
-        let mut v = b.reshape(v, &[self.waves, keys, self.d]);
+        let mut v = self.load_values(b, s, first, there);
         let nothing = b.float_tile(&[self.waves, ROWS, keys], 0.0);
         let mut scores = b.dot(nothing, self.query, k);
+        let next = ahead.map(|(_, next)| self.load_keys(b, s, next, None));
         if let Some(position) = position {
             let position = b.convert(Conversion::Signed, position, Elem::I32);
             let position = b.reshape(position, &[self.key_waves, 1, keys]);
@@ -175,8 +239,7 @@ impl Walk<'_, '_> {
         let weights = b.exp2(weights);
         // Both may be LOWEST, of which a rounded product is not small.
         let change = b.sub(top, new_top);
-        let change = b.mul(change, c);
-        let change = b.exp2(change);
+        let change = power(b, change, p.scale);
         let added = b.reduce(Reduction::Sum, weights, 2);
         let total = b.fma(total, change, added);
         let sums = b.mul(sums, change);
@@ -191,7 +254,7 @@ impl Walk<'_, '_> {
             v = b.select(seen, v, zero);
         }
         let sums = b.dot(sums, weights, v);
-        vec![new_top, total, sums]
+        [new_top, total, sums].into_iter().chain(next).collect()
     }
 }
 
@@ -207,11 +270,30 @@ fn together(d: u32) -> u32 {
     (d / ONE_WAVE).max(1)
 }
 
+/// sums / total, with one division a row.
+fn quotient(b: &mut Builder, sums: V, total: V) -> V {
+    let one = b.float(1.0);
+    let inverse = b.div(one, total);
+    b.mul(sums, inverse)
+}
+
 /// Builds the program for few tokens with operands of `unit`; gives its form for people.
-pub fn build_few(b: &mut Builder, p: &Problem<'_>, arch: GpuArch, choices: &Choices, unit: Elem) -> String {
+pub fn build_few(
+    b: &mut Builder,
+    p: &Problem<'_>,
+    outcome: Outcome,
+    arch: GpuArch,
+    choices: &Choices,
+    unit: Elem,
+) -> String {
     let size = unit.bytes() as i64;
     let (d, blocks) = sizes(p);
-    let threads = choices.attention_threads.unwrap_or(CONTEXT_THREADS);
+    let (splits, most_keys, most_threads) = match outcome {
+        Outcome::Partials(partials) => (partials.splits(), SHARED_KEYS, SHARED_THREADS),
+        Outcome::Whole(_) => (1, u32::MAX, CONTEXT_THREADS),
+    };
+    let blocks = blocks.min((most_keys / p.slots).max(1));
+    let threads = choices.attention_threads.unwrap_or(most_threads);
     let waves = (threads / arch.wave() / together(d)).max(1);
     let groups = p.share.div_ceil(u64::from(ROWS));
     b.threads(threads.max(together(d) * arch.wave()));
@@ -219,7 +301,7 @@ pub fn build_few(b: &mut Builder, p: &Problem<'_>, arch: GpuArch, choices: &Choi
     b.grid_constant(1, p.kv_heads * groups);
     let (token, slot) = (b.program_id(0), b.program_id(1));
     let per_kv = b.int(groups as i64);
-    let (kv_head, group) = (b.div(slot, per_kv), b.binary(crate::tile::Binary::Rem, slot, per_kv));
+    let (kv_head, group) = (b.div(slot, per_kv), b.binary(Binary::Rem, slot, per_kv));
     // The program's first query head, and how many of the KV head's are left.
     let passed = b.scale(group, i64::from(ROWS));
     let first_head = b.scale(kv_head, p.share as i64);
@@ -237,7 +319,10 @@ pub fn build_few(b: &mut Builder, p: &Problem<'_>, arch: GpuArch, choices: &Choi
     let query = b.load(p.params[0], q_base, unit, &[waves, ROWS, d], &[0, p.q.byte_stride(1), size], mask);
     let key_head = b.scale(kv_head, p.keys.byte_stride(1));
     let value_head = b.scale(kv_head, p.values.byte_stride(1));
-    let walk = Walk { p, unit, waves, key_waves: waves, d, depth, blocks, query, key_head, value_head };
+    let share = Share::new(b, splits);
+    let split = share.split;
+    let walk =
+        Walk { p, unit, waves, key_waves: waves, d, depth, blocks, share, ahead: false, query, key_head, value_head };
     let limit = b.convert(Conversion::Signed, position, Elem::I32);
     let free = b.offset(position, 1);
     let init = walk.init(b);
@@ -246,26 +331,36 @@ pub fn build_few(b: &mut Builder, p: &Problem<'_>, arch: GpuArch, choices: &Choi
     // Joins the waves' softmaxes.
     let highest = b.reduce(Reduction::Max, done[0], 0);
     let change = b.sub(done[0], highest);
-    let c = b.float(p.scale * std::f64::consts::LOG2_E);
-    let change = b.mul(change, c);
-    let change = b.exp2(change);
+    let change = power(b, change, p.scale);
     let total = b.mul(done[1], change);
     let total = b.reduce(Reduction::Sum, total, 0);
     let sums = b.mul(done[2], change);
     let sums = b.reduce(Reduction::Sum, sums, 0);
-    let value = b.div(sums, total);
+    let rows = rows.map(|r| b.reshape(r, &[ROWS, 1]));
+    let columns = depth.map(|k| b.reshape(k, &[1, d]));
+    let form = format!("{} heads by {} keys a step, {threads} threads", p.share.min(u64::from(ROWS)), walk.stride());
+    let out_param = match outcome {
+        Outcome::Partials(partials) => {
+            let highest = b.reshape(highest, &[ROWS, 1]);
+            let total = b.reshape(total, &[ROWS, 1]);
+            let sums = b.reshape(sums, &[ROWS, d]);
+            partials.store(b, (token, split, head), [highest, total, sums], (rows, columns));
+            return format!("{form}, {splits} programs a context");
+        }
+        Outcome::Whole(param) => param,
+    };
+    let value = quotient(b, sums, total);
     let out = elem_of(p.out.ty.dtype).unwrap_or(Elem::F32);
     let value = b.convert(Conversion::Float, value, out);
     let value = b.reshape(value, &[ROWS, d]);
-    let columns = depth.map(|k| b.reshape(k, &[1, d]));
     let mask = all_of(b, &[rows, columns], &[ROWS, d]);
     let at = place(b, p.out, token, head);
-    b.store(p.out_param, at, &[p.out.byte_stride(1), out.bytes() as i64], value, mask);
-    format!("{} heads by {} keys a step, {threads} threads", p.share.min(u64::from(ROWS)), walk.stride())
+    b.store(out_param, at, &[p.out.byte_stride(1), out.bytes() as i64], value, mask);
+    form
 }
 
 /// Builds the program for many tokens with operands of `unit`; gives its form for people.
-pub fn build_many(b: &mut Builder, p: &Problem<'_>, arch: GpuArch, unit: Elem) -> String {
+pub fn build_many(b: &mut Builder, p: &Problem<'_>, out_param: Param, arch: GpuArch, unit: Elem) -> String {
     let size = unit.bytes() as i64;
     let (d, blocks) = sizes(p);
     let waves = TOKEN_WAVES;
@@ -275,13 +370,18 @@ pub fn build_many(b: &mut Builder, p: &Problem<'_>, arch: GpuArch, unit: Elem) -
     p.token_grid(b, 0, u64::from(m));
     b.grid_constant(1, p.heads);
     let (tile, head) = (b.program_id(0), b.program_id(1));
-    let first = b.scale(tile, i64::from(m));
     let per_kv = b.int(p.share as i64);
     let kv_head = b.div(head, per_kv);
     let count = match p.tokens {
         weldment_ir::Dim::Sym(s) => b.dim(s),
         weldment_ir::Dim::Const(n) => b.int(*n as i64),
     };
+    // The last tiles see most: they go first, so that the short ones fill the gaps at the end.
+    let last_token = b.offset(count, -1);
+    let size_of_tile = b.int(i64::from(m));
+    let last_tile = b.div(last_token, size_of_tile);
+    let tile = b.sub(last_tile, tile);
+    let first = b.scale(tile, i64::from(m));
     let rows = present(b, first, count, m);
     let rows = b.reshape(rows, &[waves, ROWS, 1]);
     // Bytes from wave to wave and row to row of a tensor's tokens.
@@ -323,7 +423,21 @@ pub fn build_many(b: &mut Builder, p: &Problem<'_>, arch: GpuArch, unit: Elem) -
     let query = b.load(p.params[0], q_base, unit, &[waves, ROWS, d], &[wave, row, size], mask);
     let key_head = b.scale(kv_head, p.keys.byte_stride(1));
     let value_head = b.scale(kv_head, p.values.byte_stride(1));
-    let walk = Walk { p, unit, waves, key_waves: 1, d, depth, blocks, query, key_head, value_head };
+    let share = Share::alone(b);
+    let walk = Walk {
+        p,
+        unit,
+        waves,
+        key_waves: 1,
+        d,
+        depth,
+        blocks,
+        share,
+        ahead: d <= WIDEST_AHEAD,
+        query,
+        key_head,
+        value_head,
+    };
     let init = walk.init(b);
     let after = b.offset(highest_id, 1);
     let done = b.for_loop(lowest_id, after, 1, &init, |b, sequence, carried| {
@@ -342,12 +456,12 @@ pub fn build_many(b: &mut Builder, p: &Problem<'_>, arch: GpuArch, unit: Elem) -
     // Rows too many saw nothing.
     let one = b.float(1.0);
     let total = b.select(rows, done[1], one);
-    let value = b.div(done[2], total);
+    let value = quotient(b, done[2], total);
     let out = elem_of(p.out.ty.dtype).unwrap_or(Elem::F32);
     let value = b.convert(Conversion::Float, value, out);
     let mask = all_of(b, &[Some(rows), columns], &[waves, ROWS, d]);
     let at = place(b, p.out, first, head);
     let [wave, row] = by_token(p.out.byte_stride(0));
-    b.store(p.out_param, at, &[wave, row, out.bytes() as i64], value, mask);
+    b.store(out_param, at, &[wave, row, out.bytes() as i64], value, mask);
     format!("tiles of {m} tokens by {} keys, {threads} threads", walk.keys())
 }

@@ -15,6 +15,8 @@ use weldment_runtime::artifact::AffineBlocks;
 
 /// Blocks that keep a large GPU busy: two for each of an H200's 132 multiprocessors.
 const ENOUGH_BLOCKS: u64 = 264;
+/// Blocks that leave few of its multiprocessors idle.
+const FEWEST_BLOCKS: u64 = 96;
 
 /// Tile sizes.
 pub struct Plan {
@@ -53,7 +55,6 @@ impl Plan {
         let matrix = x_elem != Elem::F32 && (blocks.is_some() || elem_of(w) == Some(x_elem));
         let elem = if matrix { x_elem } else { Elem::F32 };
         let wave = arch.wave();
-        let most_waves = 1024 / wave;
         let rows_of = |most: u32| (rows.min(u64::from(most)).next_power_of_two() as u32).max(16);
         // Up to 64 tokens are mostly far fewer: two tiles of 32 read weights twice at worst.
         let most = if !matrix {
@@ -88,16 +89,20 @@ impl Plan {
             let threads = if n == 128 { 256 } else { 128 };
             return Plan { m, n, k: along_k(64), split: 1, elem, threads: threads.max(wave) };
         }
-        // Every program reads all of x: narrow tiles of columns would read it more often than the weights.
-        let tile = match blocks_of(64) {
-            b if b >= 2 * ENOUGH_BLOCKS && matrices == 1 && m < 64 => 64,
-            _ if matrices > 1 || (m < 64 && blocks_of(32) < ENOUGH_BLOCKS / 2) => 16,
-            _ => 32,
-        };
+        // Every program reads all of x, so narrow tiles of columns would read it more often than the weights; but nearly all
+        // multiprocessors must have one.
         let k_tile = along_k(if m == 64 { 32 } else { 64 });
-        let wanted = if tile == 64 { 4 } else { 8 };
-        let split = (k.next_power_of_two() / u64::from(k_tile)).clamp(1, u64::from(wanted.min(most_waves))) as u32;
-        Plan { m, n: tile, k: k_tile, split, elem, threads: (split * wave).max(64) }
+        let steps = k.next_power_of_two() / u64::from(k_tile);
+        if blocks_of(64) >= 2 * ENOUGH_BLOCKS && matrices == 1 {
+            let split = steps.clamp(1, 4) as u32;
+            return Plan { m, n: 64, k: k_tile, split, elem, threads: (split * wave).max(64) };
+        }
+        let tile = [64, 32].into_iter().find(|n| blocks_of(*n) >= FEWEST_BLOCKS).unwrap_or(16) as u32;
+        // A wave takes 16 columns and a part of K, at least four steps of it.
+        let waves = if matrices > 1 || m == 64 { 256 } else { 512 } / wave;
+        let beside = (tile / 16).min(waves / 2);
+        let split = (steps / 4).clamp(1, u64::from(waves / beside)) as u32;
+        Plan { m, n: tile, k: k_tile, split, elem, threads: (split * beside * wave).max(64) }
     }
 
     /// Zeros to add to.

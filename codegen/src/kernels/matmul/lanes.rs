@@ -89,7 +89,7 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
         r.operands[1].ty.dtype,
         out.ty.dtype
     );
-    Ok(Built { kernel: b.finish(String::new()), arguments: bound.arguments, summary })
+    Ok(Built { kernel: b.finish(String::new()), arguments: bound.arguments, summary, then: None })
 }
 
 fn packed_product(b: &mut Builder, x: &Left<'_>, w: Param, at: V, layout: &Layout, k: u64) -> Result<V, Refusal> {

@@ -270,7 +270,7 @@ fn build_gpu(r: &Request<'_>, arch: GpuArch) -> Result<Built, Refusal> {
         Ok(plan) => plan.to_string(),
     };
     let summary = format!("{} {} x {} [{n}, {k}] -> {}, {form}", r.op.kind(), x.ty.dtype, w.ty.dtype, out.ty.dtype);
-    Ok(Built { kernel: b.finish(String::new()), arguments: bound.arguments, summary })
+    Ok(Built { kernel: b.finish(String::new()), arguments: bound.arguments, summary, then: None })
 }
 
 /// The weights of a GPU program's columns.

@@ -42,7 +42,7 @@ pub(in crate::llvm) struct Emit<'c, 'k> {
     /// Parameters stored to since the last barrier.
     pub dirty: Vec<bool>,
     /// Whether the launches before this one are known to be over.
-    waited: bool,
+    pub waited: bool,
     /// Loops and ifs around the current statement.
     depth: usize,
 }

@@ -106,21 +106,24 @@ impl<'k> Inferred<'k> {
     /// Notes how a single instruction uses its operands: by broadcast and dot, or as they are.
     fn use_of(&self, inst: &Inst, strong: &mut [bool], used: &mut [bool]) {
         let mut mark = |v: &V, is_strong: bool| {
-            // Conversions and reshapes pass the question on to what they read.
-            let mut at = *v;
-            loop {
+            let mut next = Some(*v);
+            while let Some(at) = next {
                 used[at.0 as usize] = true;
                 strong[at.0 as usize] |= is_strong;
-                match self.definitions[at.0 as usize] {
-                    Some(Inst::Convert(_, a) | Inst::Reshape(a) | Inst::Unary(_, a)) => at = *a,
-                    _ => break,
-                }
+                next = self.definitions[at.0 as usize].and_then(|inst| self.passed(inst));
             }
         };
         match inst {
+            Inst::Select(condition, ..) if self.passed(inst).is_some() => mark(condition, true),
+            inst if self.passed(inst).is_some() => {}
+            // What joins a product or a reduction is wanted as that lies.
+            Inst::Binary(_, a, b) => {
+                let (a_lies, b_lies) = (self.is_computed(*a), self.is_computed(*b));
+                mark(a, a_lies || !b_lies);
+                mark(b, b_lies || !a_lies);
+            }
             Inst::Broadcast(a) => mark(a, false),
             Inst::Dot { a, b, .. } => [a, b].into_iter().for_each(|v| mark(v, false)),
-            Inst::Convert(..) | Inst::Reshape(_) | Inst::Unary(..) => {}
             // Places are wanted as the tile is whose elements they place.
             Inst::Load { address: Address { gather: Some(gather), .. }, .. } => mark(gather, false),
             // What a loop carries is wanted as the loop's body wants it.
@@ -129,6 +132,36 @@ impl<'k> Inferred<'k> {
                 init.iter().chain(next).for_each(|v| mark(v, false));
             }
             other => crate::llvm::lower::operands(other, &mut |v| mark(&v, true)),
+        }
+    }
+
+    /// The one operand whose layout is the result's and may be had for the asking: such instructions pass the question what
+    /// layout is wanted on to what they read.
+    fn passed(&self, inst: &Inst) -> Option<V> {
+        match inst {
+            Inst::Convert(_, a) | Inst::Reshape(a) | Inst::Unary(_, a) => Some(*a),
+            Inst::Binary(_, a, b) | Inst::Select(_, a, b) if self.is_splat(*b) => Some(*a),
+            Inst::Binary(_, a, b) | Inst::Select(_, a, b) if self.is_splat(*a) => Some(*b),
+            _ => None,
+        }
+    }
+
+    /// True for what a product or a reduction leaves, which has a layout of its own.
+    fn is_computed(&self, v: V) -> bool {
+        match self.definitions[v.0 as usize] {
+            Some(Inst::Reduce(..) | Inst::Dot { .. }) => true,
+            Some(inst) => self.passed(inst).is_some_and(|a| self.is_computed(a)),
+            None => false,
+        }
+    }
+
+    /// True for a scalar and for a tile of one.
+    fn is_splat(&self, v: V) -> bool {
+        match self.definitions[v.0 as usize] {
+            _ if bits(&self.ty(v).shape) == 0 => true,
+            Some(Inst::Int(_) | Inst::Float(_)) => true,
+            Some(Inst::Broadcast(a) | Inst::Reshape(a) | Inst::Convert(_, a)) => self.is_splat(*a),
+            _ => false,
         }
     }
 
@@ -327,7 +360,8 @@ impl<'k> Inferred<'k> {
             (Inst::Reduce(_, a, axis), Some(v)) => {
                 let shape = &self.ty(*a).shape;
                 let (first, size) = (first_bit(shape, *axis as usize), log2(shape[*axis as usize]));
-                let l = self.settled(*a).without(first, size);
+                let lanes = log2(self.arch.wave()) as usize;
+                let l = self.settled(*a).reduced(first, size, lanes).without(first, size);
                 if bits(&self.ty(v).shape) > 0 {
                     self.layouts[v.0 as usize] = Some(l);
                 }

@@ -13,6 +13,9 @@ pub struct Layout {
     pub threads: Vec<Option<u8>>,
 }
 
+/// Fewest registers of a reduction's result that waves deal out.
+const FEWEST_DEALT: usize = 4;
+
 /// log2 of a tile dim.
 pub fn log2(n: u32) -> u8 {
     n.trailing_zeros() as u8
@@ -120,7 +123,23 @@ impl Layout {
         self.map(|b| bits[b as usize])
     }
 
-    /// After a reduction of `size` element bits from `first` on.
+    /// After a reduction of `size` element bits from `first` on, with element bits numbered as before. Threads that held parts
+    /// hold the same results, except that waves which held parts of many deal them out among themselves: what each reads of
+    /// the others' parts is then its own share. `lanes`: log2 of the threads of a wave.
+    pub fn reduced(&self, first: u8, size: u8, lanes: usize) -> Layout {
+        let kept = |b: u8| dropped(b, first, size).map(|_| b);
+        let mut out = self.map(kept);
+        if out.count() >= FEWEST_DEALT {
+            for (at, bit) in self.threads.iter().enumerate().skip(lanes) {
+                if bit.is_some_and(|b| kept(b).is_none()) {
+                    out.threads[at] = out.regs.pop();
+                }
+            }
+        }
+        out
+    }
+
+    /// With the numbers of `size` element bits from `first` on gone.
     pub fn without(&self, first: u8, size: u8) -> Layout {
         self.map(|b| dropped(b, first, size))
     }

@@ -122,8 +122,12 @@ impl<'c> Emit<'c, '_> {
                 let align = ty.elem.bytes() as u32 * width as u32;
                 i.set_alignment(align).map_err(|e| LlvmError::Llvm(e.to_string()))?;
             }
-            if self.kernel.params[param].constant {
-                self.invariant(loaded)?;
+            match (loaded.as_instruction_value(), self.kernel.params[param].constant, self.waited) {
+                // What is loaded ahead of the wait for earlier launches is there to overlap with them, and ptxas moves the wait
+                // past loads of constants.
+                (Some(i), true, false) => i.set_volatile(true).map_err(|e| LlvmError::Llvm(e.to_string()))?,
+                (_, true, true) => self.invariant(loaded)?,
+                _ => {}
             }
             let loaded = match condition {
                 Some(c) => self.builder.build_select(c, loaded, row.const_zero(), "")?,

@@ -48,7 +48,7 @@ impl<'c> Emit<'c, '_> {
         held.sort_unstable();
         let dense = |b: u8| held.binary_search(&b).ok().map(|i| i as u8);
         let parts = layout.map(dense);
-        layout.threads.iter_mut().for_each(|b| *b = b.filter(|b| !reduced(*b)));
+        let layout = from.reduced(first, size, lane_bits);
         let mut whole = layout.map(dense);
         let own = whole.regs.len();
         whole.regs.extend(waves.iter().filter_map(|b| dense(*b)));
