@@ -97,7 +97,7 @@ impl Plan {
             let split = steps.clamp(1, 4) as u32;
             return Plan { m, n: 64, k: k_tile, split, elem, threads: (split * wave).max(64) };
         }
-        let tile = [64, 32].into_iter().find(|n| blocks_of(*n) >= FEWEST_BLOCKS).unwrap_or(16) as u32;
+        let tile = [64, 32].into_iter().find(|n| blocks_of(*n) >= FEWEST_BLOCKS).unwrap_or(16);
         // A wave takes 16 columns and a part of K, at least four steps of it.
         let waves = if matrices > 1 || m == 64 { 256 } else { 512 } / wave;
         let beside = (tile / 16).min(waves / 2);
