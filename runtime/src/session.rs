@@ -358,8 +358,11 @@ impl Session {
         if let Some(row) = logit_rows.iter().find(|row| **row < 0 || **row as usize >= tokens.len()) {
             return bad(format!("logit row {row} is outside the step's tokens 0..{}", tokens.len()));
         }
-        let blocks = self.pool.blocks() as i64;
-        if let Some(id) = block_tables.iter().find(|id| **id < -1 || i64::from(**id) >= blocks) {
+        // -1..blocks, by one comparison of each and no early end, so that many are checked at once.
+        let blocks = u32::try_from(self.pool.blocks()).unwrap_or(u32::MAX);
+        let wrong = |id: i32| id.wrapping_add(1) as u32 > blocks;
+        if block_tables.iter().fold(false, |any, id| any | wrong(*id)) {
+            let id = block_tables.iter().copied().find(|id| wrong(*id)).unwrap_or_default();
             return bad(format!("KV block {id} is outside the pool 0..{blocks}"));
         }
         if seq_starts.first() != Some(&0) || seq_starts.last().is_none_or(|last| *last as i64 != tokens.len() as i64) {
@@ -391,7 +394,8 @@ impl Session {
                 ));
             }
             let table = &block_tables[sequence * width..(sequence + 1) * width];
-            if let Some(at) = table[..needed].iter().position(|id| *id < 0) {
+            if table[..needed].iter().fold(false, |any, id| any | (*id < 0)) {
+                let at = table[..needed].iter().position(|id| *id < 0).unwrap_or_default();
                 return bad(format!(
                     "sequence {sequence} has no KV block for position {}",
                     at * model.kv_block as usize

@@ -441,6 +441,7 @@ fn unary(op: Unary, x: f32) -> f32 {
         Unary::Sqrt => x.sqrt(),
         Unary::Round => x.round_ties_even(),
         Unary::Exp2 => x.exp2(),
+        Unary::Reciprocal => x.recip(),
     }
 }
 

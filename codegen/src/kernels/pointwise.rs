@@ -84,6 +84,7 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
         .map(|i| param(&mut b, r.target, &format!("in{i}"), &r.operands[i], Access::Read))
         .collect();
     let out_param = param(&mut b, r.target, "out", out, Access::Write);
+    super::schedule::round_coarsely(&mut b, r.target, out);
     let strides: Vec<Vec<i64>> = r.operands.iter().chain([out]).map(|t| broadcast_strides(t, &shape, padded)).collect();
     let last = shape.last().and_then(Dim::constant).unwrap_or(1);
     let failure = std::cell::Cell::new(None);

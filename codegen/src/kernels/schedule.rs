@@ -31,6 +31,13 @@ pub fn param(b: &mut Builder, target: &Target, name: &str, t: &Tensor, access: A
     }
 }
 
+/// Lets a GPU use its own units for transcendentals where `out` has 16 bits an element.
+pub fn round_coarsely(b: &mut Builder, target: &Target, out: &Tensor) {
+    if target.gpu().is_some() && matches!(out.ty.dtype, DType::F16 | DType::BF16) {
+        b.round_coarsely();
+    }
+}
+
 /// Declares the parameter of packed weights, which start at multiples of 64 bytes.
 pub fn packed_param(b: &mut Builder, target: &Target, name: &str) -> Param {
     match target {

@@ -129,7 +129,7 @@ impl<'c> Ops<'c, '_> {
             (Unary::Abs, _) => intrinsic("llvm.fabs"),
             (Unary::Sqrt, _) => intrinsic("llvm.sqrt"),
             (Unary::Round, _) => intrinsic("llvm.roundeven"),
-            (Unary::Exp2, _) => Err(LlvmError::Tile("exp2 on a host".into())),
+            (Unary::Exp2 | Unary::Reciprocal, _) => Err(LlvmError::Tile(format!("{op:?} on a host"))),
         }
     }
 

@@ -10,6 +10,8 @@ use super::{
 pub struct Builder {
     kernel: Kernel,
     blocks: Vec<Vec<Stmt>>,
+    /// Results are rounded to 16 bits on a GPU: its own units for transcendentals are exact enough.
+    pub(super) coarse: bool,
 }
 
 fn joined(a: &[u32], b: &[u32]) -> Vec<u32> {
@@ -38,7 +40,12 @@ impl Builder {
             types: Vec::new(),
             body: Vec::new(),
         };
-        Builder { kernel, blocks: vec![Vec::new()] }
+        Builder { kernel, blocks: vec![Vec::new()], coarse: false }
+    }
+
+    /// Says that what is computed is rounded to 16 bits, on a GPU.
+    pub fn round_coarsely(&mut self) {
+        self.coarse = true;
     }
 
     /// Declares the next pointer parameter, of which no alignment is known.
@@ -182,6 +189,11 @@ impl Builder {
     /// 2^a, on GPUs.
     pub fn exp2(&mut self, a: V) -> V {
         self.unary(Unary::Exp2, a)
+    }
+
+    /// 1 / a within 1 ulp, on GPUs.
+    pub fn reciprocal(&mut self, a: V) -> V {
+        self.unary(Unary::Reciprocal, a)
     }
 
     /// Any binary operation, operands broadcast.

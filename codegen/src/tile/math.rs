@@ -8,6 +8,11 @@ impl Builder {
     /// Cody-Waite reduction x = n ln 2 + r, |r| <= ln 2 / 2, then the degree-6 Taylor-Remez polynomial of Cephes' expf
     /// and a scale by 2^n in two halves, so that n = 128 does not overflow early.
     pub fn exp(&mut self, x: V) -> V {
+        if self.coarse {
+            let log2e = self.float(std::f64::consts::LOG2_E);
+            let scaled = self.mul(x, log2e);
+            return self.exp2(scaled);
+        }
         let shape = self.ty(x).shape.clone();
         let c = |b: &mut Builder, v: f64| b.float_tile(&shape, v);
         let (low, high) = (c(self, -87.336_544), c(self, 88.722_83));
@@ -68,7 +73,16 @@ impl Builder {
         let e = self.exp(n);
         let one = self.float(1.0);
         let d = self.add(e, one);
-        self.div(one, d)
+        self.quotient(one, d)
+    }
+
+    /// a / b for b >= 1.
+    fn quotient(&mut self, a: V, b: V) -> V {
+        if self.coarse {
+            let inverse = self.reciprocal(b);
+            return self.mul(a, inverse);
+        }
+        self.div(a, b)
     }
 
     /// x / (1 + e^-x); -0 at -inf would be NaN by the formula's limit, so x is clamped at -1e4 where silu is 0 in f32.
@@ -79,7 +93,7 @@ impl Builder {
         let e = self.exp(n);
         let one = self.float(1.0);
         let d = self.add(e, one);
-        self.div(x, d)
+        self.quotient(x, d)
     }
 
     /// tanh x = 1 - 2 / (e^2x + 1) for |x| >= 1/4, else x + x^3 P(x^2) (Taylor to x^9), whose cancellation is benign.
@@ -88,7 +102,7 @@ impl Builder {
         let x2 = self.mul(x, two);
         let e = self.exp(x2);
         let d = self.add(e, one);
-        let q = self.div(two, d);
+        let q = self.quotient(two, d);
         let far = self.sub(one, q);
         let s = self.mul(x, x);
         let mut p = self.float(62.0 / 2835.0);

@@ -103,6 +103,8 @@ pub enum Unary {
     Round,
     /// 2^a of an f32 by the GPU's own instruction: 2 ulp, subnormal results may be 0. Not for hosts.
     Exp2,
+    /// 1 / x by the GPU's own unit, within 1 ulp; f32 only, GPUs only.
+    Reciprocal,
 }
 
 /// Binary operations; integers wrap.

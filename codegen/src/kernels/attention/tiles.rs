@@ -101,36 +101,57 @@ impl Walk<'_, '_> {
         let whole = b.div(free, per_step);
         let whole = b.mul(whole, per_step);
         let end = b.offset(s.last, 1);
-        let apart = self.share.apart(stride);
         let first = self.share.first(b, zero, stride);
-        if !self.ahead {
-            let most = b.for_loop(first, whole, apart, carried, |b, first, carried| {
-                self.step(b, s, first, carried, false, None)
-            });
-            let first = self.share.first(b, whole, stride);
-            return b
-                .for_loop(first, end, apart, &most, |b, first, carried| self.step(b, s, first, carried, true, None));
-        }
-        // Keys of the next step are under way during the softmax of this one; the last step loads its own again.
-        let last_step = b.offset(whole, -stride);
-        let ahead = self.present(b, s, first);
-        let keys = self.load_keys(b, s, first, Some(ahead));
-        let init: Vec<V> = carried.iter().copied().chain([keys]).collect();
-        let most = b.for_loop(first, whole, apart, &init, |b, first, carried| {
-            let next = b.offset(first, apart);
-            let next = b.binary(Binary::Min, next, last_step);
-            self.step(b, s, first, &carried[..3], false, Some((carried[3], next)))
-        });
+        let most = match self.ahead {
+            true => self.steps_with_keys_ahead(b, s, (first, whole), carried),
+            false => self.steps(b, s, (first, whole), carried, false),
+        };
         let first = self.share.first(b, whole, stride);
-        b.for_loop(first, end, apart, &most[..3], |b, first, carried| self.step(b, s, first, carried, true, None))
+        self.steps(b, s, (first, end), &most, true)
     }
 
-    /// Byte offset of the table entry of the block at position `first`.
-    fn entry(&self, b: &mut Builder, s: Sequence, first: V) -> V {
-        let per_block = b.int(i64::from(self.p.slots));
-        let block = b.div(first, per_block);
-        let entry = b.scale(block, self.p.tables.byte_stride(1));
-        b.add(s.table_row, entry)
+    /// Steps from position `first` to `end`. Block ids are loaded a step ahead, those of the first before anything that has to
+    /// wait for the launch before this one.
+    fn steps(&self, b: &mut Builder, s: Sequence, (first, end): (V, V), carried: &[V], masked: bool) -> Vec<V> {
+        let apart = self.share.apart(i64::from(self.stride()));
+        let ids = |b: &mut Builder, first: V| {
+            let there = self.present(b, s, first);
+            // Keys and values lie differently, and each thread reads the ids of its own elements.
+            [self.ids(b, s, first, Some(there)), self.ids(b, s, first, Some(there))]
+        };
+        let own = ids(b, first);
+        let init: Vec<V> = carried.iter().copied().chain(own).collect();
+        let done = b.for_loop(first, end, apart, &init, |b, first, carried| {
+            let there = masked.then(|| self.present(b, s, first));
+            let k = self.load_keys(b, carried[3], there);
+            let v = self.load_values(b, carried[4], there);
+            let next = b.offset(first, apart);
+            self.step(b, s, first, &carried[..3], masked, (k, v), |b| ids(b, next).to_vec())
+        });
+        done[..3].to_vec()
+    }
+
+    /// Steps from position `first` to `whole`, which need no masks, with the keys of the next under way during the softmax of
+    /// each; the last step loads its own again.
+    fn steps_with_keys_ahead(&self, b: &mut Builder, s: Sequence, (first, whole): (V, V), carried: &[V]) -> Vec<V> {
+        let stride = i64::from(self.stride());
+        let apart = self.share.apart(stride);
+        let last_step = b.offset(whole, -stride);
+        let there = self.present(b, s, first);
+        let ids = self.ids(b, s, first, Some(there));
+        let keys = self.load_keys(b, ids, Some(there));
+        let init: Vec<V> = carried.iter().copied().chain([keys]).collect();
+        let done = b.for_loop(first, whole, apart, &init, |b, first, carried| {
+            let next = b.offset(first, apart);
+            let next = b.binary(Binary::Min, next, last_step);
+            let ids = self.ids(b, s, first, None);
+            let v = self.load_values(b, ids, None);
+            self.step(b, s, first, &carried[..3], false, (carried[3], v), |b| {
+                let ids = self.ids(b, s, next, None);
+                vec![self.load_keys(b, ids, None)]
+            })
+        });
+        done[..3].to_vec()
     }
 
     /// i1 [blocks of a step of all waves]: those from position `first` on that the sequence has.
@@ -143,57 +164,49 @@ impl Walk<'_, '_> {
         b.compare(Compare::LessEqual, index, left)
     }
 
-    /// Keys [waves, d, keys] from position `first` on, of the blocks that are `there`.
-    fn load_keys(&self, b: &mut Builder, s: Sequence, first: V, there: Option<V>) -> V {
+    /// i64 [blocks of a step of all waves]: their ids, from position `first` on, of those that are `there`.
+    fn ids(&self, b: &mut Builder, s: Sequence, first: V, there: Option<V>) -> V {
+        let (table, count) = (self.p.tables.byte_stride(1), self.key_waves * self.blocks);
+        let per_block = b.int(i64::from(self.p.slots));
+        let block = b.div(first, per_block);
+        let entry = b.scale(block, table);
+        let entry = b.add(s.table_row, entry);
+        let ids = b.load(self.p.params[5], entry, Elem::I32, &[count], &[table], there);
+        b.convert(Conversion::Signed, ids, Elem::I64)
+    }
+
+    /// Keys [waves, d, keys] of the blocks `ids` that are `there`.
+    fn load_keys(&self, b: &mut Builder, ids: V, there: Option<V>) -> V {
         let p = self.p;
-        let entry = self.entry(b, s, first);
         let shape = [self.waves, self.d, self.blocks, p.slots];
-        let here = there.map(|t| b.reshape(t, &[self.key_waves, 1, self.blocks, 1]));
+        let dims = [self.key_waves, 1, self.blocks, 1];
+        let here = there.map(|t| b.reshape(t, &dims));
         let depth = self.depth.map(|k| b.reshape(k, &[1, self.d, 1, 1]));
         let mask = all_of(b, &[here, depth], &shape);
         let strides = [0, p.keys.byte_stride(2), 0, p.keys.byte_stride(3)];
-        let k = self.load(b, p.params[1], self.key_head, (entry, there, p.keys.byte_stride(0)), (shape, strides), mask);
+        let places = b.scale(ids, p.keys.byte_stride(0));
+        let places = b.reshape(places, &dims);
+        let k = b.load_gather(p.params[1], self.key_head, places, self.unit, &shape, &strides, mask);
         b.reshape(k, &[self.waves, self.d, self.keys()])
     }
 
-    /// Values [waves, keys, d] from position `first` on, of the blocks that are `there`.
-    fn load_values(&self, b: &mut Builder, s: Sequence, first: V, there: Option<V>) -> V {
+    /// Values [waves, keys, d] of the blocks `ids` that are `there`.
+    fn load_values(&self, b: &mut Builder, ids: V, there: Option<V>) -> V {
         let p = self.p;
-        let entry = self.entry(b, s, first);
         let shape = [self.waves, self.blocks, p.slots, self.d];
-        let here = there.map(|t| b.reshape(t, &[self.key_waves, self.blocks, 1, 1]));
+        let dims = [self.key_waves, self.blocks, 1, 1];
+        let here = there.map(|t| b.reshape(t, &dims));
         let depth = self.depth.map(|k| b.reshape(k, &[1, 1, 1, self.d]));
         let mask = all_of(b, &[here, depth], &shape);
         let strides = [0, 0, p.values.byte_stride(2), p.values.byte_stride(3)];
-        let place = (entry, there, p.values.byte_stride(0));
-        let v = self.load(b, p.params[2], self.value_head, place, (shape, strides), mask);
+        let places = b.scale(ids, p.values.byte_stride(0));
+        let places = b.reshape(places, &dims);
+        let v = b.load_gather(p.params[2], self.value_head, places, self.unit, &shape, &strides, mask);
         b.reshape(v, &[self.waves, self.keys(), self.d])
     }
 
-    /// Loads `shape` of a cache, whose blocks are `axis`, at the places of this step's blocks.
-    fn load(
-        &self,
-        b: &mut Builder,
-        param: Param,
-        base: V,
-        (entry, there, stride): (V, Option<V>, i64),
-        (shape, strides): ([u32; 4], [i64; 4]),
-        mask: Option<V>,
-    ) -> V {
-        // Each thread reads the block ids of its own elements: keys and values lie differently.
-        let (table, count) = (self.p.tables.byte_stride(1), self.key_waves * self.blocks);
-        let block = b.load(self.p.params[5], entry, Elem::I32, &[count], &[table], there);
-        let block = b.convert(Conversion::Signed, block, Elem::I64);
-        let places = b.scale(block, stride);
-        let axis = if shape[1] == self.d { 2 } else { 1 };
-        let mut dims = [self.key_waves, 1, 1, 1];
-        dims[axis] = self.blocks;
-        let places = b.reshape(places, &dims);
-        b.load_gather(param, base, places, self.unit, &shape, &strides, mask)
-    }
-
-    /// The softmax after the keys from position `first` on. Where `masked`, some may be past what a row sees, or past the end.
-    /// `ahead`: the keys, where they are loaded already, and the position whose keys to load for the step after.
+    /// The softmax after the keys from position `first` on, and what `ahead` loads for the next step. Where `masked`, some keys
+    /// may be past what a row sees, or past the end.
     fn step(
         &self,
         b: &mut Builder,
@@ -201,25 +214,20 @@ impl Walk<'_, '_> {
         first: V,
         carried: &[V],
         masked: bool,
-        ahead: Option<(V, V)>,
+        (k, mut v): (V, V),
+        ahead: impl FnOnce(&mut Builder) -> Vec<V>,
     ) -> Vec<V> {
         let p = self.p;
         let keys = self.keys();
-        let there = masked.then(|| self.present(b, s, first));
         // Position of each key.
         let position = masked.then(|| {
             let own = b.iota(Elem::I64, self.stride());
             b.add(own, first)
         });
-        let k = match ahead {
-            Some((k, _)) => k,
-            None => self.load_keys(b, s, first, there),
-        };
         // Values are under way while scores are computed.
-        let mut v = self.load_values(b, s, first, there);
         let nothing = b.float_tile(&[self.waves, ROWS, keys], 0.0);
         let mut scores = b.dot(nothing, self.query, k);
-        let next = ahead.map(|(_, next)| self.load_keys(b, s, next, None));
+        let next = ahead(b);
         if let Some(position) = position {
             let position = b.convert(Conversion::Signed, position, Elem::I32);
             let position = b.reshape(position, &[self.key_waves, 1, keys]);

@@ -200,6 +200,7 @@ fn build_gpu(r: &Request<'_>, arch: GpuArch) -> Result<Built, Refusal> {
     };
     let few = most <= row_sum::MOST_ROWS;
     let mut b = Builder::new(if few { "gemv" } else { "gemm" });
+    schedule::round_coarsely(&mut b, r.target, &r.results[0]);
     let bound = Bound::new(&mut b, r)?;
     let blocks = match bound.layout {
         Some(Layout::AffineBlocks(blocks)) => Some(blocks),

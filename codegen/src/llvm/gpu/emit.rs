@@ -252,9 +252,18 @@ impl<'c, 'k> Emit<'c, 'k> {
             Inst::Int(n) => Ok(vec![int_constant(scalar, *n); layout.count()]),
             Inst::Float(x) => Ok(vec![scalar.into_float_type().const_float(*x).into(); layout.count()]),
             Inst::Iota => self.iota(ty, layout),
-            Inst::Unary(Unary::Exp2, a) => {
-                let name = if self.arch.is_amd() { "llvm.amdgcn.exp2" } else { "llvm.nvvm.ex2.approx" };
-                each(self, *a, &|e, x| e.intrinsic(name, &[x.get_type()], &[x], x.get_type()))
+            Inst::Unary(op @ (Unary::Exp2 | Unary::Reciprocal), a) => {
+                let (name, overloaded) = match (op, self.arch.is_amd()) {
+                    (Unary::Exp2, true) => ("llvm.amdgcn.exp2", true),
+                    (Unary::Exp2, false) => ("llvm.nvvm.ex2.approx", true),
+                    (_, true) => ("llvm.amdgcn.rcp", true),
+                    (_, false) => ("llvm.nvvm.rcp.approx.ftz.f", false),
+                };
+                each(self, *a, &|e, x| {
+                    let ty = x.get_type();
+                    let types = if overloaded { &[ty][..] } else { &[] };
+                    e.intrinsic(name, types, &[x], ty)
+                })
             }
             Inst::Unary(op, a) => each(self, *a, &|e, x| e.unary(*op, x)),
             Inst::Convert(how, a) => {
