@@ -3,7 +3,7 @@
 use crate::artifact::{Artifact, Manifest};
 use crate::cpu;
 use crate::driver::host::{HostDriver, HostOptions};
-use crate::driver::{Driver, PLATFORMS, Platform};
+use crate::driver::{Driver, PLATFORMS, Platform, teardown};
 use crate::error::{Error, Result};
 use crate::log::{self, Level};
 use std::fmt;
@@ -101,7 +101,19 @@ impl Device {
         let platform = Platform::named(platform)
             .ok_or_else(|| Error::InvalidInput(format!("there is no platform called {platform}")))?;
         let threads = if threads == 0 { cpu::default_threads() } else { threads };
-        Ok(Device { driver: platform.driver(index)?, threads })
+        teardown::listen(|| Ok(Device { driver: platform.driver(index)?, threads }))
+    }
+
+    /// Gives the device back, unless sessions or clones still hold it; they do when they go. Dropping it does the same, but then
+    /// failures are only logged.
+    ///
+    /// # Errors
+    /// The driver's, if it refuses to destroy something.
+    pub fn close(self) -> Result<()> {
+        teardown::listen(|| {
+            drop(self);
+            Ok(())
+        })
     }
 
     /// The device that `choice` names, for `artifact`.

@@ -4,7 +4,7 @@ use crate::artifact::{Artifact, Dim, Manifest, Model, Program};
 use crate::device::Device;
 use crate::driver::{
     Allocator, Buffer, Driver, Event, ExternalMemory, ExternalStream, Graph, KernelEntry, Module, ModuleSource,
-    Placement, StreamBackend, bytes_of,
+    Placement, StreamBackend, bytes_of, teardown,
 };
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -139,6 +139,24 @@ impl Session {
     /// # Errors
     /// If no program of the artifact runs on the device, the weights are not found or differ, or there is no memory.
     pub fn new(artifact: &Artifact, device: &Device, options: SessionOptions) -> Result<Session> {
+        teardown::listen(|| Session::open(artifact, device, options))
+    }
+
+    /// Waits for what is under way and gives everything back. Dropping the session does the same, but then failures are only
+    /// logged.
+    ///
+    /// # Errors
+    /// A failed step's, and the driver's, if it refuses to destroy something.
+    pub fn close(mut self) -> Result<()> {
+        let done = self.wait();
+        let closed = teardown::listen(|| {
+            drop(self);
+            Ok(())
+        });
+        done.and(closed)
+    }
+
+    fn open(artifact: &Artifact, device: &Device, options: SessionOptions) -> Result<Session> {
         let manifest = artifact.shared_manifest();
         let driver = device.driver();
         let (index, program) = choose_program(&manifest, driver)?;

@@ -9,6 +9,7 @@ pub mod gpu;
 pub mod hip;
 pub mod host;
 mod platform;
+pub(crate) mod teardown;
 
 pub use buffer::Buffer;
 pub(crate) use buffer::bytes_of;

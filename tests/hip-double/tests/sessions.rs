@@ -57,7 +57,9 @@ fn life(path: &Path) -> Result<(), Error> {
         let logits = session.extend(&mut sequence, &[token])?.to_vec();
         assert_eq!(logits, history.last_of(&[token]));
     }
-    Ok(())
+    session.release(sequence);
+    session.close()?;
+    device.close()
 }
 
 fn assert_clean(double: &Double, what: &str) {
@@ -138,62 +140,44 @@ fn steps_overlap_and_no_slot_is_written_too_early() {
     });
 }
 
-/// The bar: whichever call fails, there is an error that names it, nothing leaks, and the next session works. What fails while
-/// something is dropped has nobody to be returned to and is a warning in the log.
+/// The bar: whichever call fails, there is an error that names it, nothing leaks, and the next session works.
 #[test]
 fn every_call_fails_in_turn() {
-    let errors = in_child("every_call_fails_in_turn", &[], |double, path| {
+    in_child("every_call_fails_in_turn", &[], |double, path| {
         life(path).unwrap();
         let clean = double.log();
         assert_clean(&double, "without a fault");
-        let (mut launches, mut returned) = (0, 0);
+        let mut launches = 0;
         for (index, call) in clean.iter().enumerate() {
             let name = call.split('(').next().unwrap_or_default();
             double.reset();
             double.fail_at(index as u64, if name.contains("Malloc") { OUT_OF_MEMORY } else { UNKNOWN });
-            eprintln!("fault {index} {name}");
             let result = life(path);
             let what = format!("call {index}, {call}: {result:?}");
             // The runs agree up to the fault, but for addresses.
             assert_eq!(double.log()[index].split('(').next(), Some(name), "{what}");
             assert_clean(&double, &what);
-            match result {
-                Err(error) => {
-                    let text = error.to_string();
-                    returned += 1;
-                    assert!(text.contains(&format!("{name}: hipError")), "{what}");
-                    if name == "hipModuleLaunchKernel" || name == "hipGraphLaunch" {
-                        assert!(text.contains("entry step, variant "), "{what}");
-                        launches += 1;
-                    }
-                    if name == "hipModuleLaunchKernel" {
-                        assert!(text.contains("kernel mix") || text.contains("kernel one_hot"), "{what}");
-                    }
-                    if name.contains("Malloc") {
-                        let bytes = call.split_once('(').unwrap().1.split(' ').next().unwrap();
-                        assert!(text.contains(&format!("{bytes} bytes")), "{what}");
-                    }
-                }
-                Ok(()) => eprintln!("logged {index} {name}"),
+            let Err(error) = result else { panic!("nothing was returned: {what}") };
+            let text = error.to_string();
+            assert!(text.contains(&format!("{name}: hipError")), "{what}");
+            if name == "hipModuleLaunchKernel" || name == "hipGraphLaunch" {
+                assert!(text.contains("entry step, variant "), "{what}");
+                launches += 1;
+            }
+            if name == "hipModuleLaunchKernel" {
+                assert!(text.contains("kernel mix") || text.contains("kernel one_hot"), "{what}");
+            }
+            if name.contains("Malloc") {
+                let bytes = call.split_once('(').unwrap().1.split(' ').next().unwrap();
+                assert!(text.contains(&format!("{bytes} bytes")), "{what}");
             }
             double.reset();
             life(path).unwrap_or_else(|e| panic!("after {what}: {e}"));
             assert_clean(&double, &format!("the session after {what}"));
         }
         assert_eq!(launches, 2 * 2 + 11, "each kernel of each variant, and each step");
-        eprintln!("{} calls, {returned} returned", clean.len());
+        assert!(clean.len() > 150, "{}", clean.len());
     });
-    let Some(errors) = errors else { return };
-    let mut calls = 0;
-    for fault in errors.split("fault ").skip(1) {
-        calls += 1;
-        let Some((log, logged)) = fault.split_once("logged ") else { continue };
-        let name = logged.lines().next().and_then(|line| line.split(' ').nth(1)).unwrap();
-        let ends = ["Destroy", "Free", "Unload", "Synchronize", "SetDevice"];
-        assert!(ends.iter().any(|end| name.contains(end)), "{name} failed and nothing was returned");
-        assert!(log.contains("weldment: ") && log.contains(&format!("{name}: hipErrorUnknown (999)")), "{name}: {log}");
-    }
-    assert!(calls > 150, "{calls}");
 }
 
 #[test]

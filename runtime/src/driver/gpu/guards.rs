@@ -1,19 +1,19 @@
-//! Owners of raw handles: each destroys its own, once, and keeps what must outlive it. A failed destruction is logged; there is
-//! nobody to hand it to.
+//! Owners of raw handles: each destroys its own, once, and keeps what must outlive it. A failed destruction goes to
+//! [`teardown`], which knows whether somebody listens.
 
 use super::api::*;
+use crate::driver::teardown;
 use crate::error::Result;
-use crate::log::{self, Level};
 use std::fmt;
 use std::sync::Arc;
 
 /// The library's device, shared by everything that holds a handle of it.
 pub type SharedApi = Arc<dyn Api>;
 
-/// Logs a failure that nobody can be handed.
+/// Reports a failure of a destructor.
 pub(super) fn note(what: &str, result: ApiResult<()>) {
     if let Err(e) = result {
-        log::write(Level::Warn, format_args!("{what}: {e}"));
+        teardown::report(format_args!("{what}: {e}"));
     }
 }
 
