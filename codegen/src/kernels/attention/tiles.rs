@@ -126,7 +126,7 @@ impl Walk<'_, '_> {
             let k = self.load_keys(b, carried[3], there);
             let v = self.load_values(b, carried[4], there);
             let next = b.offset(first, apart);
-            self.step(b, s, first, &carried[..3], masked, (k, v), |b| ids(b, next).to_vec())
+            self.step(b, (s, first, masked), &carried[..3], (k, v), |b| ids(b, next).to_vec())
         });
         done[..3].to_vec()
     }
@@ -146,7 +146,7 @@ impl Walk<'_, '_> {
             let next = b.binary(Binary::Min, next, last_step);
             let ids = self.ids(b, s, first, None);
             let v = self.load_values(b, ids, None);
-            self.step(b, s, first, &carried[..3], false, (carried[3], v), |b| {
+            self.step(b, (s, first, false), &carried[..3], (carried[3], v), |b| {
                 let ids = self.ids(b, s, next, None);
                 vec![self.load_keys(b, ids, None)]
             })
@@ -210,10 +210,8 @@ impl Walk<'_, '_> {
     fn step(
         &self,
         b: &mut Builder,
-        s: Sequence,
-        first: V,
+        (s, first, masked): (Sequence, V, bool),
         carried: &[V],
-        masked: bool,
         (k, mut v): (V, V),
         ahead: impl FnOnce(&mut Builder) -> Vec<V>,
     ) -> Vec<V> {
