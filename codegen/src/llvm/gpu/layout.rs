@@ -180,4 +180,14 @@ mod tests {
         assert_eq!(l.without(0, 3), Layout { regs: vec![1], threads: vec![None, None, Some(0)] });
         assert_eq!(l.mapped_register(3, |b| dropped(b, 0, 3)), 1);
     }
+    #[test]
+    fn waves_deal_out_what_they_reduced() {
+        // Bits 3 and 4 over waves; bits 0, 1, 2 in registers; lanes hold bit 5.
+        let l = Layout { regs: vec![0, 1, 2], threads: vec![Some(5), Some(3), Some(4)] };
+        let dealt = Layout { regs: vec![0], threads: vec![Some(5), Some(2), Some(1)] };
+        assert_eq!(l.reduced(3, 2, 1), dealt);
+        // Lanes keep the same results, and so do waves where there are few.
+        assert_eq!(l.reduced(5, 1, 1), Layout { regs: vec![0, 1, 2], threads: vec![None, Some(3), Some(4)] });
+        assert_eq!(l.reduced(1, 4, 1), Layout { regs: vec![0], threads: vec![Some(5), None, None] });
+    }
 }

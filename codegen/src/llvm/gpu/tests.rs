@@ -126,6 +126,29 @@ fn gemv_streams_weights_in_16_byte_pieces() {
     }
 }
 
+/// ptxas moves the wait for earlier launches past loads of constants; volatile ones stay ahead of it.
+#[test]
+fn weights_are_under_way_before_the_wait() {
+    let mut b = Builder::new("ahead");
+    b.threads(128);
+    let (w, x, out) = (
+        b.aligned_param("w", Access::Read, 64, true),
+        b.aligned_param("x", Access::Read, 64, false),
+        b.aligned_param("out", Access::Write, 64, false),
+    );
+    let zero = b.int(0);
+    let early = b.load(w, zero, Elem::F32, &[512], &[4], None);
+    let input = b.load(x, zero, Elem::F32, &[512], &[4], None);
+    let later = b.int(2048);
+    let late = b.load(w, later, Elem::F32, &[512], &[4], None);
+    let sum = b.fma(early, input, late);
+    b.store(out, zero, &[4], sum, None);
+    let asm = assembly(&b.finish("ahead".into()), GpuArch::Sm90a);
+    let at = |text: &str| asm.find(text).unwrap_or_else(|| panic!("no {text}:\n{asm}"));
+    let order = ["ld.volatile.global.v4", "griddepcontrol.wait", "ld.global.v4", "ld.global.nc.v4", "st.global.v4"];
+    assert!(order.map(at).is_sorted(), "{asm}");
+}
+
 #[test]
 fn dots_take_matrix_instructions() {
     for elem in [Elem::BF16, Elem::F16, Elem::F32] {
