@@ -9,6 +9,7 @@ use crate::driver::{
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::graph::{Dims, Regions, StepGraph};
+use crate::log::{self, Level};
 use crate::memory::{BlockPool, Sequence};
 use crate::weights::{self, WeightOptions};
 use std::path::{Path, PathBuf};
@@ -153,6 +154,9 @@ impl Session {
             drop(self);
             Ok(())
         });
+        if let (Err(_), Err(e)) = (&done, &closed) {
+            log::write(Level::Warn, format_args!("closing a session: {e}"));
+        }
         done.and(closed)
     }
 
@@ -377,7 +381,7 @@ impl Session {
             return bad(format!("logit row {row} is outside the step's tokens 0..{}", tokens.len()));
         }
         // -1..blocks, by one comparison of each and no early end, so that many are checked at once.
-        let blocks = u32::try_from(self.pool.blocks()).unwrap_or(u32::MAX);
+        let blocks = u32::try_from(self.pool.blocks()).unwrap_or(u32::MAX).min(1 << 31);
         let wrong = |id: i32| id.wrapping_add(1) as u32 > blocks;
         if block_tables.iter().fold(false, |any, id| any | wrong(*id)) {
             let id = block_tables.iter().copied().find(|id| wrong(*id)).unwrap_or_default();

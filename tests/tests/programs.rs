@@ -270,6 +270,8 @@ fn attention_of_many_tokens() {
     // Several prompts with pasts beside single tokens, then in an order that no scheduler would give.
     let mut mixed = [prompt(0, 37, 20), prompt(1, 0, 33), vec![(2, 100), (3, 5)], prompt(4, 8, 50)].concat();
     attention(&mixed, 256, (4, 2, 64), DType::BF16, 2e-2);
+    // A sequence without tokens between two with some, whose table has no block.
+    attention(&[prompt(0, 0, 35), prompt(2, 0, 35)].concat(), 96, (4, 2, 64), DType::BF16, 2e-2);
     mixed.reverse();
     mixed.swap(3, 60);
     attention(&mixed, 256, (2, 1, 64), DType::F16, 2e-2);

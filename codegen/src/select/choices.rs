@@ -41,8 +41,8 @@ choices! {
     gemv_rows: 1 | 2 | 4 | 8 | 16;
     /// Rows of activations per program of a matrix product with many tokens on a GPU [default: 16 to 64 by tokens].
     gemm_tile_rows: 16 | 32 | 64 | 128;
-    /// Threads of an attention program on a GPU with few tokens: 64 to 256 split a context among as many KV blocks [default: 256,
-    /// or 128 for heads under 64].
+    /// Threads of an attention program on a GPU with few tokens: 64 to 256 split a context among as many KV blocks [default: 128, or
+    /// 256 for f32 heads of 64 and more].
     attention_threads: 64 | 128 | 256;
     /// Programs that share the context of a token and KV head on a GPU with few tokens [default: by tokens and heads, so that programs are
     /// many].

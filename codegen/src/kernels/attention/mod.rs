@@ -27,6 +27,10 @@ use weldment_passes::target::Refusal;
 pub fn check(r: &Request<'_>) -> Result<(), Refusal> {
     let (q, out) = (&r.operands[0], &r.results[0]);
     let d = last_dim(q)?;
+    if let (Op::Attention { scale, .. }, true) = (r.op, r.target.gpu().is_some()) {
+        // GPU programs look for the highest score before they scale.
+        require(scale.0 > 0.0, "attention scale on GPUs", scale.0, "more than 0")?;
+    }
     let caches = &r.operands[1..3];
     // GPU programs address caches by any strides.
     for t in [q, out].into_iter().chain(caches.iter().filter(|_| r.target.gpu().is_none())) {
@@ -60,8 +64,14 @@ fn room(q: &TensorType, keys: &TensorType, max_tokens: u64, target: &Target) -> 
     if !alike || d > tiles::WIDEST || max_tokens >= MANY_TOKENS {
         return None;
     }
-    let splits = join::splits(kv_heads, max_tokens, &gpu.choices);
-    (splits > 1).then(|| Room::new(splits, max_tokens, heads, d))
+    // Tokens by any other symbol may be more than the variant's.
+    let tokens = match &q.shape[0] {
+        Dim::Const(n) => *n,
+        Dim::Sym(s) if &**s == "T" => max_tokens,
+        Dim::Sym(_) => return None,
+    };
+    let splits = join::splits(kv_heads, tokens, &gpu.choices);
+    (splits > 1).then(|| Room::new(splits, tokens, heads, d))
 }
 
 /// Arena bytes that the kernel needs for itself.

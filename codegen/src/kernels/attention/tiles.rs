@@ -159,9 +159,11 @@ impl Walk<'_, '_> {
         let index = b.iota(Elem::I64, self.key_waves * self.blocks);
         let per_block = b.int(i64::from(self.p.slots));
         let first_block = b.div(first, per_block);
-        let last_block = b.div(s.last, per_block);
-        let left = b.sub(last_block, first_block);
-        b.compare(Compare::LessEqual, index, left)
+        // No blocks where the last position is -1, a sequence without tokens here.
+        let last = b.offset(s.last, i64::from(self.p.slots));
+        let blocks = b.div(last, per_block);
+        let left = b.sub(blocks, first_block);
+        b.compare(Compare::Less, index, left)
     }
 
     /// i64 [blocks of a step of all waves]: their ids, from position `first` on, of those that are `there`.
@@ -237,13 +239,8 @@ impl Walk<'_, '_> {
         let (top, total, sums) = (carried[0], carried[1], carried[2]);
         let highest = b.reduce(Reduction::Max, scores, 2);
         let new_top = b.max(top, highest);
-        // e^(scale (s - top)) = 2^(c s - c top).
-        let c = b.float(p.scale * std::f64::consts::LOG2_E);
-        let lower = b.mul(new_top, c);
-        let lower = b.neg(lower);
-        let weights = b.fma(scores, c, lower);
-        let weights = b.exp2(weights);
-        // Both may be LOWEST, of which a rounded product is not small.
+        let weights = b.sub(scores, new_top);
+        let weights = power(b, weights, p.scale);
         let change = b.sub(top, new_top);
         let change = power(b, change, p.scale);
         let added = b.reduce(Reduction::Sum, weights, 2);
