@@ -186,8 +186,9 @@ impl KernelNeeds for KernelLibrary {
     fn scratch(&self, graph: &Graph, node: NodeId) -> u64 {
         let node = graph.node(node);
         match (&node.op, &node.operands[..]) {
-            (Op::Attention { .. }, [q, keys, ..]) => {
-                attention::scratch(graph.type_of(*q), graph.type_of(*keys), self.max_tokens, &self.target)
+            (Op::Attention { .. }, [q, keys, values, ..]) => {
+                let operands = [q, keys, values].map(|v| graph.type_of(*v));
+                attention::scratch(operands, self.max_tokens, &self.target)
             }
             _ => 0,
         }

@@ -131,10 +131,7 @@ pub fn build(out: &Tensor, tokens: &Dim, room: Room, scale: f64, arch: GpuArch) 
     let together = u64::from(4 * threads) / padded;
     let group = together.min(1 << room.heads.trailing_zeros());
     b.threads(threads);
-    match tokens {
-        Dim::Sym(s) => b.grid_symbol(0, s, 1, 1),
-        Dim::Const(n) => b.grid_constant(0, *n),
-    }
+    super::token_grid(&mut b, 0, tokens, 1);
     b.grid_constant(1, room.heads / group);
     let (token, slot) = (b.program_id(0), b.program_id(1));
     let head = b.scale(slot, group as i64);

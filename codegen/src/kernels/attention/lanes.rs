@@ -21,7 +21,7 @@ pub fn build(b: &mut Builder, p: &Problem<'_>, out_param: Param, choices: &Choic
     let spread = choices.attention_sharing.map_or(*max_tokens == 1, |sharing| sharing == 1);
     let group = if spread || *share > 8 { 1 } else { *share as u32 };
     b.grid_constant(0, heads / u64::from(group));
-    p.token_grid(b, 1, 1);
+    super::token_grid(b, 1, p.tokens, 1);
 
     let (slot, token) = (b.program_id(0), b.program_id(1));
     let head = b.scale(slot, i64::from(group));

@@ -12,7 +12,7 @@ mod split;
 mod tiles;
 
 use self::join::{Partials, Room};
-use super::row::{elem_of, load_index};
+use super::row::load_index;
 use super::schedule::param;
 use super::{Argument, Built, Request, Tensor, contiguous_last, last_dim, require};
 use crate::target::Target;
@@ -53,17 +53,17 @@ pub fn state_order(dtype: DType, target: &Target) -> Option<Vec<usize>> {
     (target.gpu().is_some() && matches!(dtype, DType::F16 | DType::BF16)).then(|| vec![0, 1, 3, 2])
 }
 
+/// Below every score, yet finite: the difference of two such is a number.
+const LOWEST: f64 = -1e30;
 /// Tokens of a variant from which tiles of them go to matrix units.
 const MANY_TOKENS: u64 = 65;
 
 /// Partial softmaxes of the programs that share a context, where they do.
-fn room(q: &TensorType, keys: &TensorType, max_tokens: u64, target: &Target) -> Option<Room> {
+fn room(operands: [&TensorType; 3], max_tokens: u64, target: &Target) -> Option<Room> {
     let Target::Gpu(gpu) = target else { return None };
-    let alike = elem_of(q.dtype)? != Elem::F32 && keys.dtype == q.dtype;
+    tiles::unit(operands).filter(|_| max_tokens < MANY_TOKENS)?;
+    let [q, keys, _] = operands;
     let (heads, d, kv_heads) = (q.shape.get(1)?.constant()?, q.last_constant()?, keys.shape.get(1)?.constant()?);
-    if !alike || d > tiles::WIDEST || max_tokens >= MANY_TOKENS {
-        return None;
-    }
     // Tokens by any other symbol may be more than the variant's.
     let tokens = match &q.shape[0] {
         Dim::Const(n) => *n,
@@ -74,9 +74,9 @@ fn room(q: &TensorType, keys: &TensorType, max_tokens: u64, target: &Target) -> 
     (splits > 1).then(|| Room::new(splits, tokens, heads, d))
 }
 
-/// Arena bytes that the kernel needs for itself.
-pub fn scratch(q: &TensorType, keys: &TensorType, max_tokens: u64, target: &Target) -> u64 {
-    room(q, keys, max_tokens, target).map_or(0, |room| room.bytes())
+/// Arena bytes that the kernel of these queries, keys and values needs for itself.
+pub fn scratch(operands: [&TensorType; 3], max_tokens: u64, target: &Target) -> u64 {
+    room(operands, max_tokens, target).map_or(0, |room| room.bytes())
 }
 
 /// The kernel of a request that passed [`check`].
@@ -113,6 +113,7 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
         tokens: &q.ty.shape[0],
         max_tokens: r.max_tokens,
     };
+    let products = [&q.ty, &keys.ty, &values.ty];
     let mut arguments: Vec<Argument> = (0..6).map(Argument::Operand).collect();
     let mut then = None;
     let whole = |b: &mut Builder, arguments: &mut Vec<Argument>| {
@@ -124,9 +125,9 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
             let out = whole(&mut b, &mut arguments);
             lanes::build(&mut b, &problem, out, &host.choices)
         }
-        Target::Gpu(gpu) => match tiles::unit(&problem) {
+        Target::Gpu(gpu) => match tiles::unit(products) {
             Some(unit) if r.max_tokens < MANY_TOKENS => {
-                let outcome = match room(&q.ty, &keys.ty, r.max_tokens, r.target) {
+                let outcome = match room(products, r.max_tokens, r.target) {
                     Some(room) => {
                         let partials = room.declare(&mut b, Access::Write);
                         arguments.extend(partials.arguments());
@@ -187,14 +188,6 @@ struct Problem<'t> {
 }
 
 impl Problem<'_> {
-    /// Sets a grid axis to the tokens, `tile` a program.
-    fn token_grid(&self, b: &mut Builder, axis: usize, tile: u64) {
-        match self.tokens {
-            Dim::Sym(s) => b.grid_symbol(axis, s, 1, tile),
-            Dim::Const(n) => b.grid_constant(axis, n.div_ceil(tile)),
-        }
-    }
-
     /// Position of a token, and byte offset of its sequence's row of block tables.
     fn token(&self, b: &mut Builder, token: V) -> (V, V) {
         let position_at = b.scale(token, self.positions.byte_stride(0));
@@ -202,6 +195,14 @@ impl Problem<'_> {
         let id_at = b.scale(token, self.ids.byte_stride(0));
         let sequence = load_index(b, self.params[4], id_at);
         (position, b.scale(sequence, self.tables.byte_stride(0)))
+    }
+}
+
+/// Sets a grid axis to the tokens, `tile` a program.
+fn token_grid(b: &mut Builder, axis: usize, tokens: &Dim, tile: u64) {
+    match tokens {
+        Dim::Sym(s) => b.grid_symbol(axis, s, 1, tile),
+        Dim::Const(n) => b.grid_constant(axis, n.div_ceil(tile)),
     }
 }
 

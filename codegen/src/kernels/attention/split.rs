@@ -6,7 +6,7 @@
 //! Keys are read as [positions, blocks, elements]: a thread's 16 bytes are neighbouring positions of one element. Scores then lie
 //! with a block's positions in registers, and values are read a position at a time as [blocks, elements], in the same threads.
 
-use super::{Problem, exp_of_negative, place};
+use super::{LOWEST, Problem, exp_of_negative, place, token_grid};
 use crate::kernels::row::elem_of;
 use crate::kernels::schedule::{all_of, below};
 use crate::select::Choices;
@@ -16,8 +16,6 @@ use crate::tile::{Builder, Compare, Conversion, Elem, Param, Reduction, V};
 const ENOUGH_PROGRAMS: u64 = 132;
 /// Largest number of query heads whose sums fit in registers.
 const MOST_SHARED: u64 = 8;
-/// Below every score, yet finite: the difference of two such is a number.
-const LOWEST: f64 = -1e30;
 
 /// Builds the program; gives its form for people.
 pub fn build(b: &mut Builder, p: &Problem<'_>, out_param: Param, choices: &Choices) -> String {
@@ -34,7 +32,7 @@ pub fn build(b: &mut Builder, p: &Problem<'_>, out_param: Param, choices: &Choic
     let spread = choices.attention_sharing.map_or(few, |sharing| sharing == 1);
     let group = if spread || p.share > MOST_SHARED { 1 } else { p.share };
     b.threads(threads);
-    p.token_grid(b, 0, 1);
+    token_grid(b, 0, p.tokens, 1);
     b.grid_constant(1, p.heads / group);
 
     let (token, slot) = (b.program_id(0), b.program_id(1));

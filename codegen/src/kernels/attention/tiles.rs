@@ -9,12 +9,13 @@
 //! GPU caches lie with the contracted dim innermost in both products (see `state_order`), so that operands load as they are.
 
 use super::join::Share;
-use super::{Outcome, Problem, place, power};
+use super::{LOWEST, Outcome, Problem, place, power, token_grid};
 use crate::kernels::row::elem_of;
 use crate::kernels::schedule::{all_of, below, present};
 use crate::select::Choices;
 use crate::target::GpuArch;
 use crate::tile::{Binary, Builder, Compare, Conversion, Elem, Param, Reduction, V};
+use weldment_ir::TensorType;
 
 /// Rows of a wave: those of a matrix instruction.
 const ROWS: u32 = 16;
@@ -22,25 +23,22 @@ const ROWS: u32 = 16;
 const TOKEN_WAVES: u32 = 4;
 /// Threads among which few tokens split a context.
 const CONTEXT_THREADS: u32 = 128;
-/// Threads and keys of a wave's step where programs share a context: as little as keeps a program's loads in flight together.
-const SHARED_THREADS: u32 = 128;
+/// Keys of a wave's step where programs share a context: as few as keep a program's loads in flight together.
 const SHARED_KEYS: u32 = 32;
 /// Largest head, which two waves hold the sums of together.
-pub const WIDEST: u64 = 256;
+const WIDEST: u64 = 256;
 /// Largest head whose sums one wave holds.
 const ONE_WAVE: u32 = 128;
 /// Elements of keys in a step of a wave: two to a register, 64 registers of a thread on NVIDIA.
 const KEY_ELEMENTS: u32 = 4096;
 /// Largest head whose next keys fit in registers beside all else.
 const WIDEST_AHEAD: u32 = 64;
-/// Below every score, yet finite: the difference of two such is a number.
-const LOWEST: f64 = -1e30;
 
 /// The operands' type, if all are of one that matrix units take and heads are not too large.
-pub fn unit(p: &Problem<'_>) -> Option<Elem> {
-    let elem = elem_of(p.q.ty.dtype).filter(|e| *e != Elem::F32)?;
-    let alike = [p.keys, p.values].iter().all(|t| t.ty.dtype == p.q.ty.dtype);
-    (alike && p.d <= WIDEST).then_some(elem)
+pub fn unit([q, keys, values]: [&TensorType; 3]) -> Option<Elem> {
+    let elem = elem_of(q.dtype).filter(|e| *e != Elem::F32)?;
+    let alike = [keys, values].iter().all(|t| t.dtype == q.dtype);
+    (alike && q.last_constant()? <= WIDEST).then_some(elem)
 }
 
 /// What is fixed over a program's steps.
@@ -291,16 +289,16 @@ pub fn build_few(
 ) -> String {
     let size = unit.bytes() as i64;
     let (d, blocks) = sizes(p);
-    let (splits, most_keys, most_threads) = match outcome {
-        Outcome::Partials(partials) => (partials.splits(), SHARED_KEYS, SHARED_THREADS),
-        Outcome::Whole(_) => (1, u32::MAX, CONTEXT_THREADS),
+    let (splits, most_keys) = match outcome {
+        Outcome::Partials(partials) => (partials.splits(), SHARED_KEYS),
+        Outcome::Whole(_) => (1, u32::MAX),
     };
     let blocks = blocks.min((most_keys / p.slots).max(1));
-    let threads = choices.attention_threads.unwrap_or(most_threads);
+    let threads = choices.attention_threads.unwrap_or(CONTEXT_THREADS);
     let waves = (threads / arch.wave() / together(d)).max(1);
     let groups = p.share.div_ceil(u64::from(ROWS));
     b.threads(threads.max(together(d) * arch.wave()));
-    p.token_grid(b, 0, 1);
+    token_grid(b, 0, p.tokens, 1);
     b.grid_constant(1, p.kv_heads * groups);
     let (token, slot) = (b.program_id(0), b.program_id(1));
     let per_kv = b.int(groups as i64);
@@ -370,7 +368,7 @@ pub fn build_many(b: &mut Builder, p: &Problem<'_>, out_param: Param, arch: GpuA
     let m = ROWS * waves;
     let threads = waves * together(d) * arch.wave();
     b.threads(threads);
-    p.token_grid(b, 0, u64::from(m));
+    token_grid(b, 0, p.tokens, u64::from(m));
     b.grid_constant(1, p.heads);
     let (tile, head) = (b.program_id(0), b.program_id(1));
     let per_kv = b.int(p.share as i64);
