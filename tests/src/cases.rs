@@ -1,10 +1,11 @@
 //! Graphs that bring every kernel family of GPU targets to code: normal, ragged and edge shapes in every dtype, small
 //! enough for an emulator.
 
-use crate::execute::{Stored, Values, difference, difference_of_scale};
+use crate::draft::Draft;
+use crate::execute::{Stored, difference, difference_of_scale};
 use indexmap::IndexMap;
-use std::collections::BTreeMap;
-use weldment_ir::{DType, Dim, Graph, Op, OutputKind, Real, Shape, Value};
+use std::ops::{Deref, DerefMut};
+use weldment_ir::{DType, Dim, Op, OutputKind, Real, Shape, Value};
 
 /// Outputs by name.
 pub type Outputs = IndexMap<String, Vec<f64>>;
@@ -15,11 +16,7 @@ pub struct Case {
     /// For people and for the lock file.
     pub name: String,
     /// The graph; symbols have the range that its kernels are made for.
-    pub graph: Graph,
-    /// Sizes of the symbols in the run.
-    pub dims: BTreeMap<String, u64>,
-    /// Values that matter; the others are random.
-    pub given: Values,
+    pub draft: Draft,
     /// Largest accepted difference.
     pub tolerance: f64,
     /// How outputs are compared.
@@ -44,33 +41,30 @@ fn rounding(dtype: DType) -> f64 {
     }
 }
 
+impl Deref for Case {
+    type Target = Draft;
+
+    fn deref(&self) -> &Draft {
+        &self.draft
+    }
+}
+
+impl DerefMut for Case {
+    fn deref_mut(&mut self) -> &mut Draft {
+        &mut self.draft
+    }
+}
+
 impl Case {
     fn new(name: impl Into<String>, tokens: u64, max: u64, tolerance: f64) -> Case {
         let name = format!("{}, {tokens} of {max} tokens", name.into());
-        let mut graph = Graph::new("case");
         // As the driver splits: one token, or more than one.
-        graph.declare_symbol("T", max.min(2), max);
-        let dims = BTreeMap::from([("T".to_owned(), tokens)]);
-        Case { name, graph, dims, given: Values::new(), tolerance, difference }
-    }
-
-    fn push(&mut self, op: Op, operands: &[Value]) -> Value {
-        self.graph.push("node", op, operands).expect("a well-typed node")
-    }
-
-    fn input(&mut self, name: &str, dtype: DType, shape: Shape) -> Value {
-        self.push(Op::Input { name: name.into(), dtype, shape }, &[])
-    }
-
-    fn weight(&mut self, name: &str, dtype: DType, shape: &[u64]) -> Value {
-        let shape = shape.iter().map(|n| Dim::Const(*n)).collect();
-        self.push(Op::Weight { name: name.into(), dtype, shape }, &[])
+        let draft = Draft::new(tokens, max.min(2)..=max);
+        Case { name, draft, tolerance, difference }
     }
 
     fn outputs(mut self, outputs: &[Value]) -> Case {
-        for (i, v) in outputs.iter().enumerate() {
-            self.graph.output(&format!("out{i}"), OutputKind::Result, *v);
-        }
+        self.draft.results(outputs);
         self
     }
 

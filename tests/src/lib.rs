@@ -1,6 +1,7 @@
 //! What Weldment's tests share: the filetest harness and running kernels beside the interpreter. See tests/README.md.
 
 pub mod cases;
+pub mod draft;
 pub mod emulate;
 pub mod execute;
 pub mod filetest;

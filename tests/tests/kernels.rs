@@ -1,17 +1,26 @@
 //! Each kernel family against the interpreter: ragged, tiny and large shapes, every weight format, stale arena bytes.
 
-use std::collections::BTreeMap;
-use weldment_ir::{DType, Dim, Graph, Op, OutputKind, Real, Shape, Value};
-use weldment_tests::execute::{Stored, Values, difference, difference_of_scale, execute, fill, reference};
+use weldment_ir::{DType, Dim, Op, OutputKind, Real, Shape, Value};
+use weldment_tests::draft::Draft;
+use weldment_tests::execute::{Stored, difference, difference_of_scale, execute, fill, reference};
 use weldment_tests::programs::interpret_programs;
 
 type Outputs = indexmap::IndexMap<String, Vec<f64>>;
-type Dims = BTreeMap<String, u64>;
 
-struct Case {
-    graph: Graph,
-    dims: Dims,
-    given: Values,
+struct Case(Draft);
+
+impl std::ops::Deref for Case {
+    type Target = Draft;
+
+    fn deref(&self) -> &Draft {
+        &self.0
+    }
+}
+
+impl std::ops::DerefMut for Case {
+    fn deref_mut(&mut self) -> &mut Draft {
+        &mut self.0
+    }
 }
 
 fn sym(name: &str) -> Dim {
@@ -24,27 +33,11 @@ fn dims(list: &[Dim]) -> Shape {
 
 impl Case {
     fn new(tokens: u64, max: u64) -> Case {
-        let mut graph = Graph::new("case");
-        graph.declare_symbol("T", 1, max);
-        Case { graph, dims: BTreeMap::from([("T".to_owned(), tokens)]), given: Values::new() }
-    }
-
-    fn push(&mut self, op: Op, operands: &[Value]) -> Value {
-        self.graph.push("node", op, operands).expect("a well-typed node")
-    }
-
-    fn input(&mut self, name: &str, dtype: DType, shape: Shape) -> Value {
-        self.push(Op::Input { name: name.into(), dtype, shape }, &[])
-    }
-
-    fn weight(&mut self, name: &str, dtype: DType, shape: &[u64]) -> Value {
-        self.push(Op::Weight { name: name.into(), dtype, shape: shape.iter().map(|n| Dim::Const(*n)).collect() }, &[])
+        Case(Draft::new(tokens, 1..=max))
     }
 
     fn check(mut self, outputs: &[Value], tolerance: f64) {
-        for (i, v) in outputs.iter().enumerate() {
-            self.graph.output(&format!("out{i}"), OutputKind::Result, *v);
-        }
+        self.results(outputs);
         self.check_graph(tolerance);
     }
 

@@ -1,10 +1,10 @@
 //! Tile programs for GPUs in an interpreter of the tile IR against the graph interpreter: no tile breaks the rules of GPU
 //! lowerings, no access leaves its buffer, no two programs of a launch touch the same bytes, and the numbers are right.
 
-use std::collections::BTreeMap;
-use weldment_ir::{DType, Dim, Graph, Op, OutputKind, Real, Shape, Value};
+use weldment_ir::{DType, Dim, Op, Real, Value};
 use weldment_tests::cases::cases;
-use weldment_tests::execute::{Stored, Values, difference, difference_of_scale, random_values, reference};
+use weldment_tests::draft::Draft;
+use weldment_tests::execute::{Stored, difference, difference_of_scale, random_values, reference};
 use weldment_tests::programs::interpret_programs;
 
 const TARGETS: [&str; 4] = ["gfx90a", "gfx942", "gfx950", "sm_90a"];
@@ -27,10 +27,20 @@ fn every_family_agrees_with_the_graph() {
 type Outputs = indexmap::IndexMap<String, Vec<f64>>;
 type Difference = fn(&Outputs, &Outputs) -> f64;
 
-struct Case {
-    graph: Graph,
-    dims: BTreeMap<String, u64>,
-    given: Values,
+struct Case(Draft);
+
+impl std::ops::Deref for Case {
+    type Target = Draft;
+
+    fn deref(&self) -> &Draft {
+        &self.0
+    }
+}
+
+impl std::ops::DerefMut for Case {
+    fn deref_mut(&mut self) -> &mut Draft {
+        &mut self.0
+    }
 }
 
 fn sym(name: &str) -> Dim {
@@ -39,21 +49,7 @@ fn sym(name: &str) -> Dim {
 
 impl Case {
     fn new(tokens: u64, max: u64) -> Case {
-        let mut graph = Graph::new("case");
-        graph.declare_symbol("T", max.min(2), max);
-        Case { graph, dims: BTreeMap::from([("T".to_owned(), tokens)]), given: Values::new() }
-    }
-
-    fn push(&mut self, op: Op, operands: &[Value]) -> Value {
-        self.graph.push("node", op, operands).expect("a well-typed node")
-    }
-
-    fn input(&mut self, name: &str, dtype: DType, shape: Shape) -> Value {
-        self.push(Op::Input { name: name.into(), dtype, shape }, &[])
-    }
-
-    fn weight(&mut self, name: &str, dtype: DType, shape: &[u64]) -> Value {
-        self.push(Op::Weight { name: name.into(), dtype, shape: shape.iter().map(|n| Dim::Const(*n)).collect() }, &[])
+        Case(Draft::new(tokens, max.min(2)..=max))
     }
 
     /// Checks the outputs on a target of each wave size.
@@ -65,10 +61,8 @@ impl Case {
     /// As [`Case::check`], with another measure of difference.
     #[track_caller]
     fn check_by(mut self, outputs: &[Value], tolerance: f64, difference: Difference) {
-        for (i, v) in outputs.iter().enumerate() {
-            self.graph.output(&format!("out{i}"), OutputKind::Result, *v);
-        }
-        let values = random_values(&self.graph, &self.dims, self.given, 3).expect("values");
+        self.results(outputs);
+        let values = random_values(&self.graph, &self.dims, self.given.clone(), 3).expect("values");
         let expected = reference(&self.graph, &self.dims, &values).expect("the interpreter takes the case");
         for target in ["gfx942", "sm_90a"] {
             let found = interpret_programs(&self.graph, &self.dims, &values, target)
