@@ -10,6 +10,7 @@ pub mod pipeline;
 pub mod report;
 pub mod rules;
 mod solve;
+pub mod specialise;
 pub mod target;
 pub mod units;
 

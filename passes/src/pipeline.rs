@@ -19,6 +19,8 @@ pub struct Options {
     pub fp_policy: Option<Numerics>,
     /// Rules and fusions switched off, by name.
     pub disabled: BTreeSet<String>,
+    /// Fusions of [`rules::OPT_IN`] that may fire.
+    pub enabled: BTreeSet<String>,
     /// Values of symbols at which forms are priced; a symbol not given stands at the least of its range.
     pub dims: BTreeMap<String, u64>,
     /// Optimise equal layers once.
@@ -32,6 +34,7 @@ impl Default for Options {
         Options {
             fp_policy: None,
             disabled: BTreeSet::new(),
+            enabled: BTreeSet::new(),
             dims: BTreeMap::new(),
             unit_stamping: true,
             limits: Limits::default(),
@@ -58,7 +61,7 @@ pub fn optimise(graph: &Graph, target: &dyn TargetModel, options: &Options) -> R
     let policy = options.fp_policy.unwrap_or_else(|| Numerics::default_for(&graph));
     let all = rules::all();
     check_names(&all, &options.disabled)?;
-    let (allowed, barred) = select(&all, policy, &options.disabled);
+    let (allowed, barred) = select(&all, policy, options);
     let dims = |symbol: &str| {
         let range = graph.symbols().get(symbol);
         let given = options.dims.get(symbol).copied();
@@ -101,12 +104,16 @@ fn check_names(all: &[Rule], disabled: &BTreeSet<String>) -> Result<(), PassErro
 fn select<'a>(
     all: &'a [Rule],
     policy: Numerics,
-    disabled: &BTreeSet<String>,
+    options: &Options,
 ) -> (Vec<&'a Rule>, Vec<(&'a Rule, String)>) {
     let (mut allowed, mut barred) = (Vec::new(), Vec::new());
     for rule in all {
-        let off = [Some(rule.name), rule.group].into_iter().flatten().find(|n| disabled.contains(*n));
+        let off = [Some(rule.name), rule.group].into_iter().flatten().find(|n| options.disabled.contains(*n));
+        let opt_in = rules::OPT_IN.iter().find(|(group, _)| rule.group == Some(group));
         match off {
+            None if opt_in.is_some_and(|(group, _)| !options.enabled.contains(*group)) => {
+                barred.push((rule, opt_in.map_or(String::new(), |(_, why)| (*why).to_owned())));
+            }
             Some(name) => barred.push((rule, format!("switched off by --disable {name}"))),
             None if rule.class > policy => {
                 barred.push((rule, format!("{} is {}, the policy allows {policy}", rule.name, rule.class)));
