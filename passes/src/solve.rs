@@ -161,8 +161,8 @@ impl Solver<'_> {
         let outputs: Option<Vec<Source>> =
             roots.iter().map(|r| source_of(&net, &extraction, &owner, unit, net.find(*r))).collect();
         let mut solved = Solved { unit, net, log, extraction, classes, owner, steps };
-        let dead = dead(&solved);
-        let owners = attribute(&mut solved, &dead);
+        let unneeded = dead_nodes(&solved);
+        let owners = attribute(&mut solved, &unneeded);
         let sites = anchors(unit).into_iter().map(|a| (a.site(), outcome(self, &solved, &owners, &a))).collect();
         let matches = solved.log.matches.iter().filter_map(|(i, n)| Some((self.rules.get(*i)?.name, *n))).collect();
         let recipe = Recipe {
@@ -173,7 +173,7 @@ impl Solver<'_> {
             iterations: solved.log.iterations,
             matches,
         };
-        Ok((recipe, dead))
+        Ok((recipe, unneeded))
     }
 
     /// The chosen nodes in order; casts of borders become demands on other units.
@@ -241,7 +241,7 @@ fn source_of(net: &Net, extraction: &Extraction, owner: &BTreeMap<Id, u32>, unit
 }
 
 /// Nodes that no output needs any more: a rule had no use for what they computed. (A node that a fused step absorbed is needed.)
-fn dead(solved: &Solved<'_>) -> BTreeSet<u32> {
+fn dead_nodes(solved: &Solved<'_>) -> BTreeSet<u32> {
     let unit = solved.unit;
     if solved.log.dropped.is_empty() {
         return BTreeSet::new();

@@ -37,7 +37,7 @@ pub(super) fn rules() -> Vec<Rule> {
 
 /// A top-k over symbolic columns changes where they come to exceed k.
 pub(super) fn thresholds(op: &Op, operands: &[TensorType]) -> Vec<Threshold> {
-    let (Op::TopK { k }, Some(scores)) = (op, operands.first()) else { return Vec::new() };
+    let (Op::Topk { k }, Some(scores)) = (op, operands.first()) else { return Vec::new() };
     match (scores.shape.last(), u64::try_from(*k)) {
         (Some(Dim::Sym(symbol)), Ok(at)) => {
             vec![Threshold { symbol: symbol.clone(), at, why: format!("topk selects {k}") }]
