@@ -2,7 +2,7 @@
 
 use crate::egraph::Limits;
 use crate::error::PassError;
-use crate::report::{NodeReport, Report, UnitReport};
+use crate::report::{AnchorReport, Origin, Report, UnitReport, graph_nodes, node_reports};
 use crate::rules::{self, GROUPS, Numerics, Rule};
 use crate::solve::{Recipe, Solver, Source};
 use crate::target::TargetModel;
@@ -73,14 +73,18 @@ pub fn optimise(graph: &Graph, target: &dyn TargetModel, options: &Options) -> R
     };
     let solver = Solver { rules: allowed, barred, target, limits: options.limits, dims: &dims, favour_made: false };
     let units = solve_units(&graph, &solver, options.unit_stamping)?;
-    let (out, nodes) = rebuild(&graph, &units)?;
+    let (out, origins) = rebuild(&graph, &units)?;
     weldment_ir::verify(&out)?;
-    let report = report(&graph, &out, policy, &options.disabled, &units, nodes);
+    let before = graph_nodes(&graph, &dims);
+    let nodes = node_reports(&before, graph_nodes(&out, &dims), origins, &all);
+    let values = graph.symbols().keys().map(|s| (s.to_string(), dims(s))).collect();
+    let mut report = Report::new((policy, &options.disabled), values, before, nodes);
+    account(&mut report, &graph, &units);
     Ok(Optimised { graph: out, report })
 }
 
 /// Stamps every unit.
-pub(crate) fn rebuild(graph: &Graph, units: &Units) -> Result<(Graph, Vec<NodeReport>), PassError> {
+pub(crate) fn rebuild(graph: &Graph, units: &Units) -> Result<(Graph, Vec<Origin>), PassError> {
     let mut builder = Builder::new(graph);
     for (instance, recipe) in &units.placed {
         builder.stamp(instance, &units.recipes[*recipe].1)?;
@@ -185,7 +189,14 @@ struct Draft {
     op: Op,
     operands: Vec<Value>,
     sources: BTreeSet<Arc<str>>,
-    rules: BTreeSet<&'static str>,
+    stands_for: BTreeSet<NodeId>,
+    chain: Vec<&'static str>,
+}
+
+impl Draft {
+    fn new(op: Op, operands: Vec<Value>, sources: BTreeSet<Arc<str>>) -> Draft {
+        Draft { op, operands, sources, stands_for: BTreeSet::new(), chain: Vec::new() }
+    }
 }
 
 /// Collects the new graph; equal nodes are one node.
@@ -201,31 +212,27 @@ impl<'a> Builder<'a> {
         let mut out = Builder { graph, drafts: Vec::new(), known: HashMap::new(), values: BTreeMap::new() };
         for id in graph.ids().filter(|id| is_shared_leaf(&graph.node(*id).op)) {
             let node = graph.node(id);
-            let value = out.draft(node.op.clone(), Vec::new(), node.sources.clone(), BTreeSet::new());
+            let value = out.draft(Draft::new(node.op.clone(), Vec::new(), node.sources.clone()));
             out.values.insert((Value { node: id, result: 0 }, Carried::Plain), value);
         }
         out
     }
 
-    fn draft(
-        &mut self,
-        op: Op,
-        operands: Vec<Value>,
-        sources: BTreeSet<Arc<str>>,
-        rules: BTreeSet<&'static str>,
-    ) -> Value {
-        let key = (op.clone(), operands.clone());
+    fn draft(&mut self, draft: Draft) -> Value {
+        let key = (draft.op.clone(), draft.operands.clone());
         let at = match self.known.get(&key) {
             Some(at) => {
-                let draft = &mut self.drafts[*at as usize];
-                draft.sources.extend(sources);
-                draft.rules.extend(rules);
+                let known = &mut self.drafts[*at as usize];
+                known.sources.extend(draft.sources);
+                known.stands_for.extend(draft.stands_for);
+                let more: Vec<_> = draft.chain.into_iter().filter(|r| !known.chain.contains(r)).collect();
+                known.chain.extend(more);
                 *at
             }
             None => {
                 let at = self.drafts.len() as u32;
                 self.known.insert(key, at);
-                self.drafts.push(Draft { op, operands, sources, rules });
+                self.drafts.push(draft);
                 at
             }
         };
@@ -244,9 +251,11 @@ impl<'a> Builder<'a> {
         for step in &recipe.steps {
             let operands: Result<Vec<Value>, PassError> =
                 step.operands.iter().map(|s| self.place(instance, &placed, *s)).collect();
-            let origins = step.origins.iter().filter_map(|i| instance.nodes.get(*i as usize));
-            let sources = origins.flat_map(|id| self.graph.node(*id).sources.iter().cloned()).collect();
-            placed.push(self.draft(step.op.clone(), operands?, sources, step.rules.clone()));
+            let stands_for: BTreeSet<NodeId> =
+                step.origins.iter().filter_map(|i| instance.nodes.get(*i as usize)).copied().collect();
+            let sources = stands_for.iter().flat_map(|id| self.graph.node(*id).sources.iter().cloned()).collect();
+            let draft = Draft::new(step.op.clone(), operands?, sources);
+            placed.push(self.draft(Draft { stands_for, chain: step.chain.clone(), ..draft }));
         }
         for (at, source) in instance.outputs.iter().zip(&recipe.outputs) {
             let value = self.place(instance, &placed, *source)?;
@@ -263,7 +272,7 @@ impl<'a> Builder<'a> {
     }
 
     /// The graph without nodes that ended up unread, and each node's rules.
-    fn finish(self) -> Result<(Graph, Vec<NodeReport>), PassError> {
+    fn finish(self) -> Result<(Graph, Vec<Origin>), PassError> {
         let mut outputs = Vec::new();
         let mut live = vec![false; self.drafts.len()];
         for output in self.graph.outputs() {
@@ -282,15 +291,13 @@ impl<'a> Builder<'a> {
             out.declare_symbol(name, range.min, range.max);
         }
         let mut map: Vec<Option<NodeId>> = vec![None; self.drafts.len()];
-        let mut nodes = Vec::new();
-        for (i, draft) in self.drafts.iter().enumerate().filter(|(i, _)| live[*i]) {
+        let mut origins = Vec::new();
+        for (i, draft) in self.drafts.into_iter().enumerate().filter(|(i, _)| live[*i]) {
             let moved = |v: &Value| map[v.node.index()].map(|node| Value { node, ..*v });
             let operands: Vec<Value> = draft.operands.iter().filter_map(moved).collect();
-            let id = out.add(draft.op.clone(), &operands, draft.sources.clone())?;
-            map[i] = Some(id);
-            if !is_shared_leaf(&draft.op) {
-                nodes.push(NodeReport::new(id, draft.op.kind(), &draft.sources, &draft.rules));
-            }
+            let node = out.add(draft.op, &operands, draft.sources)?;
+            map[i] = Some(node);
+            origins.push(Origin { node, stands_for: draft.stands_for, chain: draft.chain });
         }
         for (output, value) in outputs {
             let node = map[value.node.index()].ok_or_else(|| lost(&output.name))?;
@@ -302,7 +309,7 @@ impl<'a> Builder<'a> {
             }
             out.output(&output.name, output.kind.clone(), value);
         }
-        Ok((out, nodes))
+        Ok((out, origins))
     }
 }
 
@@ -310,15 +317,8 @@ fn lost(name: &str) -> PassError {
     PassError::Ir(IrError::InvalidGraph { path: name.to_owned(), message: "the output was lost".into() })
 }
 
-fn report(
-    before: &Graph,
-    after: &Graph,
-    policy: Numerics,
-    disabled: &BTreeSet<String>,
-    units: &Units,
-    nodes: Vec<NodeReport>,
-) -> Report {
-    let mut report = Report::new(policy, disabled, before, after, nodes);
+/// Units and anchors, as the report has them.
+fn account(report: &mut Report, before: &Graph, units: &Units) {
     for (i, (unit, recipe)) in units.recipes.iter().enumerate() {
         let instances = units.placed.iter().filter(|(_, r)| *r == i).count();
         report.units.push(UnitReport {
@@ -332,14 +332,10 @@ fn report(
     }
     for (instance, recipe) in &units.placed {
         for (site, outcome) in &units.recipes[*recipe].1.sites {
-            let paths: BTreeSet<String> = site
-                .nodes
-                .iter()
-                .filter_map(|i| instance.nodes.get(*i as usize))
-                .flat_map(|id| before.node(*id).sources.iter().map(|s| s.to_string()))
-                .collect();
-            report.place(site.group, paths, outcome.clone());
+            let ids = site.nodes.iter().filter_map(|i| instance.nodes.get(*i as usize));
+            let paths = ids.clone().flat_map(|id| before.node(*id).sources.iter().map(|s| s.to_string())).collect();
+            let nodes = ids.map(|id| id.index() as u32).collect();
+            report.place(site.group, AnchorReport { nodes, paths, outcome: outcome.clone() });
         }
     }
-    report
 }

@@ -27,8 +27,8 @@ pub(crate) struct Step {
     pub operands: Vec<Source>,
     /// Nodes of the unit that it stands for.
     pub origins: BTreeSet<u32>,
-    /// Rules that led to it.
-    pub rules: BTreeSet<&'static str>,
+    /// Rewrites that led to it, in the order in which one built on the other.
+    pub chain: Vec<&'static str>,
 }
 
 /// How to build the optimised form of a unit.
@@ -203,9 +203,9 @@ impl Solver<'_> {
                     let operands: Option<Vec<Source>> =
                         operands.iter().map(|o| source_of(net, extraction, &owner, unit, net.find(*o))).collect();
                     let made = log.made.get(node).into_iter().flatten();
-                    let rules = made.filter_map(|i| self.rules.get(*i)).map(|r| r.name).collect();
+                    let chain = made.filter_map(|i| self.rules.get(*i)).map(|r| r.name).collect();
                     owner.insert(class, steps.len() as u32);
-                    steps.push(Step { op, operands: operands?, origins: BTreeSet::new(), rules });
+                    steps.push(Step { op, operands: operands?, origins: BTreeSet::new(), chain });
                 }
             }
         }

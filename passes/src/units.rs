@@ -77,7 +77,7 @@ pub struct Instance {
 }
 
 /// The layer of a node: `layers.N.` at the start of its smallest such source path.
-fn layer_of(node: &Node) -> Option<u32> {
+pub(crate) fn layer_of(node: &Node) -> Option<u32> {
     node.sources
         .iter()
         .filter_map(|s| {
