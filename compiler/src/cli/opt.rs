@@ -5,7 +5,7 @@ use super::{graphs, put_or_write};
 use crate::driver::{CompileError, variants};
 use std::fmt::Write;
 use weldment_ir::{Graph, text};
-use weldment_passes::buffer::{AnyStrides, BufferPlan, StepKind, bufferise};
+use weldment_passes::buffer::{AnyStrides, BufferPlan, StepKind, bufferise_with};
 use weldment_passes::pipeline::{Options, optimise};
 
 /// A pass by name: what it makes of a graph.
@@ -29,7 +29,8 @@ fn variant(graph: &Graph, name: &str) -> Result<Graph, CompileError> {
 }
 
 fn fuse(graph: &Graph, args: &OptArgs) -> Result<Graph, CompileError> {
-    let options = Options { fp_policy: Some(args.fp_policy.numerics()), ..Options::default() };
+    let (fp_policy, chaos, fuel) = (Some(args.fp_policy.numerics()), args.chaos, args.fuel);
+    let options = Options { fp_policy, chaos, fuel, ..Options::default() };
     Ok(optimise(graph, &weldment_passes::ReferenceTarget::default(), &options)?.graph)
 }
 
@@ -41,7 +42,7 @@ pub fn opt(args: &OptArgs) -> Result<(), CompileError> {
     let names = if args.passes.is_empty() { default.as_slice() } else { &args.passes };
     for name in names {
         if name == PLAN {
-            plan = Some(bufferise(&graph, &AnyStrides)?);
+            plan = Some(bufferise_with(&graph, &AnyStrides, args.chaos)?);
             continue;
         }
         let known = PASSES.iter().find(|(n, _, _)| n == name).ok_or_else(|| {

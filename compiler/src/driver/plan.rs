@@ -3,7 +3,7 @@
 use super::{CompileError, Progress, Timeline, Variant};
 use std::collections::{BTreeMap, BTreeSet};
 use weldment_ir::Graph;
-use weldment_passes::buffer::{BufferPlan, KernelNeeds, bufferise};
+use weldment_passes::buffer::{BufferPlan, KernelNeeds, bufferise_with};
 use weldment_passes::pipeline::{Options, optimise};
 use weldment_passes::report::Report;
 use weldment_passes::rules::Numerics;
@@ -18,6 +18,10 @@ pub struct FusionOptions {
     pub disabled: BTreeSet<String>,
     /// `FUSION=N`, `FUSION>=N`, `FUSION=all`.
     pub require: Vec<String>,
+    /// A seed that perturbs what must not matter: order of rewrites, ties, schedule, places.
+    pub chaos: Option<u64>,
+    /// Rewrites that may happen in a variant.
+    pub fuel: Option<u64>,
     /// Choices of kernel selection that the user fixed.
     pub choices: weldment_codegen::select::Choices,
 }
@@ -64,9 +68,11 @@ pub fn plan_variant(
         fp_policy: options.fp_policy,
         disabled: options.disabled.clone(),
         dims: typical(&variant.graph),
+        chaos: options.chaos,
+        fuel: options.fuel,
         ..Options::default()
     };
     let fused = timeline.stage(progress, "fuse", || optimise(&variant.graph, target, &passes))?;
-    let plan = timeline.stage(progress, "bufferise", || bufferise(&fused.graph, needs))?;
+    let plan = timeline.stage(progress, "bufferise", || bufferise_with(&fused.graph, needs, options.chaos))?;
     Ok(Planned { name: variant.name, graph: fused.graph, plan, guards: variant.guards, report: fused.report })
 }
