@@ -2,6 +2,7 @@
 
 use crate::egraph::Limits;
 use crate::error::PassError;
+use crate::probe::{Probe, Rewrite};
 use crate::report::{AnchorReport, Origin, Report, UnitReport, graph_nodes, node_reports};
 use crate::rules::{self, GROUPS, Numerics, Rule};
 use crate::solve::{Recipe, Solver, Source};
@@ -25,6 +26,10 @@ pub struct Options {
     pub dims: BTreeMap<String, u64>,
     /// Optimise equal layers once.
     pub unit_stamping: bool,
+    /// A seed that perturbs the order of rewrites and the ties of extraction; the result is equal and covers as much.
+    pub chaos: Option<u64>,
+    /// Rewrites that may happen, counted over the distinct units in the order in which they are solved.
+    pub fuel: Option<u64>,
     /// Where saturation gives up.
     pub limits: Limits,
 }
@@ -37,6 +42,8 @@ impl Default for Options {
             enabled: BTreeSet::new(),
             dims: BTreeMap::new(),
             unit_stamping: true,
+            chaos: None,
+            fuel: None,
             limits: Limits::default(),
         }
     }
@@ -49,6 +56,10 @@ pub struct Optimised {
     pub graph: Graph,
     /// What matched, what did not and why.
     pub report: Report,
+    /// Rewrites that changed an e-graph: what [`Options::fuel`] counts.
+    pub rewrites: u64,
+    /// The last of them.
+    pub last_rewrite: Option<Rewrite>,
 }
 
 /// Canonicalises and fuses `graph` for `target`: dead nodes dropped, cut into units, each distinct unit saturated and
@@ -71,7 +82,8 @@ pub fn optimise(graph: &Graph, target: &dyn TargetModel, options: &Options) -> R
             (None, r) => r.map_or(1, |r| r.min),
         }
     };
-    let solver = Solver { rules: allowed, barred, target, limits: options.limits, dims: &dims, favour_made: false };
+    let (limits, probe) = (options.limits, &Probe::new(options.chaos, options.fuel));
+    let solver = Solver { rules: allowed, barred, target, limits, probe, dims: &dims, favour_made: false };
     let units = solve_units(&graph, &solver, options.unit_stamping)?;
     let (out, origins) = rebuild(&graph, &units)?;
     weldment_ir::verify(&out)?;
@@ -80,7 +92,7 @@ pub fn optimise(graph: &Graph, target: &dyn TargetModel, options: &Options) -> R
     let values = graph.symbols().keys().map(|s| (s.to_string(), dims(s))).collect();
     let mut report = Report::new((policy, &options.disabled), values, before, nodes);
     account(&mut report, &graph, &units);
-    Ok(Optimised { graph: out, report })
+    Ok(Optimised { graph: out, report, rewrites: probe.used(), last_rewrite: units.last_rewrite })
 }
 
 /// Stamps every unit.
@@ -132,6 +144,8 @@ fn select<'a>(
 pub(crate) struct Units {
     pub recipes: Vec<(Unit, Recipe)>,
     pub placed: Vec<(Instance, usize)>,
+    /// The last rewrite that changed an e-graph.
+    pub last_rewrite: Option<Rewrite>,
 }
 
 /// Solves the units last to first, so that each knows in which form its values are wanted.
@@ -143,12 +157,19 @@ pub(crate) fn solve_units(graph: &Graph, solver: &Solver<'_>, stamping: bool) ->
     }
     let mut known: IndexMap<Unit, Recipe> = IndexMap::new();
     let mut placed = Vec::new();
+    let mut last_rewrite = None;
     for nodes in cut(graph, stamping).iter().rev() {
         let instance = describe(graph, nodes, &fixed, &|v| rounds(graph, solver.target, v), &demands);
         let index = match known.get_index_of(&instance.unit) {
             Some(i) => i,
             None => {
+                let before = solver.probe.used();
                 let recipe = solver.solve(&instance.unit)?;
+                if let Some((rule, node)) = solver.probe.last().filter(|_| solver.probe.used() > before) {
+                    let id = node.and_then(|i| instance.nodes.get(i as usize));
+                    let paths = id.map(|id| graph.node(*id).sources.iter().map(ToString::to_string).collect());
+                    last_rewrite = Some(Rewrite { rule, paths: paths.unwrap_or_default() });
+                }
                 known.insert_full(instance.unit.clone(), recipe).0
             }
         };
@@ -161,7 +182,7 @@ pub(crate) fn solve_units(graph: &Graph, solver: &Solver<'_>, stamping: bool) ->
         placed.push((instance, index));
     }
     placed.reverse();
-    Ok(Units { recipes: known.into_iter().collect(), placed })
+    Ok(Units { recipes: known.into_iter().collect(), placed, last_rewrite })
 }
 
 /// Can the op that computes a value round it to q8a as it does? A product may turn out to be a norm or a gate.

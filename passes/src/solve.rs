@@ -3,6 +3,7 @@
 use crate::egraph::{ENode, Facts, LeafFacts, Limits, Log, Net, saturate, typed_op};
 use crate::error::PassError;
 use crate::extract::{Extraction, Prices};
+use crate::probe::Probe;
 use crate::report::{Outcome, Site, anchors, outcome};
 use crate::rules::Rule;
 use crate::target::TargetModel;
@@ -52,6 +53,7 @@ pub(crate) struct Solver<'a> {
     pub barred: Vec<(&'a Rule, String)>,
     pub target: &'a dyn TargetModel,
     pub limits: Limits,
+    pub probe: &'a Probe,
     pub dims: &'a dyn Fn(&str) -> u64,
     /// Forms that rules made are free, so that a rule's right side is what comes out: how rules are tested alone.
     pub favour_made: bool,
@@ -143,19 +145,24 @@ impl Solver<'_> {
     /// # Errors
     /// At a saturation limit, or if a rule is unsound.
     pub fn solve(&self, unit: &Unit) -> Result<Recipe, PassError> {
+        let used = self.probe.used();
         let (recipe, dead) = self.solve_without(unit, BTreeSet::new())?;
+        if dead.is_empty() {
+            return Ok(recipe);
+        }
         // What was joined with values that then died is solved again without them.
-        if dead.is_empty() { Ok(recipe) } else { Ok(self.solve_without(unit, dead)?.0) }
+        self.probe.rewind(used);
+        Ok(self.solve_without(unit, dead)?.0)
     }
 
     /// Optimises one unit whose values at `dead` no output is known to need; also says which values turned out so.
     fn solve_without(&self, unit: &Unit, dead: BTreeSet<u32>) -> Result<(Recipe, BTreeSet<u32>), PassError> {
         let (mut net, classes, roots) = ingest(unit, dead);
-        let log = saturate(&mut net, &self.rules, self.target, &self.limits, unit.nodes.len())?;
+        let log = saturate(&mut net, &self.rules, self.target, &self.limits, self.probe, unit.nodes.len())?;
         let missing = || PassError::NoForm { path: "a unit's outputs".into() };
         let free = |node: &ENode| border_cast(unit, &net, node) || (self.favour_made && log.made.contains_key(node));
         let base = if self.favour_made { [1 << 30, 1] } else { [1, 2] };
-        let prices = Prices { target: self.target, dims: self.dims, free: &free, base };
+        let prices = Prices { target: self.target, dims: self.dims, free: &free, base, salt: self.probe.salt() };
         let extraction = Extraction::run(&net, &roots, &log, &prices).ok_or_else(missing)?;
         let (steps, owner) = self.steps(unit, &net, &log, &extraction).ok_or_else(missing)?;
         let outputs: Option<Vec<Source>> =

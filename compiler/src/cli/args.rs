@@ -85,6 +85,13 @@ pub struct BuildArgs {
     /// What rewrites may do to numerics [default: rounding, or approx for block-quantised weights]
     #[arg(long, value_name = "CLASS")]
     pub fp_policy: Option<FpPolicy>,
+    /// Perturbs what must not matter (order of rewrites, ties between equal costs, schedule, places in memory). `verify` tries
+    /// the seeds 1 to SEED.
+    #[arg(long, value_name = "SEED")]
+    pub chaos: Option<u64>,
+    /// Stops after N rewrites of each variant; equal layers are rewritten once and count once.
+    #[arg(long, value_name = "N")]
+    pub fuel: Option<u64>,
     /// Overrides an automatic choice.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub set: Vec<Setting>,
@@ -274,6 +281,12 @@ pub struct OptArgs {
     /// What rewrites may do to numerics.
     #[arg(long, value_name = "CLASS", default_value = "rounding")]
     pub fp_policy: FpPolicy,
+    /// Perturbs what must not matter (order of rewrites, ties between equal costs, schedule, places in memory).
+    #[arg(long, value_name = "SEED")]
+    pub chaos: Option<u64>,
+    /// Stops after N rewrites; equal layers are rewritten once and count once.
+    #[arg(long, value_name = "N")]
+    pub fuel: Option<u64>,
 }
 
 /// `weldment diff`.

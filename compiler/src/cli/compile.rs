@@ -34,6 +34,8 @@ pub fn option_list(build: &BuildArgs) -> Vec<(String, String)> {
     let mut set: Vec<String> = build.set.iter().map(|s| format!("{}={}", s.key, s.value)).collect();
     set.sort();
     add("set", (!set.is_empty()).then(|| set.join(",")));
+    add("chaos", build.chaos.map(|n| n.to_string()));
+    add("fuel", build.fuel.map(|n| n.to_string()));
     let mut disabled = build.disable.clone();
     disabled.sort();
     add("disable", (!disabled.is_empty()).then(|| disabled.join(",")));

@@ -57,6 +57,8 @@ pub fn fusion_options(build: &BuildArgs) -> Result<FusionOptions, CompileError> 
         fp_policy: build.fp_policy.map(|p| p.numerics()),
         disabled: build.disable.iter().cloned().collect(),
         require: build.require.clone(),
+        chaos: build.chaos,
+        fuel: build.fuel,
         choices,
     })
 }

@@ -5,7 +5,7 @@ use super::{graphs, put_or_write};
 use crate::driver::CompileError;
 use std::fmt::Write;
 use weldment_ir::{Graph, text};
-use weldment_passes::buffer::{AnyStrides, BufferPlan, StepKind, bufferise};
+use weldment_passes::buffer::{AnyStrides, BufferPlan, StepKind, bufferise_with};
 use weldment_passes::pipeline::{Options, optimise};
 use weldment_passes::specialise::narrow;
 
@@ -33,7 +33,8 @@ fn tokens(graph: &Graph, pass: &str, part: fn(u64) -> (u64, u64)) -> Result<Grap
 }
 
 fn fuse(graph: &Graph, args: &OptArgs) -> Result<Graph, CompileError> {
-    let options = Options { fp_policy: Some(args.fp_policy.numerics()), ..Options::default() };
+    let (fp_policy, chaos, fuel) = (Some(args.fp_policy.numerics()), args.chaos, args.fuel);
+    let options = Options { fp_policy, chaos, fuel, ..Options::default() };
     Ok(optimise(graph, &weldment_passes::ReferenceTarget::default(), &options)?.graph)
 }
 
@@ -45,7 +46,7 @@ pub fn opt(args: &OptArgs) -> Result<(), CompileError> {
     let names = if args.passes.is_empty() { default.as_slice() } else { &args.passes };
     for name in names {
         if name == PLAN {
-            plan = Some(bufferise(&graph, &AnyStrides)?);
+            plan = Some(bufferise_with(&graph, &AnyStrides, args.chaos)?);
             continue;
         }
         let known = PASSES.iter().find(|(n, _, _)| n == name).ok_or_else(|| {

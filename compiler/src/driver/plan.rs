@@ -4,7 +4,7 @@ use super::{CompileError, Progress, Timeline};
 use std::collections::{BTreeMap, BTreeSet};
 use weldment_codegen::VariantPlan;
 use weldment_ir::Graph;
-use weldment_passes::buffer::{BufferPlan, KernelNeeds, bufferise};
+use weldment_passes::buffer::{BufferPlan, KernelNeeds, bufferise_with};
 use weldment_passes::pipeline::{Optimised, Options, optimise};
 use weldment_passes::report::Report;
 use weldment_passes::rules::Numerics;
@@ -20,6 +20,10 @@ pub struct FusionOptions {
     pub disabled: BTreeSet<String>,
     /// `FUSION=N`, `FUSION>=N`, `FUSION=all`.
     pub require: Vec<String>,
+    /// A seed that perturbs what must not matter: order of rewrites, ties, schedule, places.
+    pub chaos: Option<u64>,
+    /// Rewrites that may happen in a variant.
+    pub fuel: Option<u64>,
     /// Choices of kernel selection that the user fixed.
     pub choices: weldment_codegen::select::Choices,
 }
@@ -88,7 +92,7 @@ pub fn plan_entry<T: TargetModel + KernelNeeds>(
     let mut planned = Vec::new();
     for Specialised { variant, fused, rest: report } in specialise::merge(entry, fused, &whole) {
         let needs = library(most_tokens(&fused));
-        let plan = timeline.stage(progress, "bufferise", || bufferise(&fused, &needs))?;
+        let plan = timeline.stage(progress, "bufferise", || bufferise_with(&fused, &needs, options.chaos))?;
         let Variant { name, graph: before, guards, .. } = variant;
         planned.push(Planned { name, before, graph: fused, plan, guards, report });
     }
@@ -100,6 +104,8 @@ fn fuse(variant: &Variant, target: &dyn TargetModel, options: &FusionOptions) ->
         fp_policy: options.fp_policy,
         disabled: options.disabled.clone(),
         dims: typical(&variant.graph),
+        chaos: options.chaos,
+        fuel: options.fuel,
         ..Options::default()
     };
     Ok(optimise(&variant.graph, target, &passes)?)

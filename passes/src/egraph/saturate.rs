@@ -5,6 +5,7 @@ use super::facts::Net;
 use super::language::ENode;
 use super::term::Term;
 use crate::PassError;
+use crate::probe::Probe;
 use crate::rules::{Answer, Body, Rule};
 use crate::target::TargetModel;
 use egg::{Id, Language, Subst};
@@ -97,7 +98,7 @@ struct Match {
     equal: Vec<(Id, Term)>,
 }
 
-/// Applies `rules` until nothing changes.
+/// Applies `rules` until nothing changes, or the probe's fuel is spent.
 ///
 /// # Errors
 /// At a limit, naming the rule with most matches; if a rule merges values of different types.
@@ -106,6 +107,7 @@ pub fn saturate(
     rules: &[&Rule],
     target: &dyn TargetModel,
     limits: &Limits,
+    probe: &Probe,
     graph_nodes: usize,
 ) -> Result<Log, PassError> {
     let mut log = Log::default();
@@ -113,10 +115,18 @@ pub fn saturate(
     let budget = limits.nodes + limits.nodes_per_node * graph_nodes;
     net.rebuild();
     loop {
-        let matches = search(net, rules, &mut log);
+        let mut matches = search(net, rules, &mut log);
+        probe.shuffle(&mut matches, log.iterations);
         let mut changed = false;
         for m in matches {
-            changed |= apply(net, rules, target, m, &mut log, &mut done);
+            if probe.is_spent() {
+                break;
+            }
+            let (rule, root) = (m.rule, m.root);
+            if apply(net, rules, target, m, &mut log, &mut done) {
+                changed = true;
+                probe.spend(rules.get(rule).map_or("none", |r| r.name), place(net, root));
+            }
             if net.analysis.conflict.is_some() {
                 break;
             }
@@ -260,6 +270,21 @@ fn apply(
     }
     *log.matches.entry(m.rule).or_default() += 1;
     changed
+}
+
+/// The unit node that a class stands for: its own, else the last that it is computed from.
+fn place(net: &Net, root: Id) -> Option<u32> {
+    let mut seen = HashSet::new();
+    let mut layer = vec![net.find(root)];
+    while !layer.is_empty() {
+        let known = layer.iter().filter_map(|id| net[*id].data.value()?.order).max();
+        if known.is_some() {
+            return known;
+        }
+        let below = layer.iter().flat_map(|id| net[*id].iter()).flat_map(|n| n.children().iter());
+        layer = below.map(|id| net.find(*id)).filter(|id| seen.insert(*id)).collect();
+    }
+    None
 }
 
 fn bound(rule: &Rule, subst: &Subst, net: &Net) -> Vec<Id> {
