@@ -11,6 +11,7 @@ pub mod reduce;
 pub mod rope;
 mod row;
 mod schedule;
+pub mod topk;
 mod weights;
 
 use crate::target::Target;

@@ -8,7 +8,7 @@ pub use choices::Choices;
 
 use crate::kernels::{
     Built, Request, Tensor, attention, contiguous_last, gather, library, matmul, norm, pointwise, reduce, refuse,
-    require, rope, row_stride,
+    require, rope, row_stride, topk,
 };
 use crate::target::Target;
 use weldment_ir::{Category, DType, Graph, NodeId, Op, OpKind, TensorType};
@@ -68,6 +68,9 @@ fn family(op: &Op) -> Option<Family> {
             operands: &[Contiguous, Contiguous, Contiguous, Any],
             result: Contiguous,
         },
+        OpKind::Topk | OpKind::Window => {
+            Family { check: topk::check, build: topk::build, operands: &[Contiguous, Any], result: Contiguous }
+        }
         OpKind::Gather => {
             Family { check: gather::check, build: gather::build, operands: &[Contiguous, Any], result: Rows }
         }
