@@ -7,7 +7,7 @@
 use super::row::{elem_of, for_row, load_index};
 use super::schedule::{all_of, below, param, present};
 use super::{Argument, Built, Request, Tensor, attention, contiguous_last, last_dim, refuse, require};
-use crate::tile::{Access, Binary, Builder, Compare, Conversion, Elem, Param, Reduction, V};
+use crate::tile::{Access, Builder, Compare, Conversion, Elem, Param, Reduction, V};
 use weldment_ir::{Dim, Op};
 use weldment_passes::target::Refusal;
 
@@ -26,7 +26,10 @@ pub fn check(r: &Request<'_>) -> Result<(), Refusal> {
     let (q, weights, keys) = (&r.operands[0], &r.operands[1], &r.operands[2]);
     contiguous_last(q)?;
     contiguous_last(&r.results[0])?;
-    attention::check_cache(r, keys)?;
+    attention::check_keys(keys)?;
+    if r.target.gpu().is_none() {
+        contiguous_last(keys)?;
+    }
     let float = |t: &Tensor| t.ty.dtype.is_compute_float();
     require(float(q), "query dtype", q.ty.dtype, "f32, f16 or bf16")?;
     require(float(weights), "weight dtype", weights.ty.dtype, "f32, f16 or bf16")?;
@@ -166,7 +169,10 @@ impl Program<'_> {
             let zeros = b.float_tile(&[COLUMNS], 0.0);
             self.store(b, self.first, zeros);
         });
-        format!("{COLUMNS} columns, {}, {threads} threads", if unit.is_some() { "all heads" } else { "a head at a time" })
+        format!(
+            "{COLUMNS} columns, {}, {threads} threads",
+            if unit.is_some() { "all heads" } else { "a head at a time" }
+        )
     }
 }
 

@@ -3,6 +3,7 @@
 
 pub mod attention;
 pub mod gather;
+pub mod index_scores;
 pub mod library;
 pub mod matmul;
 pub mod norm;

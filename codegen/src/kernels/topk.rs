@@ -235,12 +235,7 @@ struct Runs<'s> {
 
 impl Runs<'_> {
     /// Goes along the runs with (column i64 [lanes, 1], above the threshold, at the threshold), threading carried values through.
-    fn each(
-        &self,
-        b: &mut Builder,
-        init: &[V],
-        body: impl FnOnce(&mut Builder, V, V, V, &[V]) -> Vec<V>,
-    ) -> Vec<V> {
+    fn each(&self, b: &mut Builder, init: &[V], body: impl FnOnce(&mut Builder, V, V, V, &[V]) -> Vec<V>) -> Vec<V> {
         let zero = b.int(0);
         let starts = b.scale(self.first, 4);
         b.for_loop(zero, self.length, 1, init, |b, step, carried| {
