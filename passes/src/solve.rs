@@ -3,7 +3,7 @@
 use crate::egraph::{ENode, Facts, LeafFacts, Limits, Log, Net, saturate, typed_op};
 use crate::error::PassError;
 use crate::extract::{Extraction, Prices};
-use crate::report::{Outcome, Site, anchors, outcome};
+use crate::report::{Anchor, Ground, Outcome, Site, anchors, outcome};
 use crate::rules::Rule;
 use crate::target::TargetModel;
 use crate::units::{Carried, Operand, Unit};
@@ -155,7 +155,9 @@ impl Solver<'_> {
             roots.iter().map(|r| source_of(&net, &extraction, &owner, unit, net.find(*r))).collect();
         let mut solved = Solved { unit, net, log, extraction, classes, owner, steps };
         let owners = attribute(&mut solved);
-        let sites = anchors(unit).into_iter().map(|a| (a.site(), outcome(self, &solved, &owners, &a))).collect();
+        let ground = Ground::new(&solved.net, unit, &solved.classes);
+        let told = |a: Anchor| (a.site(), outcome(self, &solved, &ground, &owners, &a));
+        let sites = anchors(unit).into_iter().map(told).collect();
         let matches = solved.log.matches.iter().filter_map(|(i, n)| Some((self.rules.get(*i)?.name, *n))).collect();
         Ok(Recipe {
             steps: solved.steps,

@@ -2,10 +2,13 @@
 
 mod anchors;
 mod graph;
+mod near;
+mod reasons;
 mod render;
 
-pub(crate) use anchors::{Site, anchors, outcome};
+pub(crate) use anchors::{Anchor, Site, anchors, outcome};
 pub use graph::{GraphNode, NodeReport, RuleStep};
+pub(crate) use near::{Ground, Place, resolve};
 pub(crate) use graph::{Origin, graph_nodes, node_reports};
 
 use crate::rules::{GROUPS, Numerics};
@@ -54,6 +57,9 @@ pub enum Reason {
         accepted: String,
         /// The smallest change that would let the rule match, as an instruction.
         change: String,
+        /// Nodes of the graph before any rule where it fails.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        at: Vec<u32>,
     },
     /// The rule fired and another form was cheaper.
     Dearer {
@@ -61,9 +67,46 @@ pub enum Reason {
         chosen: String,
         /// Nanoseconds that a step would take longer with the fusion.
         extra_ns: u64,
+        /// Other readers of what the fusion would absorb: source paths, or names of outputs.
+        #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+        by: BTreeSet<String>,
+        /// What would let the fusion win, as an instruction.
+        change: String,
     },
-    /// No rule of the fusion found its pattern here.
-    NoPattern,
+    /// The fusion is there, and what it absorbs is computed beside it as others read it too.
+    AlsoRead {
+        /// Those readers: source paths, or names of outputs.
+        by: BTreeSet<String>,
+        /// What would let the op go, as an instruction.
+        change: String,
+    },
+}
+
+impl Reason {
+    /// A unit's reason at its place in the graph: nodes by number, marks by name.
+    pub(crate) fn located(&self, node: &dyn Fn(u32) -> Option<u32>, name: &dyn Fn(Place) -> String) -> Reason {
+        let text = |t: &String| resolve(t, name);
+        match self {
+            Reason::Barred { .. } => self.clone(),
+            Reason::NearMiss { rule, predicate, found, accepted, change, at } => Reason::NearMiss {
+                rule: rule.clone(),
+                predicate: text(predicate),
+                found: text(found),
+                accepted: text(accepted),
+                change: text(change),
+                at: at.iter().filter_map(|n| node(*n)).collect::<BTreeSet<u32>>().into_iter().collect(),
+            },
+            Reason::Dearer { chosen, extra_ns, by, change } => Reason::Dearer {
+                chosen: chosen.clone(),
+                extra_ns: *extra_ns,
+                by: by.iter().map(text).collect(),
+                change: text(change),
+            },
+            Reason::AlsoRead { by, change } => {
+                Reason::AlsoRead { by: by.iter().map(text).collect(), change: text(change) }
+            }
+        }
+    }
 }
 
 /// One place.

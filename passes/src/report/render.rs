@@ -2,20 +2,30 @@
 
 use super::{GroupReport, Outcome, Reason, Report};
 use crate::error::PassError;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+
+fn list(names: &BTreeSet<String>) -> String {
+    names.iter().map(String::as_str).collect::<Vec<_>>().join(", ")
+}
 
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Reason::Barred { text } => f.write_str(text),
-            Reason::NearMiss { rule, predicate, found, accepted, change } => {
+            Reason::NearMiss { rule, predicate, found, accepted, change, .. } => {
                 write!(f, "{rule}: {predicate} is {found}, {accepted} is accepted; {change}")
             }
-            Reason::Dearer { chosen, extra_ns } => {
-                write!(f, "extraction preferred {chosen}: the fusion costs {extra_ns} ns more")
+            Reason::Dearer { chosen, extra_ns, by, change } => {
+                write!(f, "extraction preferred {chosen}: the fusion costs {extra_ns} ns more")?;
+                if !by.is_empty() {
+                    write!(f, ", as what it absorbs is also read by {}", list(by))?;
+                }
+                write!(f, "; {change}")
             }
-            Reason::NoPattern => f.write_str("no rule of this fusion found its pattern"),
+            Reason::AlsoRead { by, change } => {
+                write!(f, "computed beside the fusion, as it is also read by {}; {change}", list(by))
+            }
         }
     }
 }

@@ -10,7 +10,7 @@ fn condition(
     vars: Vec<Var>,
     check: impl Fn(&Net, &[Id]) -> Answer + Send + Sync + 'static,
 ) -> Condition {
-    Condition { predicate, vars, check: Box::new(check) }
+    Condition { predicate, change: None, vars, check: Box::new(check) }
 }
 
 fn answer(holds: bool, found: impl FnOnce() -> String, accepted: &str) -> Answer {
