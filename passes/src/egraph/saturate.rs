@@ -134,7 +134,8 @@ fn search(net: &Net, rules: &[&Rule], done: &IndexSet<Key>) -> Vec<Match> {
             }
             Body::Custom(find) => {
                 for p in find(net).proposals {
-                    let classes = p.equal.iter().flat_map(|(id, t)| [net.find(*id)].into_iter().chain(term_classes(t, net)));
+                    let classes =
+                        p.equal.iter().flat_map(|(id, t)| [net.find(*id)].into_iter().chain(term_classes(t, net)));
                     let key = (i, net.find(p.root), classes.collect());
                     if !done.contains(&key) {
                         out.push(Match { key, subst: None, equal: p.equal, from: p.from });

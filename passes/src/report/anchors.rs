@@ -64,8 +64,8 @@ fn operand_root(unit: &Unit, mut operand: Operand) -> Operand {
     operand
 }
 
-/// The node of this kind that an operand comes from: through views, casts and at most one elementwise op, which is in the
-/// way of a fusion and does not make the place another one.
+/// The node of this kind that an operand comes from: through views, casts and at most one other op that hands its operand on,
+/// which is in the way of a fusion and does not make the place another one.
 fn comes_from(unit: &Unit, operand: Operand, kind: OpKind) -> Option<u32> {
     let is = |n: &u32| unit.nodes[*n as usize].op.kind() == kind;
     let near = unit.origin(operand)?;
@@ -73,8 +73,27 @@ fn comes_from(unit: &Unit, operand: Operand, kind: OpKind) -> Option<u32> {
         return Some(near);
     }
     let between = &unit.nodes[near as usize];
-    let passes = between.op.kind().info().category == Category::Elementwise && between.op.kind() != OpKind::Add;
+    let category = between.op.kind().info().category;
+    let passes = matches!(category, Category::Elementwise | Category::View | Category::Reduction)
+        && !matches!(between.op.kind(), OpKind::Add | OpKind::RmsNorm | OpKind::AddRmsNorm);
     between.operands.iter().filter(|_| passes).find_map(|o| unit.origin(*o).filter(is))
+}
+
+/// The value whose mean square a root is taken of: the operand of the nearest product of a value with itself.
+fn squared(unit: &Unit, root: u32) -> Option<Operand> {
+    let mut open = vec![(root, 0)];
+    while let Some((node, depth)) = open.pop() {
+        let local = &unit.nodes[node as usize];
+        if let (OpKind::Mul, [a, b]) = (local.op.kind(), local.operands.as_slice())
+            && a == b
+        {
+            return Some(*a);
+        }
+        // Root, epsilon, mean, product, with room for a view or a cast.
+        let next = local.operands.iter().filter_map(|o| unit.origin(*o));
+        open.extend(next.filter(|_| depth < 5).map(|n| (n, depth + 1)));
+    }
+    None
 }
 
 /// Every anchor of a unit, by node order.
@@ -101,7 +120,12 @@ pub(crate) fn anchors(unit: &Unit) -> Vec<Anchor> {
             out.push(Anchor { group, at, absorbed: vec![absorbed], test: Test::Absorbed(kinds) });
         };
         match node.op.kind() {
-            OpKind::Rsqrt => add("rms_norm", vec![i], i, &[OpKind::RmsNorm, OpKind::AddRmsNorm]),
+            OpKind::Rsqrt => {
+                add("rms_norm", vec![i], i, &[OpKind::RmsNorm, OpKind::AddRmsNorm]);
+                if let Some(sum) = squared(unit, i).and_then(|x| comes_from(unit, x, OpKind::Add)) {
+                    add("add_rms_norm", vec![i], sum, &[OpKind::AddRmsNorm]);
+                }
+            }
             OpKind::RmsNorm => {
                 if let Some(sum) = behind(0, OpKind::Add) {
                     add("add_rms_norm", vec![i], sum, &[OpKind::AddRmsNorm]);

@@ -8,8 +8,8 @@ mod render;
 
 pub(crate) use anchors::{Anchor, Site, anchors, outcome};
 pub use graph::{GraphNode, NodeReport, RuleStep};
-pub(crate) use near::{Ground, Place, resolve};
 pub(crate) use graph::{Origin, graph_nodes, node_reports};
+pub(crate) use near::{Ground, Place, resolve};
 
 use crate::rules::{GROUPS, Numerics};
 use serde::{Deserialize, Serialize};

@@ -2,12 +2,13 @@
 
 use super::Reason;
 use super::anchors::{Anchor, Test};
-use super::near::{Closest, Ground, Obstacle, closest, mark_node, mark_output, merge_obstacle};
+use super::near::{Closest, Ground, Obstacle, closest, closest_at, mark_node, mark_output, merge_obstacle};
 use crate::egraph::ENode;
 use crate::solve::{Solved, Solver};
 use crate::units::Operand;
 use egg::Id;
 use std::collections::BTreeSet;
+use weldment_ir::OpKind;
 
 /// Why an anchor was left as it was; `into` are the steps that compute what it would have absorbed.
 pub(super) fn reason(
@@ -17,23 +18,50 @@ pub(super) fn reason(
     anchor: &Anchor,
     into: &BTreeSet<u32>,
 ) -> Reason {
-    let barred = solver.barred.iter().filter(|(r, _)| r.group == Some(anchor.group));
-    let live: Vec<usize> =
-        (0..solver.rules.len()).filter(|i| solver.rules[*i].group == Some(anchor.group)).collect();
-    if live.is_empty()
-        && let Some(text) = barred.map(|(_, why)| why.clone()).min()
-    {
-        return Reason::Barred { text };
-    }
+    let live: Vec<usize> = (0..solver.rules.len()).filter(|i| solver.rules[*i].group == Some(anchor.group)).collect();
     let near = match anchor.test {
         Test::Joined => merge_obstacle(solver, ground, anchor.group, &anchor.at),
-        Test::Absorbed(kinds) => closest(solver, solved, ground, anchor.group, &anchor.at, kinds),
+        Test::Absorbed(kinds) => match written_out(solver, solved, ground, anchor) {
+            Written::Whole(places) => closest_at(solver, ground, anchor.group, &places),
+            Written::Broken(found) => return explained(found),
+            Written::No => closest(solver, solved, ground, anchor.group, &anchor.at, kinds),
+        },
         Test::Int8 => closest(solver, solved, ground, anchor.group, &anchor.at, &[]),
     };
     match near {
-        Some(Closest { obstacle: Some(obstacle), rule, .. }) => near_miss(rule.name, obstacle),
-        Some(Closest { barred: Some(text), .. }) => Reason::Barred { text: text.to_owned() },
+        // With no rule left to come close, why there is none says most.
+        Some(Closest { barred: Some(text), .. }) if live.is_empty() => Reason::Barred { text: text.to_owned() },
+        Some(found) if found.obstacle.is_some() || found.barred.is_some() => explained(found),
         found => unchosen(solver, solved, ground, anchor, into, &live, found.as_ref()),
+    }
+}
+
+/// A norm that an anchor of `add_rms_norm` names by its root, as it is written out.
+enum Written<'a> {
+    /// The anchor names a norm.
+    No,
+    /// Where it was found to be a norm.
+    Whole(Vec<(Id, OpKind)>),
+    /// It is none, and this is why.
+    Broken(Closest<'a>),
+}
+
+fn written_out<'a>(solver: &'a Solver<'a>, solved: &Solved<'_>, ground: &Ground<'_>, anchor: &Anchor) -> Written<'a> {
+    let root = anchor.at.first().is_some_and(|n| ground.kind(*n) == OpKind::Rsqrt);
+    if anchor.group != "add_rms_norm" || !root {
+        return Written::No;
+    }
+    match closest(solver, solved, ground, "rms_norm", &anchor.at, &[OpKind::RmsNorm]) {
+        Some(found) if found.obstacle.is_some() || found.barred.is_some() => Written::Broken(found),
+        Some(found) => Written::Whole(found.root.map(|id| (id, OpKind::RmsNorm)).into_iter().collect()),
+        None => Written::No,
+    }
+}
+
+fn explained(found: Closest<'_>) -> Reason {
+    match (found.obstacle, found.barred) {
+        (Some(obstacle), _) => near_miss(found.rule.name, obstacle),
+        (None, why) => Reason::Barred { text: why.unwrap_or_default().to_owned() },
     }
 }
 

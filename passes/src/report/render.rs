@@ -17,7 +17,10 @@ impl fmt::Display for Reason {
                 write!(f, "{rule}: {predicate} is {found}, {accepted} is accepted; {change}")
             }
             Reason::Dearer { chosen, extra_ns, by, change } => {
-                write!(f, "extraction preferred {chosen}: the fusion costs {extra_ns} ns more")?;
+                match extra_ns {
+                    0 => write!(f, "extraction kept {chosen}: the fusion saves nothing")?,
+                    _ => write!(f, "extraction preferred {chosen}: the fusion costs {extra_ns} ns more")?,
+                }
                 if !by.is_empty() {
                     write!(f, ", as what it absorbs is also read by {}", list(by))?;
                 }

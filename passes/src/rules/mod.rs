@@ -93,7 +93,7 @@ pub struct Condition {
     pub predicate: &'static str,
     /// The smallest change that would let it hold, as an instruction; derived from what was found and what is accepted
     /// where none is given.
-    pub change: Option<&'static str>,
+    pub change: Option<String>,
     vars: Vec<Var>,
     check: Check,
 }
@@ -101,8 +101,8 @@ pub struct Condition {
 impl Condition {
     /// With a change of its own.
     #[must_use]
-    pub fn advise(self, change: &'static str) -> Condition {
-        Condition { change: Some(change), ..self }
+    pub fn advise(self, change: impl Into<String>) -> Condition {
+        Condition { change: Some(change.into()), ..self }
     }
 
     /// True if all of its variables are bound.

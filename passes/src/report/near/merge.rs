@@ -27,7 +27,7 @@ pub(crate) fn merge_obstacle<'a>(
 ) -> Option<Closest<'a>> {
     let (rule, barred) = everything(solver).find(|(r, _)| r.group == Some(group) && r.name.starts_with("merge_"))?;
     let members: Vec<Member> = nodes.iter().filter_map(|n| member(ground, *n)).collect();
-    let obstacle = first_obstacle(solver, ground, &members);
+    let obstacle = first_obstacle(solver, ground, &members).filter(|_| barred.is_none());
     let ops = members.iter().map(|m| m.class).collect();
     Some(Closest { rule, barred, obstacle, ops, root: None, cost: 0, size: 0 })
 }
@@ -93,10 +93,33 @@ fn first_obstacle(solver: &Solver<'_>, ground: &Ground<'_>, members: &[Member]) 
         o.change = format!("store the weight as {} ({} now)", shown(common), shown(kind));
         return at(m, o);
     }
+    if let Some((m, found, accepted)) = members.iter().find_map(|m| odd_bias(ground, m)) {
+        let mut o = words::plain("bias", &found, &accepted);
+        o.change = "reshape the bias to one number a row of the weight".into();
+        return at(m, o);
+    }
     let shared = members.iter().fold(first.operands.clone(), |all, m| all.intersection(&m.operands).copied().collect());
-    let set = Set { operand: *shared.first()?, dtype: first.dtype?, members: members.iter().map(|m| (m.class, m.weight)).collect() };
+    let set = Set {
+        operand: *shared.first()?,
+        dtype: first.dtype?,
+        members: members.iter().map(|m| (m.class, m.weight)).collect(),
+    };
     let refused = propose(net, &set)?.into_iter().find_map(|(_, term)| term.check(net, solver.target).err())?;
     at(first, words::plain(&refused.predicate, &refused.found, &refused.accepted))
+}
+
+/// A static value added to a member alone that is not one number a row: member, found, accepted.
+fn odd_bias<'m>(ground: &Ground<'_>, m: &'m Member) -> Option<(&'m Member, String, String)> {
+    let [(user, position)] = ground.users[m.node as usize].as_slice() else { return None };
+    if ground.kind(*user) != OpKind::Add {
+        return None;
+    }
+    let other = ground.unit.nodes[*user as usize].operands.get(1 - (*position as usize).min(1))?;
+    let id = ground.operand(other)?;
+    let facts = ground.net[id].data.value().filter(|v| v.fixed)?;
+    let (bias, rows) = (facts.types.first()?, rows(ground.net[m.weight].data.ty())?);
+    let fits = bias.rank() == 1 && bias.shape.first()?.constant() == Some(rows);
+    (!fits).then(|| (m, bias.to_string(), format!("rank 1 and {rows} numbers")))
 }
 
 fn rows(ty: Option<&TensorType>) -> Option<u64> {

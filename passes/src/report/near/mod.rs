@@ -10,13 +10,13 @@ use crate::egraph::{Term, sides};
 use crate::rules::{Answer, Body, Condition, Rule};
 use crate::solve::{Solved, Solver};
 use egg::{Id, Subst};
+pub(crate) use merge::merge_obstacle;
 use pattern::Tree;
 pub(crate) use search::Ground;
 use search::{Edit, Partial};
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
 use weldment_ir::OpKind;
-pub(crate) use merge::merge_obstacle;
 pub(crate) use words::{Place, mark_node, mark_output, resolve};
 
 /// What kept a rule from matching.
@@ -73,7 +73,11 @@ pub(crate) fn closest<'a>(
     let rest: Vec<_> = rules.iter().copied().filter(|(r, _)| finishes(r)).collect();
     places.extend(found.iter().filter_map(|c| c.root).flat_map(|root| {
         let made = solved.net[root].iter().filter(|n| {
-            solved.log.made.get(*n).is_some_and(|chain| chain.last().is_some_and(|r| solver.rules[*r].group == Some(group)))
+            solved
+                .log
+                .made
+                .get(*n)
+                .is_some_and(|chain| chain.last().is_some_and(|r| solver.rules[*r].group == Some(group)))
         });
         made.filter_map(|n| match n {
             crate::egraph::ENode::Op(kind, _) => Some((solved.net.find(root), *kind)),
@@ -82,6 +86,17 @@ pub(crate) fn closest<'a>(
         .collect::<Vec<_>>()
     }));
     best_of(solver, ground, &rest, &places).or(found)
+}
+
+/// The rule of `group` that comes closest where ops of these kinds stand in these classes.
+pub(crate) fn closest_at<'a>(
+    solver: &'a Solver<'a>,
+    ground: &Ground<'_>,
+    group: &str,
+    places: &[(Id, OpKind)],
+) -> Option<Closest<'a>> {
+    let rules: Vec<_> = everything(solver).filter(|(r, _)| r.group == Some(group)).collect();
+    best_of(solver, ground, &rules, places)
 }
 
 /// Does the right side of a rule hold one of these ops?
@@ -112,7 +127,33 @@ fn best_of<'a>(
             }
         }
     }
-    found.into_iter().min_by_key(|c| (c.cost, c.barred.is_some(), Reverse(c.size), c.rule.name, c.obstacle.clone()))
+    let best = found.iter().enumerate().min_by_key(|(_, c)| c.key()).map(|(i, _)| i)?;
+    let mut best = found.swap_remove(best);
+    // Where one of several ops would do, the accepted ones are named together.
+    if let Some(obstacle) = &mut best.obstacle {
+        let same = |c: &&Closest<'_>| c.cost == best.cost && c.barred.is_none() == best.barred.is_none();
+        let accepted: BTreeSet<&str> = found
+            .iter()
+            .filter(same)
+            .filter_map(|c| c.obstacle.as_ref())
+            .filter(|o| o.predicate == obstacle.predicate && o.found == obstacle.found)
+            .map(|o| o.accepted.as_str())
+            .chain([obstacle.accepted.as_str()])
+            .collect();
+        if accepted.len() > 1 {
+            let accepted = accepted.into_iter().collect::<Vec<_>>().join(" or ");
+            obstacle.change = obstacle.change.replacen(&obstacle.accepted, &accepted, 1);
+            obstacle.accepted = accepted;
+        }
+    }
+    Some(best)
+}
+
+impl Closest<'_> {
+    /// Fewest edits, then a rule that may fire, then the larger pattern; the rest makes the choice unique.
+    fn key(&self) -> (usize, bool, Reverse<usize>, &str, Option<&Obstacle>) {
+        (self.cost, self.barred.is_some(), Reverse(self.size), self.rule.name, self.obstacle.as_ref())
+    }
 }
 
 /// The first thing that fails in a partial match: an edit, then a condition, then the right side.

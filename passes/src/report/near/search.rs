@@ -110,7 +110,7 @@ impl<'a> Ground<'a> {
     }
 
     /// The class of an operand.
-    fn operand(&self, operand: &Operand) -> Option<Id> {
+    pub fn operand(&self, operand: &Operand) -> Option<Id> {
         match operand {
             Operand::Local(i, result) => {
                 self.classes.get(*i as usize)?.get(*result as usize).map(|id| self.net.find(*id))

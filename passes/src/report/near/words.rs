@@ -53,7 +53,9 @@ pub(crate) fn resolve(text: &str, name: &dyn Fn(Place) -> String) -> String {
         }
     };
     let parts = text.split(MARK).enumerate();
-    parts.map(|(i, part)| if i % 2 == 1 { place(part).map(name).unwrap_or_default() } else { part.to_owned() }).collect()
+    parts
+        .map(|(i, part)| if i % 2 == 1 { place(part).map(name).unwrap_or_default() } else { part.to_owned() })
+        .collect()
 }
 
 pub(super) fn plain(predicate: &str, found: &str, accepted: &str) -> Obstacle {
@@ -63,14 +65,15 @@ pub(super) fn plain(predicate: &str, found: &str, accepted: &str) -> Obstacle {
 
 pub(super) fn condition(failed: &Condition, (found, accepted): (String, String), at: Vec<u32>) -> Obstacle {
     let derived = plain(failed.predicate, &found, &accepted);
-    Obstacle { change: failed.change.map_or(derived.change, str::to_owned), at, ..derived }
+    Obstacle { change: failed.change.clone().unwrap_or(derived.change), at, ..derived }
 }
 
 /// The change that follows from what was found and what is accepted.
 pub(crate) fn change_for(predicate: &str, found: &str, accepted: &str) -> String {
     let subject = predicate.split_once(" kernel: ").map_or(predicate, |(_, precondition)| precondition);
     let number = |text: &str| {
-        let digits: String = text.chars().skip_while(|c| !c.is_ascii_digit()).take_while(char::is_ascii_digit).collect();
+        let digits: String =
+            text.chars().skip_while(|c| !c.is_ascii_digit()).take_while(char::is_ascii_digit).collect();
         digits.parse::<u64>().ok()
     };
     let plain = found.parse::<u64>().ok();
