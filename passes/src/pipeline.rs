@@ -75,7 +75,8 @@ pub fn optimise(graph: &Graph, target: &dyn TargetModel, options: &Options) -> R
     let before = graph_nodes(&graph, &dims);
     let nodes = node_reports(&before, graph_nodes(&out, &dims), origins, &all);
     let values = graph.symbols().keys().map(|s| (s.to_string(), dims(s))).collect();
-    let mut report = Report::new((policy, &options.disabled), values, before, nodes);
+    let ranges = graph.symbols().iter().map(|(s, r)| (s.to_string(), (r.min, r.max))).collect();
+    let mut report = Report::new((policy, &options.disabled), (ranges, values), before, nodes);
     account(&mut report, &graph, &units);
     Ok(Optimised { graph: out, report })
 }
@@ -328,7 +329,7 @@ fn account(report: &mut Report, before: &Graph, units: &Units) {
             let ids = site.nodes.iter().filter_map(|i| instance.nodes.get(*i as usize));
             let paths = ids.clone().flat_map(|id| before.node(*id).sources.iter().map(|s| s.to_string())).collect();
             let nodes = ids.map(|id| id.index() as u32).collect();
-            report.place(site.group, AnchorReport { nodes, paths, outcome: located(outcome, before, instance) });
+            report.add_place(site.group, AnchorReport { nodes, paths, outcome: located(outcome, before, instance) });
         }
     }
 }

@@ -89,7 +89,7 @@ pub fn plan_targets(
         }
         for variant in &planned {
             for requirement in &fusion.require {
-                variant.report.require(requirement)?;
+                variant.report.require(requirement).map_err(|e| e.in_variant(variant.name))?;
             }
         }
         out.push(PlannedTarget { target, variants: planned });

@@ -1,13 +1,19 @@
 //! The match report: for every fusion, the places counted on the graph before any rule, and what became of each.
 
 mod anchors;
+mod compare;
 mod graph;
 mod near;
+mod place;
 mod reasons;
 mod render;
+mod table;
 
 pub(crate) use anchors::{Anchor, Site, anchors, outcome};
+pub use compare::{Change, FusionChange, compare};
 pub use graph::{GraphNode, NodeReport, RuleStep};
+pub use place::{FusionAt, PlaceReport};
+pub use table::{coverage, size};
 pub(crate) use graph::{Origin, graph_nodes, node_reports};
 pub(crate) use near::{Ground, Place, resolve};
 
@@ -154,6 +160,8 @@ pub struct Report {
     pub policy: String,
     /// What was switched off.
     pub disabled: Vec<String>,
+    /// Smallest and largest value of each symbol.
+    pub ranges: BTreeMap<String, (u64, u64)>,
     /// Values of the symbols at which forms were priced and bytes are counted.
     pub dims: BTreeMap<String, u64>,
     /// Ops that run in a step (no leaves, views or static values) before.
@@ -177,13 +185,14 @@ pub struct Report {
 impl Report {
     pub(crate) fn new(
         (policy, disabled): (Numerics, &BTreeSet<String>),
-        dims: BTreeMap<String, u64>,
+        (ranges, dims): (BTreeMap<String, (u64, u64)>, BTreeMap<String, u64>),
         before: Vec<GraphNode>,
         nodes: Vec<NodeReport>,
     ) -> Report {
         Report {
             policy: policy.name().to_owned(),
             disabled: disabled.iter().cloned().collect(),
+            ranges,
             dims,
             launches_before: before.iter().filter(|n| n.launch).count(),
             launches_after: nodes.iter().filter(|n| n.launch).count(),
@@ -196,7 +205,7 @@ impl Report {
         }
     }
 
-    pub(crate) fn place(&mut self, group: &str, anchor: AnchorReport) {
+    pub(crate) fn add_place(&mut self, group: &str, anchor: AnchorReport) {
         if let Some(g) = self.groups.iter_mut().find(|g| g.name == group) {
             g.anchors.push(anchor);
         }
@@ -205,11 +214,5 @@ impl Report {
     /// The report of a fusion.
     pub fn group(&self, name: &str) -> Option<&GroupReport> {
         self.groups.iter().find(|g| g.name == name)
-    }
-
-    /// Nodes of the optimised graph whose source is `path` or lies below it.
-    pub fn at(&self, path: &str) -> Vec<&NodeReport> {
-        let below = |s: &String| s == path || s.strip_prefix(path).is_some_and(|rest| rest.starts_with('.'));
-        self.nodes.iter().filter(|n| n.sources.iter().any(below)).collect()
     }
 }
