@@ -37,8 +37,9 @@ const TEXT: &str = "(matmul ?x ?w_i ?dtype) for every i => (slice (matmul ?x (co
 type Key = (Id, DType, bool, bool);
 
 /// One member, by its place in the graph before any rule.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 struct Member {
+    node: ENode,
     class: Id,
     weight: Id,
     bias: Option<Id>,
@@ -59,7 +60,7 @@ fn merge(net: &Net, gate: bool) -> Found {
             if !is_static(net, *w) || bias.is_some_and(|b| !is_static(net, b) || !is_row(net, b, *w)) {
                 continue;
             }
-            let member = Member { class: class.id, weight: net.find(*w), bias, gate: facts.gate };
+            let member = Member { node: node.clone(), class: class.id, weight: net.find(*w), bias, gate: facts.gate };
             let scoring = net.analysis.scoring.contains(&order);
             let key = (net.find(*x), *dtype, *kind == OpKind::MatmulAdd, scoring);
             sets.entry(key).or_default().entry(order).or_insert(member);
@@ -103,6 +104,23 @@ fn is_row(net: &Net, bias: Id, w: Id) -> bool {
     matches!((net[bias].data.ty(), net[w].data.ty()), (Some(b), Some(w)) if b.rank() == 1 && b.shape.first() == w.shape.first())
 }
 
+/// Matmuls of one operand, by class and weight, that a report asks about.
+pub(crate) struct Set {
+    pub operand: Id,
+    pub dtype: DType,
+    pub members: Vec<(Id, Id)>,
+}
+
+/// What would stand for the members of a set if they were merged.
+pub(crate) fn propose(net: &Net, set: &Set) -> Option<Vec<(Id, Term)>> {
+    let member = |(class, weight): &(Id, Id)| {
+        let node = net[*class].iter().find(|n| matches!(n, ENode::Op(OpKind::Matmul, _)))?.clone();
+        Some(Member { node, class: *class, weight: *weight, bias: None, gate: false })
+    };
+    let members: Option<Vec<Member>> = set.members.iter().map(member).collect();
+    join(net, set.operand, set.dtype, &members?).map(|p| p.equal)
+}
+
 fn join(net: &Net, x: Id, dtype: DType, members: &[Member]) -> Option<Proposal> {
     let rows: Option<Vec<i64>> = members
         .iter()
@@ -127,5 +145,6 @@ fn join(net: &Net, x: Id, dtype: DType, members: &[Member]) -> Option<Proposal> 
         equal.push((m.class, Term::op(OpKind::Slice, vec![joined.clone()], attrs)));
         offset = end;
     }
-    Some(Proposal { root: members.first()?.class, equal })
+    let from = members.iter().map(|m| m.node.clone()).collect();
+    Some(Proposal { root: members.first()?.class, equal, from })
 }

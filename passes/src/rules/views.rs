@@ -169,7 +169,8 @@ fn slice_of_concat(net: &Net) -> Found {
                 if start >= offset && end <= offset + size {
                     let attrs = [axis, start - offset, end - offset].map(Attr::Int).to_vec();
                     let term = Term::op(OpKind::Slice, vec![Term::Class(*part)], attrs);
-                    found.proposals.push(Proposal { root, equal: vec![(root, term)] });
+                    let from = vec![node.clone(), concat.clone()];
+                    found.proposals.push(Proposal { root, equal: vec![(root, term)], from });
                 }
                 offset += size;
             }
@@ -203,7 +204,7 @@ fn concat_of_slices(net: &Net) -> Found {
             if joined {
                 let attrs = [axis, start, end].map(Attr::Int).to_vec();
                 let term = Term::op(OpKind::Slice, vec![Term::Class(x)], attrs);
-                found.proposals.push(Proposal { root, equal: vec![(root, term)] });
+                found.proposals.push(Proposal { root, equal: vec![(root, term)], from: vec![node.clone()] });
             }
         }
     }
