@@ -5,7 +5,7 @@ use super::facts::Net;
 use super::language::ENode;
 use super::term::Term;
 use crate::PassError;
-use crate::rules::{Answer, Body, Rule};
+use crate::rules::{Answer, Body, Premises, Rule};
 use crate::target::TargetModel;
 use egg::{Id, Language, Subst};
 use indexmap::IndexMap;
@@ -149,8 +149,8 @@ fn search(net: &Net, rules: &[&Rule], log: &mut Log) -> Vec<Match> {
                 subst: Some(subst),
                 equal: Vec::new(),
             })),
-            Body::Custom(find) => {
-                let found = find(net);
+            Body::Custom { find, .. } => {
+                let found = find(net, &Premises::default());
                 for m in found.misses {
                     let miss =
                         NearMiss { rule: i, predicate: m.predicate.into(), found: m.found, accepted: m.accepted };
@@ -212,7 +212,7 @@ fn apply(
             }
         }
         let mut matched = Vec::new();
-        for source in sources {
+        for (_, source) in sources {
             if let Some(term) = Term::instantiate(source, &subst) {
                 term.nodes(net, &mut matched);
             }
@@ -253,7 +253,7 @@ fn apply(
 fn bound(rule: &Rule, subst: &Subst, net: &Net) -> Vec<Id> {
     let Body::Rewrite { sources, .. } = &rule.body else { return Vec::new() };
     let mut ids = Vec::new();
-    for node in sources.iter().flat_map(|p| p.iter()) {
+    for node in sources.iter().flat_map(|(_, p)| p.iter()) {
         if let egg::ENodeOrVar::Var(v) = node {
             ids.extend(subst.get(*v).map(|id| net.find(*id)));
         }

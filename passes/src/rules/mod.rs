@@ -179,8 +179,8 @@ pub enum Body {
     Rewrite {
         /// Left side.
         left: Box<Left>,
-        /// The left side's patterns with the variable of their class, for provenance.
-        sources: Vec<PatternAst<ENode>>,
+        /// The left side's patterns with the variable of their class.
+        sources: Vec<(Option<Var>, PatternAst<ENode>)>,
         /// Right side: each pattern equals the class of its variable, or the root.
         right: Vec<(Option<Var>, PatternAst<ENode>)>,
         /// Computed attributes.
@@ -189,7 +189,31 @@ pub enum Body {
         conditions: Vec<Condition>,
     },
     /// A search that patterns cannot say (a variable number of operands or users).
-    Custom(fn(&Net) -> Found),
+    Custom {
+        /// The search.
+        find: fn(&Net, &Premises) -> Found,
+        /// The premises that it asks, by name.
+        premises: &'static [&'static str],
+    },
+}
+
+/// What the conditions of a custom search go through, by name: so that the law's mutator can take one for granted and see
+/// that something wrong is then found.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Premises {
+    granted: Option<&'static str>,
+}
+
+impl Premises {
+    /// Every premise is asked but this one.
+    pub fn without(premise: &'static str) -> Premises {
+        Premises { granted: Some(premise) }
+    }
+
+    /// True if the fact holds or its premise is taken for granted.
+    pub fn hold(&self, premise: &'static str, fact: bool) -> bool {
+        fact || self.granted == Some(premise)
+    }
 }
 
 /// A named, classed rewrite.
@@ -247,17 +271,16 @@ pub(crate) fn pattern_rule(
     derived: Vec<Derive>,
     conditions: Vec<Condition>,
 ) -> Rule {
-    let parsed: Vec<(Option<Var>, PatternAst<ENode>)> =
+    let sources: Vec<(Option<Var>, PatternAst<ENode>)> =
         left.iter().map(|(v, p)| (v.map(variable), parse_pattern(p))).collect();
-    let sources: Vec<PatternAst<ENode>> = parsed.iter().map(|(_, p)| p.clone()).collect();
-    let named: Option<Vec<(Var, PatternAst<ENode>)>> = parsed.iter().map(|(v, p)| v.map(|v| (v, p.clone()))).collect();
-    let head = sources.first().and_then(|p| p.last()).and_then(|n| match n {
+    let named: Option<Vec<(Var, PatternAst<ENode>)>> = sources.iter().map(|(v, p)| v.map(|v| (v, p.clone()))).collect();
+    let head = sources.first().and_then(|(_, p)| p.last()).and_then(|n| match n {
         egg::ENodeOrVar::ENode(e) => Some(egg::Language::discriminant(e)),
         egg::ENodeOrVar::Var(_) => None,
     });
     let left = match (named, head) {
         (Some(named), Some(head)) => Left::Many(MultiPattern::new(named), head),
-        _ => Left::One(Pattern::new(sources.first().cloned().unwrap_or_default())),
+        _ => Left::One(Pattern::new(sources.first().map(|(_, p)| p.clone()).unwrap_or_default())),
     };
     let right = right.iter().map(|(v, p)| (v.map(variable), parse_pattern(p))).collect();
     Rule {
