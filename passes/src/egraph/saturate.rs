@@ -7,7 +7,7 @@ use super::provenance::Provenance;
 use super::term::Term;
 use crate::PassError;
 use crate::probe::Probe;
-use crate::rules::{Answer, Body, Rule};
+use crate::rules::{Answer, Body, Premises, Rule};
 use crate::target::TargetModel;
 use egg::{Id, Language, PatternAst, Subst, Var};
 use indexmap::{IndexMap, IndexSet};
@@ -151,8 +151,8 @@ fn search(net: &Net, rules: &[&Rule], done: &IndexSet<Key>) -> Vec<Match> {
                     out.push(Match { key, subst: Some(subst), equal: Vec::new(), from });
                 }
             }
-            Body::Custom(find) => {
-                for p in find(net).proposals {
+            Body::Custom { find, .. } => {
+                for p in find(net, &Premises::default()).proposals {
                     let classes =
                         p.equal.iter().flat_map(|(id, t)| [net.find(*id)].into_iter().chain(term_classes(t, net)));
                     let key = (i, net.find(p.root), classes.collect());

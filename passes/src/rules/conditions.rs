@@ -176,22 +176,6 @@ pub fn keeps_last_dim(vars: Vec<Var>) -> Condition {
     .advise("reshape the leading dims alone")
 }
 
-/// x, shape attribute, dtype attribute: a cast to the dtype commutes with the reshape. Plain dtypes always do; blocks
-/// of the last dim do where both last dims are whole blocks, as then a block is the same 32 row-major neighbours.
-pub fn blocks_survive(vars: Vec<Var>) -> Condition {
-    condition("whole blocks", vars, |net, ids| {
-        let (t, s, d) = (ty(net, ids, 0), attr(net, ids, 1), attr(net, ids, 2));
-        let (Some(t), Some(Attr::Shape(s)), Some(Attr::DType(d))) = (t, s, d) else {
-            return answer(false, || "unknown types".into(), "known types");
-        };
-        let block = d.block_elements() as u64;
-        let whole = |dim: Option<&Dim>| dim.and_then(Dim::constant).is_some_and(|n| n % block == 0);
-        let found = || format!("last dims {} and {}", show(t.shape.last()), show(s.last()));
-        answer(block == 1 || (whole(t.shape.last()) && whole(s.last())), found, "whole blocks")
-    })
-    .advise("keep last dims that are multiples of the block")
-}
-
 /// Every element of the value is this number.
 pub fn uniform(vars: Vec<Var>, value: f64) -> Condition {
     condition("value", vars, move |net, ids| {

@@ -220,7 +220,31 @@ pub enum Body {
         dropped: Vec<Var>,
     },
     /// A search that patterns cannot say (a variable number of operands or users).
-    Custom(fn(&Net) -> Found),
+    Custom {
+        /// The search.
+        find: fn(&Net, &Premises) -> Found,
+        /// The premises that it asks, by name.
+        premises: &'static [&'static str],
+    },
+}
+
+/// What the conditions of a custom search go through, by name: so that the law's mutator can take one for granted and see
+/// that something wrong is then found.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Premises {
+    granted: Option<&'static str>,
+}
+
+impl Premises {
+    /// Every premise is asked but this one.
+    pub fn without(premise: &'static str) -> Premises {
+        Premises { granted: Some(premise) }
+    }
+
+    /// True if the fact holds or its premise is taken for granted.
+    pub fn hold(&self, premise: &'static str, fact: bool) -> bool {
+        fact || self.granted == Some(premise)
+    }
 }
 
 /// A named, classed rewrite.
