@@ -12,6 +12,7 @@
 
 mod arena;
 mod build;
+mod check;
 mod layout;
 mod places;
 mod schedule;
@@ -19,11 +20,12 @@ mod states;
 #[cfg(test)]
 mod tests;
 
+pub use check::{Fault, Violation, check};
 pub use layout::ROW_MULTIPLE;
 
 use std::sync::Arc;
 use thiserror::Error;
-use weldment_ir::{Graph, IrError, NodeId, Op, TensorType, Value};
+use weldment_ir::{Category, Graph, IrError, NodeId, Op, TensorType, Value};
 
 /// What bufferisation can refuse.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -46,6 +48,14 @@ pub enum BufferError {
     /// Steps that wait for each other: a bug of this pass, reported rather than looped on.
     #[error("internal: the steps of `{0}` depend on each other in a circle")]
     Cycle(String),
+    /// A plan that [`check`] does not accept: a bug of this pass.
+    #[error("internal: the plan of `{graph}` is wrong: {violation}")]
+    Unsound {
+        /// The graph's name.
+        graph: String,
+        /// What is wrong.
+        violation: Box<Violation>,
+    },
 }
 
 /// A place in memory that outlives one kernel.
@@ -197,6 +207,13 @@ pub trait KernelNeeds {
         None
     }
 
+    /// May result `result` of the kernel of `node` take the very bytes of operand `operand`, element for element? The kernel then
+    /// reads each element of the operand before it writes that place, and never again. Types and strides are known to agree.
+    fn shares(&self, graph: &Graph, node: NodeId, operand: usize, result: usize) -> bool {
+        let _ = (operand, result);
+        graph.node(node).op.kind().info().category == Category::Elementwise
+    }
+
     /// Arena bytes that the kernel of `node` needs for itself while it runs.
     fn scratch(&self, graph: &Graph, node: NodeId) -> u64 {
         let _ = (graph, node);
@@ -219,5 +236,8 @@ pub fn bufferise(graph: &Graph, needs: &dyn KernelNeeds) -> Result<BufferPlan, B
     build::steps(&mut draft)?;
     states::order(&mut draft)?;
     let epochs = schedule::epochs(&draft)?;
-    arena::finish(draft, &epochs)
+    let plan = arena::finish(draft, &epochs)?;
+    check(graph, &plan, needs)
+        .map_err(|violation| BufferError::Unsound { graph: graph.name.clone(), violation: Box::new(violation) })?;
+    Ok(plan)
 }
