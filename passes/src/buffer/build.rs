@@ -37,7 +37,8 @@ pub(super) fn steps(draft: &mut Draft<'_>) -> Result<(), BufferError> {
         let op = &graph.node(id).op;
         match (op, op.kind().info().category) {
             (Op::State { name, .. }, _) => b.versions[id.index()] = b.draft.leaves.get(name).copied(),
-            (_, Category::Leaf) => {}
+            // A leaf with operands is as good as its operands: a rope table by factors of the step is computed in the step.
+            (_, Category::Leaf) if graph.node(id).operands.is_empty() => {}
             (Op::Concat { .. }, _) => b.concat(id)?,
             (_, Category::View) => b.view(id)?,
             (_, Category::StateWrite) => b.state_write(id)?,

@@ -4,6 +4,7 @@
 //! * a view op (reshape, transpose, slice, broadcast) is strides over its operand's bytes, not a step;
 //! * a producer writes straight into its consumer's slot: a concat part, a graph result, a state;
 //! * a state version has one writer in place, after every reader of the version before it; anything else is a copy;
+//! * a result takes the bytes of an operand that dies with the step, where its kernel can do that;
 //! * every copy left is a step and is listed with its reason;
 //! * steps of one epoch (the steps between two barriers) touch disjoint bytes unless all of them only read, so a driver
 //!   may overlap them; two arena buffers share bytes only if no epoch needs both;
@@ -14,8 +15,10 @@ mod arena;
 mod build;
 mod check;
 mod layout;
+mod packing;
 mod places;
 mod schedule;
+mod share;
 mod states;
 #[cfg(test)]
 mod tests;
@@ -235,6 +238,7 @@ pub fn bufferise(graph: &Graph, needs: &dyn KernelNeeds) -> Result<BufferPlan, B
     let mut draft = places::assign(graph, needs)?;
     build::steps(&mut draft)?;
     states::order(&mut draft)?;
+    share::in_place(&mut draft);
     let epochs = schedule::epochs(&draft)?;
     let plan = arena::finish(draft, &epochs)?;
     check(graph, &plan, needs)

@@ -132,7 +132,9 @@ fn meet(mut a: Footprint, mut b: Footprint, budget: &mut u32) -> bool {
         *budget -= 1;
         match (a.loops.first().copied(), b.loops.first().copied()) {
             (None, None) => return true,
-            (Some((_, s)), Some((_, t))) if s == t && inner(&a).end() - a.base <= s && inner(&b).end() - b.base <= s => {
+            (Some((_, s)), Some((_, t)))
+                if s == t && inner(&a).end() - a.base <= s && inner(&b).end() - b.base <= s =>
+            {
                 return same_stride(a, b, s, budget);
             }
             (x, y) => {

@@ -183,7 +183,9 @@ impl<'a> Checker<'a> {
 
     fn dims(&self, ty: &TensorType, surplus: impl Fn(usize) -> bool) -> Vec<u64> {
         let size = |(axis, dim): (usize, &Dim)| match dim {
-            Dim::Sym(_) if surplus(axis) => self.most(dim).saturating_add(ROW_MULTIPLE - 1) / ROW_MULTIPLE * ROW_MULTIPLE,
+            Dim::Sym(_) if surplus(axis) => {
+                self.most(dim).saturating_add(ROW_MULTIPLE - 1) / ROW_MULTIPLE * ROW_MULTIPLE
+            }
             _ => self.most(dim),
         };
         ty.shape.iter().enumerate().map(size).collect()
@@ -215,7 +217,7 @@ impl<'a> Checker<'a> {
         let malformed = |text: &str| Err(wrong(Fault::Malformed(text.to_owned())));
         match &step.kind {
             StepKind::Kernel(id) => {
-                if self.graph.node(*id).op.kind().info().category == Category::Leaf || !self.live[id.index()] {
+                if self.graph.node(*id).operands.is_empty() || !self.live[id.index()] {
                     return malformed("a step for a leaf or a value that nobody wants");
                 }
                 if !done.insert(*id) {
@@ -263,12 +265,7 @@ impl<'a> Checker<'a> {
     }
 
     /// The footprints of a view of `value`, inside its region.
-    fn access<'v>(
-        &self,
-        value: Value,
-        view: &'v View,
-        name: impl Fn() -> String,
-    ) -> Result<Access<'v>, Fault> {
+    fn access<'v>(&self, value: Value, view: &'v View, name: impl Fn() -> String) -> Result<Access<'v>, Fault> {
         let ty = self.graph.type_of(value);
         let address = || Fault::Address { access: name(), view: show(view) };
         // Natural alignment; the largest power of two in a block of a block format.
@@ -410,7 +407,8 @@ impl<'a> Checker<'a> {
             }
         }
         for write in epoch.iter().flat_map(|step| &step.writes) {
-            let holding = Holding { value: write.value, view: write.view.clone(), footprint: write.exact.clone() };
+            let holding =
+                Holding { value: self.version(write.value), view: write.view.clone(), footprint: write.exact.clone() };
             self.held.entry(write.view.region.clone()).or_default().push(holding);
         }
         Ok(())
@@ -429,9 +427,7 @@ impl<'a> Checker<'a> {
         let mut pieces = 0;
         while let Some(mut piece) = open.pop() {
             pieces += 1;
-            if let Op::State { name, .. } = &self.graph.node(piece.value.node).op {
-                piece.value = self.leaves.get(name).copied().unwrap_or(piece.value);
-            }
+            piece.value = self.version(piece.value);
             if self.is_held(&piece, &view.region) {
                 continue;
             }
@@ -445,6 +441,14 @@ impl<'a> Checker<'a> {
             }
         }
         true
+    }
+
+    /// All leaves of one state are one value.
+    fn version(&self, value: Value) -> Value {
+        match &self.graph.node(value.node).op {
+            Op::State { name, .. } => self.leaves.get(name).copied().unwrap_or(value),
+            _ => value,
+        }
     }
 
     fn is_held(&self, piece: &Piece, region: &Region) -> bool {

@@ -133,7 +133,8 @@ impl Piece {
                 continue;
             }
             // Cut the loop of the largest step at the part's end, or take it apart where others share the axis.
-            let (which, l) = piece.loops.iter().enumerate().filter(|(_, l)| l.dim == axis).max_by_key(|(_, l)| l.step)?;
+            let (which, l) =
+                piece.loops.iter().enumerate().filter(|(_, l)| l.dim == axis).max_by_key(|(_, l)| l.step)?;
             if piece.loops.iter().filter(along).count() > 1 {
                 open.extend((0..l.count).map(|i| piece.iteration(which, i)));
                 continue;
