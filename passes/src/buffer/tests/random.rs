@@ -17,11 +17,22 @@ pub fn any(seed: u64) -> Graph {
     if random.one_in(3) {
         return random_graph(seed, 2 + random.below(14) as usize).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
     }
-    views(&mut random)
+    let steps = 3 + random.below(25);
+    views(&mut random, steps)
+}
+
+/// A graph of some hundred nodes.
+fn large(seed: u64) -> Graph {
+    let mut random = Random::new(seed);
+    let steps = 50 + random.below(250);
+    if random.one_in(2) {
+        return random_graph(seed, steps as usize).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+    }
+    views(&mut random, steps)
 }
 
 /// Views, concats, kernels and state writes in any order.
-fn views(dice: &mut Random) -> Graph {
+fn views(dice: &mut Random, steps: u64) -> Graph {
     let mut g = super::graph();
     let [p, s, b] = paged(&mut g);
     let weight = |dims: &str| Op::Weight { name: dims.into(), dtype: DType::F32, shape: shape(dims) };
@@ -36,7 +47,7 @@ fn views(dice: &mut Random) -> Graph {
         .enumerate()
         .map(|(i, dims)| input(&mut g, &format!("x{i}"), if i == 3 { half } else { DType::F32 }, dims))
         .collect();
-    for _ in 0..3 + dice.below(25) {
+    for _ in 0..steps {
         let v = *dice.pick(&pool).unwrap();
         let ty = g.type_of(v).clone();
         let same: Vec<Value> = pool.iter().copied().filter(|o| *g.type_of(*o) == ty).collect();
@@ -134,6 +145,8 @@ struct Totals {
     copies: usize,
     in_states: usize,
     shared: usize,
+    /// Copies by reason, names left out.
+    reasons: BTreeMap<String, usize>,
     /// Arena over its bound, in steps of 0.01 over 1: how many plans.
     over: BTreeMap<u64, u64>,
 }
@@ -142,6 +155,9 @@ impl Totals {
     fn add(&mut self, plan: &BufferPlan) {
         self.steps += plan.steps.len();
         self.copies += plan.copies.len();
+        for copy in &plan.copies {
+            *self.reasons.entry(copy.reason.rsplit(": ").next().unwrap_or_default().to_owned()).or_default() += 1;
+        }
         for step in &plan.steps {
             self.in_states += step.writes.iter().filter(|w| matches!(w.region, Region::State(_))).count();
             let shares = |w: &&View| w.region == Region::Arena && step.reads.contains(w);
@@ -178,15 +194,31 @@ fn random_plans_compute_what_the_graph_means() {
         sum.copies += t.copies;
         sum.in_states += t.in_states;
         sum.shared += t.shared;
+        t.reasons.into_iter().for_each(|(reason, n)| *sum.reasons.entry(reason).or_default() += n);
         t.over.into_iter().for_each(|(over, n)| *sum.over.entry(over).or_default() += n);
     }
-    println!("{sum:?}");
+    println!("{sum:#?}");
     assert_eq!(sum.graphs, count);
     let enough = count as usize / 4;
     assert!(
         sum.steps > 4 * enough && sum.copies > enough && sum.in_states > enough && sum.shared > enough / 2,
         "{sum:?}"
     );
+}
+
+/// `WELDMENT_LARGE_GRAPHS` (60 by default) graphs of hundreds of nodes: planned, checked, and no arena over 1.1 times its bound.
+#[test]
+fn arenas_of_large_graphs_are_near_the_bound() {
+    let count: u64 = std::env::var("WELDMENT_LARGE_GRAPHS").map_or(60, |n| n.parse().expect("a number of graphs"));
+    let mut totals = Totals::default();
+    for seed in 0..count {
+        let g = large(seed);
+        let plan = bufferise(&g, &AnyStrides).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+        assert!(plan.arena_bytes * 10 <= plan.arena_lower_bound * 11, "seed {seed}: {} bytes", plan.arena_bytes);
+        totals.add(&plan);
+    }
+    println!("percent over the bound: {:?}, {} steps", totals.over, totals.steps);
+    assert!(totals.steps as u64 > 20 * count);
 }
 
 fn one(seed: u64, totals: &mut Totals) {
