@@ -80,6 +80,9 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
     let padded = shape.len() != out.ty.rank();
     let copy = r.op.kind().info().category == weldment_ir::Category::View;
     let mut b = Builder::new(if copy { "copy" } else { "pointwise" });
+    if copy {
+        b.moves_only();
+    }
     let params: Vec<_> = (0..r.operands.len())
         .map(|i| param(&mut b, r.target, &format!("in{i}"), &r.operands[i], Access::Read))
         .collect();
