@@ -1,5 +1,6 @@
 //! One unit: into the e-graph, saturated, extracted, and described as a recipe that can be stamped.
 
+use crate::correspondence::{Equal, equalities};
 use crate::egraph::{ENode, Facts, LeafFacts, Limits, Log, Net, saturate, typed_op};
 use crate::error::PassError;
 use crate::extract::{Extraction, Prices};
@@ -38,6 +39,8 @@ pub(crate) struct Recipe {
     pub steps: Vec<Step>,
     /// One for each output of the unit.
     pub outputs: Vec<Source>,
+    /// Which values of the unit its values equal.
+    pub equal: Vec<Equal>,
     /// Every anchor of the unit and what became of it.
     pub sites: Vec<(Site, Outcome)>,
     pub e_nodes: usize,
@@ -155,6 +158,8 @@ impl Solver<'_> {
         let (steps, owner) = self.steps(unit, &net, &log, &extraction).ok_or_else(missing)?;
         let outputs: Option<Vec<Source>> =
             roots.iter().map(|r| source_of(&net, &extraction, &owner, unit, net.find(*r))).collect();
+        let source = |class| source_of(&net, &extraction, &owner, unit, class);
+        let equal = equalities(unit, &net, &classes, &extraction.order(), &source);
         let mut solved = Solved { unit, net, log, extraction, classes, owner, steps };
         let owners = attribute(&mut solved);
         let sites = anchors(unit).into_iter().map(|a| (a.site(), outcome(self, &solved, &owners, &a))).collect();
@@ -162,6 +167,7 @@ impl Solver<'_> {
         Ok(Recipe {
             steps: solved.steps,
             outputs: outputs.ok_or_else(missing)?,
+            equal,
             sites,
             e_nodes: solved.net.total_number_of_nodes(),
             iterations: solved.log.iterations,
