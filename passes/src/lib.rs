@@ -13,6 +13,7 @@ pub mod regions;
 pub mod report;
 pub mod rules;
 mod solve;
+pub mod specialise;
 pub mod target;
 pub mod units;
 

@@ -4,7 +4,7 @@ use crate::correspondence::Correspondence;
 use crate::egraph::Limits;
 use crate::error::PassError;
 use crate::probe::{Probe, Rewrite};
-use crate::report::{NodeReport, Report, UnitReport};
+use crate::report::{AnchorReport, Origin, Report, UnitReport, graph_nodes, node_reports};
 use crate::rules::{self, GROUPS, Numerics, Rule};
 use crate::solve::{Recipe, Solver, Source};
 use crate::target::TargetModel;
@@ -21,6 +21,8 @@ pub struct Options {
     pub fp_policy: Option<Numerics>,
     /// Rules and fusions switched off, by name.
     pub disabled: BTreeSet<String>,
+    /// Fusions of [`rules::OPT_IN`] that may fire.
+    pub enabled: BTreeSet<String>,
     /// Values of symbols at which forms are priced; a symbol not given stands at the least of its range.
     pub dims: BTreeMap<String, u64>,
     /// Optimise equal layers once.
@@ -38,6 +40,7 @@ impl Default for Options {
         Options {
             fp_policy: None,
             disabled: BTreeSet::new(),
+            enabled: BTreeSet::new(),
             dims: BTreeMap::new(),
             unit_stamping: true,
             chaos: None,
@@ -88,7 +91,7 @@ pub fn optimise_by(
     let graph = graph.compact()?;
     let policy = options.fp_policy.unwrap_or_else(|| Numerics::default_for(&graph));
     check_names(all, &options.disabled)?;
-    let (allowed, barred) = select(all, policy, &options.disabled);
+    let (allowed, barred) = select(all, policy, options);
     let dims = |symbol: &str| {
         let range = graph.symbols().get(symbol);
         let given = options.dims.get(symbol).copied();
@@ -101,9 +104,13 @@ pub fn optimise_by(
     let (limits, probe) = (options.limits, &Probe::new(options.chaos, options.fuel));
     let solver = Solver { rules: allowed, barred, target, limits, probe, dims: &dims, favour_made: false };
     let units = solve_units(&graph, &solver, options.unit_stamping)?;
-    let Stamped { graph: out, nodes, mut correspondence } = stamp(&graph, &units)?;
+    let Stamped { graph: out, origins, mut correspondence } = stamp(&graph, &units)?;
     weldment_ir::verify(&out)?;
-    let report = report(&graph, &out, policy, &options.disabled, &units, nodes);
+    let before = graph_nodes(&graph, &dims);
+    let nodes = node_reports(&before, graph_nodes(&out, &dims), origins, all);
+    let values = graph.symbols().keys().map(|s| (s.to_string(), dims(s))).collect();
+    let mut report = Report::new((policy, &options.disabled), values, before, nodes);
+    account(&mut report, &graph, &units);
     for equal in correspondence.values_mut() {
         *equal = equal.iter().map(|(v, form)| (Value { node: given[v.node.index()], ..*v }, *form)).collect();
     }
@@ -114,14 +121,14 @@ pub fn optimise_by(
 /// A graph put together from recipes.
 pub(crate) struct Stamped {
     pub graph: Graph,
-    pub nodes: Vec<NodeReport>,
+    pub origins: Vec<Origin>,
     pub correspondence: Correspondence,
 }
 
 /// [`stamp`] without the correspondence.
 #[cfg(test)]
-pub(crate) fn rebuild(graph: &Graph, units: &Units) -> Result<(Graph, Vec<NodeReport>), PassError> {
-    stamp(graph, units).map(|s| (s.graph, s.nodes))
+pub(crate) fn rebuild(graph: &Graph, units: &Units) -> Result<(Graph, Vec<Origin>), PassError> {
+    stamp(graph, units).map(|s| (s.graph, s.origins))
 }
 
 /// Stamps every unit.
@@ -149,12 +156,16 @@ fn check_names(all: &[Rule], disabled: &BTreeSet<String>) -> Result<(), PassErro
 fn select<'a>(
     all: &'a [Rule],
     policy: Numerics,
-    disabled: &BTreeSet<String>,
+    options: &Options,
 ) -> (Vec<&'a Rule>, Vec<(&'a Rule, String)>) {
     let (mut allowed, mut barred) = (Vec::new(), Vec::new());
     for rule in all {
-        let off = [Some(rule.name), rule.group].into_iter().flatten().find(|n| disabled.contains(*n));
+        let off = [Some(rule.name), rule.group].into_iter().flatten().find(|n| options.disabled.contains(*n));
+        let opt_in = rules::OPT_IN.iter().find(|(group, _)| rule.group == Some(group));
         match off {
+            None if opt_in.is_some_and(|(group, _)| !options.enabled.contains(*group)) => {
+                barred.push((rule, opt_in.map_or(String::new(), |(_, why)| (*why).to_owned())));
+            }
             Some(name) => barred.push((rule, format!("switched off by --disable {name}"))),
             None if rule.class > policy => {
                 barred.push((rule, format!("{} is {}, the policy allows {policy}", rule.name, rule.class)));
@@ -235,7 +246,14 @@ struct Draft {
     op: Op,
     operands: Vec<Value>,
     sources: BTreeSet<Arc<str>>,
-    rules: BTreeSet<&'static str>,
+    stands_for: BTreeSet<NodeId>,
+    chain: Vec<&'static str>,
+}
+
+impl Draft {
+    fn new(op: Op, operands: Vec<Value>, sources: BTreeSet<Arc<str>>) -> Draft {
+        Draft { op, operands, sources, stands_for: BTreeSet::new(), chain: Vec::new() }
+    }
 }
 
 /// Collects the new graph; equal nodes are one node.
@@ -259,7 +277,7 @@ impl<'a> Builder<'a> {
         };
         for id in graph.ids().filter(|id| is_shared_leaf(&graph.node(*id).op)) {
             let node = graph.node(id);
-            let value = out.draft(node.op.clone(), Vec::new(), node.sources.clone(), BTreeSet::new());
+            let value = out.draft(Draft::new(node.op.clone(), Vec::new(), node.sources.clone()));
             let leaf = (Value { node: id, result: 0 }, Carried::Plain);
             out.values.insert(leaf, value);
             out.equal.entry(value).or_default().insert(leaf);
@@ -267,25 +285,21 @@ impl<'a> Builder<'a> {
         out
     }
 
-    fn draft(
-        &mut self,
-        op: Op,
-        operands: Vec<Value>,
-        sources: BTreeSet<Arc<str>>,
-        rules: BTreeSet<&'static str>,
-    ) -> Value {
-        let key = (op.clone(), operands.clone());
+    fn draft(&mut self, draft: Draft) -> Value {
+        let key = (draft.op.clone(), draft.operands.clone());
         let at = match self.known.get(&key) {
             Some(at) => {
-                let draft = &mut self.drafts[*at as usize];
-                draft.sources.extend(sources);
-                draft.rules.extend(rules);
+                let known = &mut self.drafts[*at as usize];
+                known.sources.extend(draft.sources);
+                known.stands_for.extend(draft.stands_for);
+                let more: Vec<_> = draft.chain.into_iter().filter(|r| !known.chain.contains(r)).collect();
+                known.chain.extend(more);
                 *at
             }
             None => {
                 let at = self.drafts.len() as u32;
                 self.known.insert(key, at);
-                self.drafts.push(Draft { op, operands, sources, rules });
+                self.drafts.push(draft);
                 at
             }
         };
@@ -304,9 +318,11 @@ impl<'a> Builder<'a> {
         for step in &recipe.steps {
             let operands: Result<Vec<Value>, PassError> =
                 step.operands.iter().map(|s| self.place(instance, &placed, *s)).collect();
-            let origins = step.origins.iter().filter_map(|i| instance.nodes.get(*i as usize));
-            let sources = origins.flat_map(|id| self.graph.node(*id).sources.iter().cloned()).collect();
-            placed.push(self.draft(step.op.clone(), operands?, sources, step.rules.clone()));
+            let stands_for: BTreeSet<NodeId> =
+                step.origins.iter().filter_map(|i| instance.nodes.get(*i as usize)).copied().collect();
+            let sources = stands_for.iter().flat_map(|id| self.graph.node(*id).sources.iter().cloned()).collect();
+            let draft = Draft::new(step.op.clone(), operands?, sources);
+            placed.push(self.draft(Draft { stands_for, chain: step.chain.clone(), ..draft }));
         }
         for equal in &recipe.equal {
             // A slot that is only read cast has no plain value here.
@@ -348,15 +364,13 @@ impl<'a> Builder<'a> {
             out.declare_symbol(name, range.min, range.max);
         }
         let mut map: Vec<Option<NodeId>> = vec![None; self.drafts.len()];
-        let mut nodes = Vec::new();
-        for (i, draft) in self.drafts.iter().enumerate().filter(|(i, _)| live[*i]) {
+        let mut origins = Vec::new();
+        for (i, draft) in self.drafts.into_iter().enumerate().filter(|(i, _)| live[*i]) {
             let moved = |v: &Value| map[v.node.index()].map(|node| Value { node, ..*v });
             let operands: Vec<Value> = draft.operands.iter().filter_map(moved).collect();
-            let id = out.add(draft.op.clone(), &operands, draft.sources.clone())?;
-            map[i] = Some(id);
-            if !is_shared_leaf(&draft.op) {
-                nodes.push(NodeReport::new(id, draft.op.kind(), &draft.sources, &draft.rules));
-            }
+            let node = out.add(draft.op, &operands, draft.sources)?;
+            map[i] = Some(node);
+            origins.push(Origin { node, stands_for: draft.stands_for, chain: draft.chain });
         }
         for (output, value) in outputs {
             let node = map[value.node.index()].ok_or_else(|| lost(&output.name))?;
@@ -370,7 +384,7 @@ impl<'a> Builder<'a> {
         }
         let value = |v: Value| map.get(v.node.index()).copied().flatten().map(|node| Value { node, ..v });
         let correspondence = self.equal.into_iter().filter_map(|(v, equal)| Some((value(v)?, equal))).collect();
-        Ok(Stamped { graph: out, nodes, correspondence })
+        Ok(Stamped { graph: out, origins, correspondence })
     }
 }
 
@@ -378,15 +392,8 @@ fn lost(name: &str) -> PassError {
     PassError::Ir(IrError::InvalidGraph { path: name.to_owned(), message: "the output was lost".into() })
 }
 
-fn report(
-    before: &Graph,
-    after: &Graph,
-    policy: Numerics,
-    disabled: &BTreeSet<String>,
-    units: &Units,
-    nodes: Vec<NodeReport>,
-) -> Report {
-    let mut report = Report::new(policy, disabled, before, after, nodes);
+/// Units and anchors, as the report has them.
+fn account(report: &mut Report, before: &Graph, units: &Units) {
     for (i, (unit, recipe)) in units.recipes.iter().enumerate() {
         let instances = units.placed.iter().filter(|(_, r)| *r == i).count();
         report.units.push(UnitReport {
@@ -400,14 +407,10 @@ fn report(
     }
     for (instance, recipe) in &units.placed {
         for (site, outcome) in &units.recipes[*recipe].1.sites {
-            let paths: BTreeSet<String> = site
-                .nodes
-                .iter()
-                .filter_map(|i| instance.nodes.get(*i as usize))
-                .flat_map(|id| before.node(*id).sources.iter().map(|s| s.to_string()))
-                .collect();
-            report.place(site.group, paths, outcome.clone());
+            let ids = site.nodes.iter().filter_map(|i| instance.nodes.get(*i as usize));
+            let paths = ids.clone().flat_map(|id| before.node(*id).sources.iter().map(|s| s.to_string())).collect();
+            let nodes = ids.map(|id| id.index() as u32).collect();
+            report.place(site.group, AnchorReport { nodes, paths, outcome: outcome.clone() });
         }
     }
-    report
 }

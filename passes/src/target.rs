@@ -1,6 +1,7 @@
 //! What passes ask of a target: may this op run there, and what would it cost. Kernel libraries implement it from the
 //! one declaration each kernel family makes, so match guards, near-miss texts and selection cannot disagree.
 
+use crate::specialise::Threshold;
 use std::fmt;
 use weldment_ir::{Category, DType, Dim, Op, OpKind, TensorType};
 
@@ -31,6 +32,12 @@ pub trait TargetModel {
 
     /// Nanoseconds of one execution (launch, bytes over bandwidth, work) with the symbols at `dims`.
     fn cost(&self, op: &Op, operands: &[TensorType], results: &[TensorType], dims: &dyn Fn(&str) -> u64) -> f64;
+
+    /// Values of symbols at which another kernel, or another form of it, would be chosen for the op.
+    fn thresholds(&self, op: &Op, operands: &[TensorType], results: &[TensorType]) -> Vec<Threshold> {
+        let _ = (op, operands, results);
+        Vec::new()
+    }
 }
 
 /// A target that has every kernel and prices launches, bytes and multiply-adds: a test double, and the model used
@@ -62,6 +69,35 @@ pub fn dim_at(dim: &Dim, dims: &dyn Fn(&str) -> u64) -> u64 {
     match dim {
         Dim::Const(n) => *n,
         Dim::Sym(s) => dims(s),
+    }
+}
+
+/// Bytes that one launch of an op reads and writes with the symbols at `dims`: all of its operands and results, except
+/// that rows picked by an index are read alone, a cache is written at the new positions alone, and attention reads the
+/// blocks that its block table names. 0 for leaves and views.
+pub fn traffic(op: &Op, operands: &[TensorType], results: &[TensorType], dims: &dyn Fn(&str) -> u64) -> u64 {
+    if matches!(op.kind().info().category, Category::Leaf | Category::View) {
+        return 0;
+    }
+    let all = |types: &[TensorType]| types.iter().fold(0u64, |sum, t| sum.saturating_add(bytes_at(t, dims)));
+    let written = all(results);
+    match (op, operands) {
+        (Op::Gather { .. }, [_, indices]) => written.saturating_mul(2).saturating_add(bytes_at(indices, dims)),
+        (Op::CacheWrite { .. } | Op::RopeCacheWrite { .. }, [_, x, rest @ ..]) => {
+            let tables: Vec<TensorType> = rest.iter().filter(|t| t.dtype == DType::I32).cloned().collect();
+            bytes_at(x, dims).saturating_mul(2).saturating_add(all(&tables))
+        }
+        (Op::Attention { .. }, [q, caches @ .., _, _, tables]) => {
+            let blocks = tables.shape.iter().fold(1u64, |n, d| n.saturating_mul(dim_at(d, dims)));
+            let read = caches.iter().filter(|t| t.rank() == 4).fold(0u64, |sum, cache| {
+                let held = cache.shape.first().map_or(1, |n| dim_at(n, dims)).max(1);
+                let block = bytes_at(cache, dims) / held;
+                sum.saturating_add(block.saturating_mul(blocks.min(held)))
+            });
+            let indices = all(&operands[operands.len() - 3..]);
+            bytes_at(q, dims).saturating_add(read).saturating_add(indices).saturating_add(written)
+        }
+        _ => all(operands).saturating_add(written),
     }
 }
 

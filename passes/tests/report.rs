@@ -100,6 +100,7 @@ fn a_kernel_refusal_is_a_near_miss() {
         predicate: "add_rms_norm kernel: hidden size".into(),
         found: "64".into(),
         accepted: "a multiple of 128".into(),
+        change: "make add_rms_norm kernel: hidden size a multiple of 128 (64 now)".into(),
     };
     assert!(why.iter().all(|r| **r == expected), "{why:?}");
 }
@@ -152,6 +153,17 @@ fn the_report_answers_for_a_place_and_survives_json() {
     let json = serde_json::to_string(&out.report).unwrap_or_else(|e| panic!("{e}"));
     let back: Report = serde_json::from_str(&json).unwrap_or_else(|e| panic!("{e}"));
     assert_eq!(back, out.report);
+    // What the nodes save adds up to what the step saves.
+    let report = &out.report;
+    let saved: i64 = report.nodes.iter().map(|n| n.launches_saved).sum();
+    assert_eq!(saved, report.launches_before as i64 - report.launches_after as i64);
+    let saved: i64 = report.nodes.iter().map(|n| n.bytes_saved).sum();
+    assert_eq!(saved, report.bytes_before as i64 - report.bytes_after as i64);
+    assert!(saved > 0, "{saved}");
+    for node in report.nodes.iter().filter(|n| n.launch) {
+        assert!(!node.stands_for.is_empty(), "{node:?}");
+        assert_eq!(node.chain.len(), node.rules.len(), "{node:?}");
+    }
 }
 
 #[test]

@@ -1,12 +1,14 @@
 //! From a model's graph to a planned variant: fused for a target, every value placed.
 
-use super::{CompileError, Progress, Timeline, Variant};
+use super::{CompileError, Progress, Timeline};
 use std::collections::{BTreeMap, BTreeSet};
+use weldment_codegen::VariantPlan;
 use weldment_ir::Graph;
 use weldment_passes::buffer::{BufferPlan, KernelNeeds, bufferise_with};
-use weldment_passes::pipeline::{Options, optimise};
+use weldment_passes::pipeline::{Optimised, Options, optimise};
 use weldment_passes::report::Report;
 use weldment_passes::rules::Numerics;
+use weldment_passes::specialise::{self, Specialised, Variant};
 use weldment_passes::target::TargetModel;
 
 /// What a user may say about fusion.
@@ -30,7 +32,9 @@ pub struct FusionOptions {
 #[derive(Clone, Debug)]
 pub struct Planned {
     /// For file names and reports.
-    pub name: &'static str,
+    pub name: String,
+    /// The entry with this variant's ranges, before any rule.
+    pub before: Graph,
     /// Fused graph.
     pub graph: Graph,
     /// Schedule and places.
@@ -41,29 +45,61 @@ pub struct Planned {
     pub report: Report,
 }
 
+impl Planned {
+    /// What code generation takes.
+    pub fn variant(&self) -> VariantPlan<'_> {
+        VariantPlan {
+            name: &self.name,
+            graph: &self.graph,
+            plan: &self.plan,
+            max_tokens: self.graph.symbols().get("T").map_or(1, |r| r.max),
+            guards: self.guards.clone(),
+        }
+    }
+}
+
 /// Sizes at which forms of a variant are priced: one sequence in the middle of its context, all tokens of the variant.
 fn typical(graph: &Graph) -> BTreeMap<String, u64> {
     let max = |name: &str| graph.symbols().get(name).map(|r| r.max);
     let mut dims = BTreeMap::new();
     dims.extend(max("T").map(|t| ("T".to_owned(), t)));
-    dims.extend(max("P").map(|p| ("P".to_owned(), p.div_ceil(2))));
+    dims.extend(["P", "C"].into_iter().filter_map(|s| Some((s.to_owned(), max(s)?.div_ceil(2)))));
     dims.extend(max("N").map(|n| ("N".to_owned(), n)));
     dims.extend(["B", "R"].map(|s| (s.to_owned(), 1)));
     dims
 }
 
-/// Fuses one variant for `target` and places its values.
+/// The entry's variants for a target: split wherever a rule or a kernel depends on a symbol, fused, joined where neighbours
+/// came out equal, and placed. `library` gives the kernels of variants of so many tokens.
 ///
 /// # Errors
 /// Unknown names in the options, or limits of the passes.
-pub fn plan_variant(
-    variant: Variant,
-    target: &dyn TargetModel,
-    needs: &dyn KernelNeeds,
+pub fn plan_entry<T: TargetModel + KernelNeeds>(
+    entry: &Graph,
+    library: &dyn Fn(u64) -> T,
     options: &FusionOptions,
     timeline: &mut Timeline,
     progress: &mut dyn Progress,
-) -> Result<Planned, CompileError> {
+) -> Result<Vec<Planned>, CompileError> {
+    let most_tokens = |graph: &Graph| graph.symbols().get("T").map_or(1, |r| r.max);
+    let whole = library(most_tokens(entry));
+    let mut fused: Vec<Specialised<Report>> = Vec::new();
+    for variant in specialise::split(entry, &specialise::thresholds(entry, &whole)) {
+        let target = library(most_tokens(&variant.graph));
+        let out = timeline.stage(progress, "fuse", || fuse(&variant, &target, options))?;
+        fused.push(Specialised { variant, fused: out.graph, rest: out.report });
+    }
+    let mut planned = Vec::new();
+    for Specialised { variant, fused, rest: report } in specialise::merge(entry, fused, &whole) {
+        let needs = library(most_tokens(&fused));
+        let plan = timeline.stage(progress, "bufferise", || bufferise_with(&fused, &needs, options.chaos))?;
+        let Variant { name, graph: before, guards, .. } = variant;
+        planned.push(Planned { name, before, graph: fused, plan, guards, report });
+    }
+    Ok(planned)
+}
+
+fn fuse(variant: &Variant, target: &dyn TargetModel, options: &FusionOptions) -> Result<Optimised, CompileError> {
     let passes = Options {
         fp_policy: options.fp_policy,
         disabled: options.disabled.clone(),
@@ -72,7 +108,5 @@ pub fn plan_variant(
         fuel: options.fuel,
         ..Options::default()
     };
-    let fused = timeline.stage(progress, "fuse", || optimise(&variant.graph, target, &passes))?;
-    let plan = timeline.stage(progress, "bufferise", || bufferise_with(&fused.graph, needs, options.chaos))?;
-    Ok(Planned { name: variant.name, graph: fused.graph, plan, guards: variant.guards, report: fused.report })
+    Ok(optimise(&variant.graph, target, &passes)?)
 }

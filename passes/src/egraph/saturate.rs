@@ -51,6 +51,8 @@ pub struct Log {
     pub misses: IndexMap<Id, BTreeSet<NearMiss>>,
     /// Rules that fired, by root class (canonical).
     pub fired: IndexMap<Id, BTreeSet<usize>>,
+    /// Values that a rule which fired at a class (canonical) has no use for any more.
+    pub dropped: IndexMap<Id, BTreeSet<Id>>,
     /// Matches applied, by rule.
     pub matches: BTreeMap<usize, usize>,
     /// Rounds.
@@ -80,6 +82,11 @@ impl Log {
             misses.entry(net.find(id)).or_default().extend(found);
         }
         self.misses = misses;
+        let mut dropped: IndexMap<Id, BTreeSet<Id>> = IndexMap::new();
+        for (id, values) in self.dropped.drain(..) {
+            dropped.entry(net.find(id)).or_default().extend(values.iter().map(|v| net.find(*v)));
+        }
+        self.dropped = dropped;
     }
 }
 
@@ -202,8 +209,10 @@ fn apply(
         false
     };
     let mut equal = m.equal;
-    let mut origins = BTreeSet::new();
-    if let (Body::Rewrite { sources, right, derived, conditions, .. }, Some(mut subst)) = (&rule.body, m.subst) {
+    let (mut origins, mut unused) = (BTreeSet::new(), Vec::new());
+    if let (Body::Rewrite { sources, right, derived, conditions, dropped, .. }, Some(mut subst)) = (&rule.body, m.subst)
+    {
+        unused.extend(dropped.iter().filter_map(|v| subst.get(*v).copied()));
         for c in conditions {
             if let Answer::Unknown { found, accepted } = c.holds(net, &subst) {
                 return miss(c.predicate.to_owned(), found, accepted);
@@ -256,6 +265,9 @@ fn apply(
     changed |= net.number_of_classes() != before;
     done.insert(key);
     log.fired.entry(m.root).or_default().insert(m.rule);
+    if !unused.is_empty() {
+        log.dropped.entry(m.root).or_default().extend(unused);
+    }
     *log.matches.entry(m.rule).or_default() += 1;
     changed
 }

@@ -250,9 +250,15 @@ fn reason(solver: &Solver<'_>, solved: &Solved<'_>, anchor: &Anchor, chosen: Str
                 predicate: m.predicate.clone(),
                 found: m.found.clone(),
                 accepted: m.accepted.clone(),
+                change: change(&m.predicate, &m.found, &m.accepted),
             };
         }
     }
     let text = solver.barred.iter().find(|(r, _)| in_group(r)).map(|(_, why)| why.clone());
     text.map_or(Reason::NoPattern, |text| Reason::Barred { text })
+}
+
+/// The default change for a predicate: what is accepted, in place of what was found.
+fn change(predicate: &str, found: &str, accepted: &str) -> String {
+    format!("make {predicate} {accepted} ({found} now)")
 }

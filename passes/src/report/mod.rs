@@ -1,15 +1,16 @@
 //! The match report: for every fusion, the places counted on the graph before any rule, and what became of each.
 
 mod anchors;
+mod graph;
 mod render;
 
 pub(crate) use anchors::{Site, anchors, outcome};
+pub use graph::{GraphNode, NodeReport, RuleStep};
+pub(crate) use graph::{Origin, graph_nodes, node_reports};
 
 use crate::rules::{GROUPS, Numerics};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
-use weldment_ir::{Category, Graph, NodeId, OpKind};
 
 /// What became of one place where a fusion could happen.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,6 +52,8 @@ pub enum Reason {
         found: String,
         /// Accepted.
         accepted: String,
+        /// The smallest change that would let the rule match, as an instruction.
+        change: String,
     },
     /// The rule fired and another form was cheaper.
     Dearer {
@@ -66,6 +69,8 @@ pub enum Reason {
 /// One place.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AnchorReport {
+    /// Nodes of the graph before any rule that name it.
+    pub nodes: Vec<u32>,
     /// Source paths of the anchor.
     pub paths: BTreeSet<String>,
     /// What became of it.
@@ -80,35 +85,6 @@ pub struct GroupReport {
     pub name: String,
     /// Every place, in the graph's order.
     pub anchors: Vec<AnchorReport>,
-}
-
-/// One node of the optimised graph.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct NodeReport {
-    /// Node number in the optimised graph.
-    pub node: u32,
-    /// Op name.
-    pub op: String,
-    /// Source paths.
-    pub sources: BTreeSet<String>,
-    /// Rules that led to it; none for a node of the model definition.
-    pub rules: BTreeSet<String>,
-}
-
-impl NodeReport {
-    pub(crate) fn new(
-        id: NodeId,
-        kind: OpKind,
-        sources: &BTreeSet<Arc<str>>,
-        rules: &BTreeSet<&'static str>,
-    ) -> NodeReport {
-        NodeReport {
-            node: id.index() as u32,
-            op: kind.info().name.to_owned(),
-            sources: sources.iter().map(|s| s.to_string()).collect(),
-            rules: rules.iter().map(|r| (*r).to_owned()).collect(),
-        }
-    }
 }
 
 /// One distinct unit.
@@ -135,50 +111,51 @@ pub struct Report {
     pub policy: String,
     /// What was switched off.
     pub disabled: Vec<String>,
+    /// Values of the symbols at which forms were priced and bytes are counted.
+    pub dims: BTreeMap<String, u64>,
     /// Ops that run in a step (no leaves, views or static values) before.
     pub launches_before: usize,
     /// And after.
     pub launches_after: usize,
+    /// Bytes that those read and write before.
+    pub bytes_before: u64,
+    /// And after.
+    pub bytes_after: u64,
     /// Coverage, by fusion.
     pub groups: Vec<GroupReport>,
     /// Distinct units.
     pub units: Vec<UnitReport>,
+    /// The graph before any rule, without dead nodes and leaves.
+    pub before: Vec<GraphNode>,
     /// Nodes of the optimised graph, leaves left out.
     pub nodes: Vec<NodeReport>,
 }
 
-/// Ops of a graph that run in a step.
-fn launches(graph: &Graph) -> usize {
-    let (live, fixed) = (graph.live(), graph.statics());
-    let runs = |id: &NodeId| {
-        let category = graph.node(*id).op.kind().info().category;
-        live[id.index()] && !fixed[id.index()] && !matches!(category, Category::Leaf | Category::View)
-    };
-    graph.ids().filter(runs).count()
-}
-
 impl Report {
     pub(crate) fn new(
-        policy: Numerics,
-        disabled: &BTreeSet<String>,
-        before: &Graph,
-        after: &Graph,
+        (policy, disabled): (Numerics, &BTreeSet<String>),
+        dims: BTreeMap<String, u64>,
+        before: Vec<GraphNode>,
         nodes: Vec<NodeReport>,
     ) -> Report {
         Report {
             policy: policy.name().to_owned(),
             disabled: disabled.iter().cloned().collect(),
-            launches_before: launches(before),
-            launches_after: launches(after),
+            dims,
+            launches_before: before.iter().filter(|n| n.launch).count(),
+            launches_after: nodes.iter().filter(|n| n.launch).count(),
+            bytes_before: before.iter().fold(0, |sum, n| sum.saturating_add(n.bytes)),
+            bytes_after: nodes.iter().fold(0, |sum, n| sum.saturating_add(n.bytes)),
             groups: GROUPS.iter().map(|g| GroupReport { name: (*g).to_owned(), anchors: Vec::new() }).collect(),
             units: Vec::new(),
+            before,
             nodes,
         }
     }
 
-    pub(crate) fn place(&mut self, group: &str, paths: BTreeSet<String>, outcome: Outcome) {
+    pub(crate) fn place(&mut self, group: &str, anchor: AnchorReport) {
         if let Some(g) = self.groups.iter_mut().find(|g| g.name == group) {
-            g.anchors.push(AnchorReport { paths, outcome });
+            g.anchors.push(anchor);
         }
     }
 

@@ -9,8 +9,8 @@ impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Reason::Barred { text } => f.write_str(text),
-            Reason::NearMiss { rule, predicate, found, accepted } => {
-                write!(f, "{rule}: {predicate} is {found}, {accepted} is accepted")
+            Reason::NearMiss { rule, predicate, found, accepted, change } => {
+                write!(f, "{rule}: {predicate} is {found}, {accepted} is accepted; {change}")
             }
             Reason::Dearer { chosen, extra_ns } => {
                 write!(f, "extraction preferred {chosen}: the fusion costs {extra_ns} ns more")

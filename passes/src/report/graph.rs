@@ -1,0 +1,213 @@
+//! The graphs of a report: every node before any rule and after, what a step pays for each, and which node stands for
+//! which.
+
+use crate::rules::Rule;
+use crate::target::traffic;
+use crate::units::layer_of;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use weldment_ir::{Category, Graph, NodeId, OpKind};
+
+/// One node of the graph before any rule.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GraphNode {
+    /// Node number, in the graph before any rule.
+    pub node: u32,
+    /// Op name.
+    pub op: String,
+    /// Result types, separated by commas.
+    pub ty: String,
+    /// The layer of its source path, `layers.N.`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layer: Option<u32>,
+    /// Source paths.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub sources: BTreeSet<String>,
+    /// Nodes it reads, leaves left out.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub operands: Vec<u32>,
+    /// Bytes that a step reads and writes for it; 0 for what does not run in a step.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub bytes: u64,
+    /// True if it runs in a step: no view, and not computed from weights alone.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub launch: bool,
+}
+
+/// One rewrite of a chain.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RuleStep {
+    /// The rule.
+    pub rule: String,
+    /// Its numerics class.
+    pub class: String,
+    /// The fusion it belongs to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
+    /// The rule as written, with its conditions.
+    pub text: String,
+}
+
+/// One node of the optimised graph.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeReport {
+    /// Node number in the optimised graph.
+    pub node: u32,
+    /// Op name.
+    pub op: String,
+    /// Result types, separated by commas.
+    pub ty: String,
+    /// The layer of its source path, `layers.N.`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layer: Option<u32>,
+    /// Source paths.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub sources: BTreeSet<String>,
+    /// Rules that led to it; none for a node of the model definition.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub rules: BTreeSet<String>,
+    /// Nodes of the optimised graph that it reads, leaves left out.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub operands: Vec<u32>,
+    /// Bytes that a step reads and writes for it; 0 for what does not run in a step.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub bytes: u64,
+    /// True if it runs in a step.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub launch: bool,
+    /// Nodes of the graph before any rule that it stands for, alone or with others.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stands_for: Vec<u32>,
+    /// Launches before, less launches now, of what it stands for; a node before counts at one node after, so that the
+    /// sum over all nodes is what the step saves. Below 0 for a launch that rewrites added.
+    #[serde(default, skip_serializing_if = "is_nothing")]
+    pub launches_saved: i64,
+    /// Bytes before, less bytes now, counted in the same way.
+    #[serde(default, skip_serializing_if = "is_nothing")]
+    pub bytes_saved: i64,
+    /// The rewrites that led to it, in the order in which one built on the other.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub chain: Vec<RuleStep>,
+}
+
+fn is_zero(n: &u64) -> bool {
+    *n == 0
+}
+
+fn is_nothing(n: &i64) -> bool {
+    *n == 0
+}
+
+fn is_false(b: &bool) -> bool {
+    !*b
+}
+
+/// Where a node of the optimised graph comes from.
+pub(crate) struct Origin {
+    pub node: NodeId,
+    /// Nodes before that it stands for.
+    pub stands_for: BTreeSet<NodeId>,
+    /// Names of the rewrites that led to it, in order.
+    pub chain: Vec<&'static str>,
+}
+
+/// Given from outside: not a node of a report.
+fn is_given(kind: OpKind) -> bool {
+    matches!(kind, OpKind::Input | OpKind::Weight | OpKind::State | OpKind::Constant)
+}
+
+/// The nodes of a graph, leaves left out, with the symbols at `dims`.
+pub(crate) fn graph_nodes(graph: &Graph, dims: &dyn Fn(&str) -> u64) -> Vec<GraphNode> {
+    let (live, fixed) = (graph.live(), graph.statics());
+    let listed = |id: &NodeId| live[id.index()] && !is_given(graph.node(*id).op.kind());
+    let describe = |id: NodeId| {
+        let node = graph.node(id);
+        let category = node.op.kind().info().category;
+        let launch = !fixed[id.index()] && !matches!(category, Category::Leaf | Category::View);
+        let operands: BTreeSet<u32> = node.operands.iter().map(|v| v.node).filter(listed).map(number).collect();
+        // An elementwise op reads an operand that it is given twice once.
+        let mut read = node.operands.clone();
+        if category == Category::Elementwise {
+            read.sort();
+            read.dedup();
+        }
+        let types: Vec<_> = read.iter().map(|v| graph.type_of(*v).clone()).collect();
+        let shown: Vec<String> = node.types.iter().map(ToString::to_string).collect();
+        GraphNode {
+            node: number(id),
+            op: node.op.kind().info().name.to_owned(),
+            ty: shown.join(", "),
+            layer: layer_of(node),
+            sources: node.sources.iter().map(|s| s.to_string()).collect(),
+            operands: operands.into_iter().collect(),
+            bytes: if launch { traffic(&node.op, &types, &node.types, dims) } else { 0 },
+            launch,
+        }
+    };
+    graph.ids().filter(listed).map(describe).collect()
+}
+
+fn number(id: NodeId) -> u32 {
+    id.index() as u32
+}
+
+/// Reports of the optimised nodes.
+pub(crate) fn node_reports(
+    before: &[GraphNode],
+    after: Vec<GraphNode>,
+    origins: Vec<Origin>,
+    rules: &[Rule],
+) -> Vec<NodeReport> {
+    let paid: BTreeMap<u32, &GraphNode> = before.iter().map(|n| (n.node, n)).collect();
+    let origins: BTreeMap<u32, Origin> = origins.into_iter().map(|o| (number(o.node), o)).collect();
+    let launches: BTreeSet<u32> = after.iter().filter(|n| n.launch).map(|n| n.node).collect();
+    // The node at which each node before counts: the first launch that stands for it, else the first node.
+    let mut counts_at: BTreeMap<u32, u32> = BTreeMap::new();
+    for (node, origin) in &origins {
+        for stood in origin.stands_for.iter().map(|id| number(*id)) {
+            let at = counts_at.entry(stood).or_insert(*node);
+            if launches.contains(node) && !launches.contains(at) {
+                *at = *node;
+            }
+        }
+    }
+    let mut spent: BTreeMap<u32, (i64, i64)> = BTreeMap::new();
+    for (stood, at) in &counts_at {
+        if let Some(node) = paid.get(stood) {
+            let (launches, bytes) = spent.entry(*at).or_default();
+            *launches += i64::from(node.launch);
+            *bytes = bytes.saturating_add_unsigned(node.bytes);
+        }
+    }
+    let step = |name: &&'static str| {
+        let rule = rules.iter().find(|r| r.name == *name)?;
+        Some(RuleStep {
+            rule: rule.name.to_owned(),
+            class: rule.class.name().to_owned(),
+            group: rule.group.map(str::to_owned),
+            text: rule.text.clone(),
+        })
+    };
+    let report = |node: GraphNode| {
+        let origin = origins.get(&node.node);
+        let chain = origin.map(|o| o.chain.as_slice()).unwrap_or_default();
+        let stands_for = origin.into_iter().flat_map(|o| &o.stands_for).map(|id| number(*id));
+        let (launches, bytes) = spent.get(&node.node).copied().unwrap_or_default();
+        NodeReport {
+            rules: chain.iter().map(|r| (*r).to_owned()).collect(),
+            chain: chain.iter().filter_map(step).collect(),
+            stands_for: stands_for.filter(|n| paid.contains_key(n)).collect(),
+            launches_saved: launches - i64::from(node.launch),
+            bytes_saved: bytes.saturating_sub_unsigned(node.bytes),
+            node: node.node,
+            op: node.op,
+            ty: node.ty,
+            layer: node.layer,
+            sources: node.sources,
+            operands: node.operands,
+            bytes: node.bytes,
+            launch: node.launch,
+        }
+    };
+    after.into_iter().map(report).collect()
+}
