@@ -278,7 +278,9 @@ pub(crate) fn pattern_rule(
         _ => Left::One(Pattern::new(sources.first().cloned().unwrap_or_default())),
     };
     let right: Vec<_> = right.iter().map(|(v, p)| (v.map(variable), parse_pattern(p))).collect();
-    let kept: Vec<Var> = right.iter().flat_map(|(_, p)| variables(p)).collect();
+    // A variable that names a pattern of the left side stands for what that pattern takes apart.
+    let named = parsed.iter().filter_map(|(v, _)| *v);
+    let kept: Vec<Var> = right.iter().flat_map(|(_, p)| variables(p)).chain(named).collect();
     let dropped = sources.iter().flat_map(operand_variables).filter(|v| !kept.contains(v)).collect();
     Rule {
         name,
