@@ -259,15 +259,15 @@ fn dead_nodes(solved: &Solved<'_>) -> BTreeSet<u32> {
     if solved.log.dropped.is_empty() {
         return BTreeSet::new();
     }
-    let class_of = |node: u32, result: u32| {
-        solved.classes.get(node as usize)?.get(result as usize).map(|id| solved.net.find(*id))
-    };
+    let class_of =
+        |node: u32, result: u32| solved.classes.get(node as usize)?.get(result as usize).map(|id| solved.net.find(*id));
     // Does the form that was chosen for a node's value still read that operand?
     let unused = |i: u32, operand: &Operand| {
         let (Some(class), Operand::Local(j, result)) = (class_of(i, 0), operand) else { return false };
-        let stands = solved.owner.get(&class).is_some_and(|s| {
-            solved.steps[*s as usize].op.kind() == unit.nodes[i as usize].op.kind()
-        });
+        let stands = solved
+            .owner
+            .get(&class)
+            .is_some_and(|s| solved.steps[*s as usize].op.kind() == unit.nodes[i as usize].op.kind());
         let dropped = solved.log.dropped.get(&class);
         !stands && dropped.is_some_and(|d| class_of(*j, *result).is_some_and(|c| d.contains(&c)))
     };

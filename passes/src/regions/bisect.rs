@@ -47,10 +47,9 @@ pub fn smallest_failing<E>(total: u64, mut fails: impl FnMut(u64) -> Result<bool
 fn first_failure(
     graph: &Graph,
     optimised: &Optimised,
-    rules: &[Rule],
     effort: &Effort,
 ) -> Result<Option<(BTreeSet<String>, String)>, PassError> {
-    let regions = Regions::new(graph, optimised, rules);
+    let regions = Regions::new(graph, optimised);
     let mut known = BTreeSet::new();
     for region in regions.all()? {
         if known.insert(region.key())
@@ -75,9 +74,9 @@ pub fn bisect_fuel(
 ) -> Result<Option<Culprit>, PassError> {
     let optimised = |fuel| optimise_by(graph, target, &Options { fuel, ..options.clone() }, rules);
     let total = optimised(options.fuel)?.rewrites;
-    let fails = |n| Ok::<_, PassError>(first_failure(graph, &optimised(Some(n))?, rules, effort)?.is_some());
+    let fails = |n| Ok::<_, PassError>(first_failure(graph, &optimised(Some(n))?, effort)?.is_some());
     let Some(fuel) = smallest_failing(total, fails)? else { return Ok(None) };
     let at = optimised(Some(fuel))?;
-    let found = first_failure(graph, &at, rules, effort)?;
+    let found = first_failure(graph, &at, effort)?;
     Ok(found.zip(at.last_rewrite).map(|((region, failure), rewrite)| Culprit { fuel, rewrite, region, failure }))
 }

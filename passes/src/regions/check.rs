@@ -8,7 +8,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use weldment_ir::generate::{Random, random_bindings};
 use weldment_ir::interpret::{Bindings, Domain, F64, Options, Outputs, Ring, interpret};
-use weldment_ir::{DType, Graph, IrError, OpKind};
+use weldment_ir::{Category, DType, Graph, IrError, OpKind};
+
+/// Positions of a KV block of the paged entry.
+const BLOCK_POSITIONS: u64 = 16;
 
 /// How much is tried.
 #[derive(Clone, Copy, Debug)]
@@ -79,6 +82,25 @@ fn roundings(graph: &Graph) -> BTreeSet<&'static str> {
     narrow(graph).map(|d| d.name()).collect()
 }
 
+/// Do the sides round to other dtypes, or one after more of its steps than the other?
+pub(super) fn rounds_elsewhere(before: &Graph, after: &Graph) -> bool {
+    roundings(before) != roundings(after) || rounding_depth(before) != rounding_depth(after)
+}
+
+/// The most steps on one way through a side that round.
+fn rounding_depth(graph: &Graph) -> usize {
+    let mut depth: Vec<usize> = Vec::with_capacity(graph.len());
+    for id in graph.ids() {
+        let node = graph.node(id);
+        let category = node.op.kind().info().category;
+        let rounds = !matches!(category, Category::Leaf | Category::View)
+            && node.types.iter().any(|t| t.dtype.is_float() && t.dtype != DType::F32);
+        let below = node.operands.iter().map(|v| depth[v.node.index()]).max().unwrap_or(0);
+        depth.push(below + usize::from(rounds));
+    }
+    depth.into_iter().max().unwrap_or(0)
+}
+
 fn narrow(graph: &Graph) -> impl Iterator<Item = DType> {
     let computed = graph.ids().filter(|id| !super::is_named(&graph.node(*id).op));
     computed.flat_map(|id| graph.node(id).types.iter().map(|t| t.dtype)).filter(|d| d.is_float() && *d != DType::F32)
@@ -114,11 +136,14 @@ fn dims(graph: &Graph, own_ranges: bool, seed: u64) -> BTreeMap<String, u64> {
         let least = if own_ranges { range.min } else { 1 };
         out.insert(name.to_string(), (least + random.below(4)).min(range.max));
     }
-    // A pool in which every block of the tables is another, where it may be so large.
+    // Every position of the tables, and a pool in which each of their blocks is another, where there may be so many.
     let size = |out: &BTreeMap<String, u64>, name: &str| out.get(name).copied().unwrap_or(1);
     let blocks = size(&out, "B").saturating_mul(size(&out, "P"));
-    if let Some(range) = graph.symbols().get("N") {
-        out.insert("N".into(), blocks.clamp(if own_ranges { range.min } else { 1 }, range.max));
+    let positions = size(&out, "P").saturating_mul(BLOCK_POSITIONS);
+    for (name, wanted) in [("N", blocks), ("C", positions)] {
+        if let Some(range) = graph.symbols().get(name) {
+            out.insert(name.into(), wanted.clamp(if own_ranges { range.min } else { 1 }, range.max));
+        }
     }
     out
 }

@@ -17,7 +17,8 @@ pub use check::{Effort, RingVerdict, Verdict, check, judge};
 use crate::correspondence::Correspondence;
 use crate::error::PassError;
 use crate::pipeline::Optimised;
-use crate::rules::{Numerics, Rule};
+use crate::report::{Report, RuleStep};
+use crate::rules::Numerics;
 use crate::units::{Carried, is_shared_leaf};
 use cone::{Cones, Names};
 use std::collections::{BTreeMap, BTreeSet};
@@ -35,8 +36,8 @@ pub struct Region {
     pub ops: Vec<&'static str>,
     /// Source paths of the nodes.
     pub paths: BTreeSet<String>,
-    /// The rules that led to the nodes.
-    pub rules: BTreeSet<String>,
+    /// The rules that led to the nodes, in the order in which one built on the other.
+    pub rules: Vec<String>,
     /// What those rules may do to numbers.
     pub class: Numerics,
     /// The part of the graph before: outputs `out0`, `out1`, ... are to equal those of `after`.
@@ -62,8 +63,7 @@ pub struct Regions<'a> {
     before: &'a Graph,
     after: &'a Graph,
     equal: &'a Correspondence,
-    rules: BTreeMap<NodeId, &'a BTreeSet<String>>,
-    classes: BTreeMap<&'static str, Numerics>,
+    chains: BTreeMap<NodeId, &'a [RuleStep]>,
     policy: Numerics,
     live: Vec<bool>,
     /// Nodes of the optimised graph that depend on constants alone: a rule may have looked at their values.
@@ -71,9 +71,13 @@ pub struct Regions<'a> {
 }
 
 impl<'a> Regions<'a> {
-    /// The regions of `optimised`, which `rules` made of `before`.
-    pub fn new(before: &'a Graph, optimised: &'a Optimised, rules: &[Rule]) -> Regions<'a> {
-        let after = &optimised.graph;
+    /// The regions of `optimised`, which was made of `before`.
+    pub fn new(before: &'a Graph, optimised: &'a Optimised) -> Regions<'a> {
+        Regions::of(before, &optimised.graph, &optimised.correspondence, &optimised.report)
+    }
+
+    /// The regions of `after`, which was made of `before`, by the account of it.
+    pub fn of(before: &'a Graph, after: &'a Graph, equal: &'a Correspondence, report: &'a Report) -> Regions<'a> {
         let mut constant: Vec<bool> = Vec::with_capacity(after.len());
         for id in after.ids() {
             let node = after.node(id);
@@ -83,10 +87,9 @@ impl<'a> Regions<'a> {
         Regions {
             before,
             after,
-            equal: &optimised.correspondence,
-            rules: optimised.report.nodes.iter().map(|n| (NodeId::new(n.node as usize), &n.rules)).collect(),
-            classes: rules.iter().map(|r| (r.name, r.class)).collect(),
-            policy: optimised.report.policy.parse().unwrap_or(Numerics::Approx),
+            equal,
+            chains: report.nodes.iter().map(|n| (NodeId::new(n.node as usize), n.chain.as_slice())).collect(),
+            policy: report.policy.parse().unwrap_or(Numerics::Approx),
             live: after.live(),
             constant,
         }
@@ -223,13 +226,20 @@ impl<'a> Regions<'a> {
         let ops = nodes.iter().filter(runs).map(|id| self.after.node(*id).op.kind().info().name).collect();
         let sources = nodes.iter().flat_map(|id| &self.after.node(*id).sources);
         let paths = sources.map(ToString::to_string).collect();
-        let rules: BTreeSet<String> =
-            nodes.iter().filter_map(|id| self.rules.get(id)).flat_map(|r| r.iter().cloned()).collect();
-        let known = rules.iter().map(|r| self.classes.get(r.as_str()).copied().unwrap_or(self.policy)).max();
+        let (mut rules, mut known): (Vec<String>, Option<Numerics>) = (Vec::new(), None);
+        for step in nodes.iter().filter_map(|id| self.chains.get(id)).flat_map(|chain| chain.iter()) {
+            known = known.max(Some(step.class.parse().unwrap_or(self.policy)));
+            if !rules.contains(&step.rule) {
+                rules.push(step.rule.clone());
+            }
+        }
         // Where several values before fell together, the chain of the node that was chosen need not say why.
         let mut seen = BTreeSet::new();
         let merged = outputs.iter().any(|(value, ..)| !seen.insert(*value));
         let class = if merged { self.policy } else { known.unwrap_or(self.policy) };
+        // A side that rounds where the other does not has moved a rounding, whatever the chain says.
+        let moved = check::rounds_elsewhere(&before, &after);
+        let class = if moved { class.max(self.policy.min(Numerics::Rounding)) } else { class };
         let escapes = !needed.is_subset(&given);
         Ok((Region { nodes, ops, paths, rules, class, before, after }, escapes))
     }
