@@ -47,6 +47,8 @@ choices! {
     /// Programs that share the context of a token and KV head on a GPU with few tokens [default: by tokens and heads, so that programs are
     /// many].
     attention_splits: 1 | 2 | 4 | 8 | 16;
+    /// 1 lets sparse attention become dense attention where a window fits its top-k: another order of sums [default: 0].
+    dense_window: 0 | 1;
     /// 1 accepts GPU kernels that need scratch memory or spill registers [default: 0, an error].
     allow_scratch: 0 | 1;
 }
