@@ -1,7 +1,7 @@
 //! `weldment explain`: the match report of a model or an artifact.
 
 use super::args::{ExplainArgs, ReportFormat};
-use super::{compile, graphs, put_or_write};
+use super::{compile, graphs, page, put_or_write};
 use crate::driver::CompileError;
 use indexmap::IndexMap;
 use weldment_passes::report::Report;
@@ -30,12 +30,18 @@ pub fn explain(args: &ExplainArgs) -> Result<(), CompileError> {
             text.map_err(|e| CompileError::option("--format", e.to_string()))? + "\n"
         }
         ReportFormat::Text => text(&reports, args.path.as_deref()),
-        ReportFormat::Html => html(&text(&reports, args.path.as_deref())),
+        ReportFormat::Html => page::page(&title(&args.model), &reports, &text(&reports, None), "")?,
     };
     put_or_write(args.output.as_deref(), &text)
 }
 
-fn text(reports: &Reports, path: Option<&str>) -> String {
+/// What a page about `model` is called: its name, without folders.
+pub fn title(model: &std::path::Path) -> String {
+    let name = std::path::absolute(model).ok().and_then(|p| p.file_stem().map(|s| s.to_string_lossy().into_owned()));
+    format!("Fusion report: {}", name.unwrap_or_default())
+}
+
+pub fn text(reports: &Reports, path: Option<&str>) -> String {
     let mut out = String::new();
     for (variant, report) in reports {
         out += &format!("{variant}: ");
@@ -50,24 +56,4 @@ fn text(reports: &Reports, path: Option<&str>) -> String {
         out += "\n";
     }
     out
-}
-
-/// A page that needs nothing else.
-fn html(text: &str) -> String {
-    let escaped = text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
-    format!(
-        "<!doctype html>\n<html lang=\"en\"><meta charset=\"utf-8\"><title>Fusion report</title>\n\
-         <style>body{{font:14px/1.5 monospace;max-width:120ch;margin:2em auto}}pre{{white-space:pre-wrap}}</style>\n\
-         <h1>Fusion report</h1>\n<pre>{escaped}</pre></html>\n"
-    )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn html_is_escaped() {
-        assert!(html("a < b & c").contains("a &lt; b &amp; c"));
-    }
 }

@@ -9,6 +9,7 @@ mod explain;
 mod graphs;
 mod opt;
 mod options;
+mod page;
 mod progress;
 mod run;
 mod verify;
