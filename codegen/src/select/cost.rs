@@ -20,6 +20,21 @@ struct Rates {
 const HOST: Rates = Rates { launch: 600.0, bandwidth: 40.0, rate: 50.0, matrix: 50.0 };
 const GPU: Rates = Rates { launch: 1000.0, bandwidth: 4000.0, rate: 20_000.0, matrix: 200_000.0 };
 
+impl Rates {
+    /// The target's, with what the user fixed.
+    fn of(target: &Target) -> Rates {
+        let rates = if target.gpu().is_some() { GPU } else { HOST };
+        let choices = target.choices();
+        let fixed = |choice: Option<u32>, default: f64| choice.map_or(default, f64::from);
+        Rates {
+            launch: fixed(choices.cost_launch_ns, rates.launch),
+            bandwidth: fixed(choices.cost_memory_gbps, rates.bandwidth),
+            rate: fixed(choices.cost_vector_rate, rates.rate),
+            matrix: fixed(choices.cost_matrix_rate, rates.matrix),
+        }
+    }
+}
+
 /// Estimated time of one launch of `op` on `target`.
 pub fn nanoseconds(
     target: &Target,
@@ -32,7 +47,7 @@ pub fn nanoseconds(
     if category == Category::Leaf || (category == Category::View && !matches!(op.kind(), OpKind::Concat)) {
         return 0.0;
     }
-    let machine = if target.gpu().is_some() { GPU } else { HOST };
+    let machine = Rates::of(target);
     let bytes = |types: &[TensorType]| types.iter().map(|t| bytes_at(t, dims) as f64).sum::<f64>();
     let elements = |t: &TensorType| t.shape.iter().map(|d| dim_at(d, dims) as f64).product::<f64>();
     let written = bytes(results);

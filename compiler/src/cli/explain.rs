@@ -1,7 +1,7 @@
 //! `weldment explain`: the match report of a model or an artifact.
 
 use super::args::{ExplainArgs, ReportFormat};
-use super::{compile, graphs, page, put_or_write};
+use super::{compile, graphs, ladder, page, put_or_write};
 use crate::driver::CompileError;
 use indexmap::IndexMap;
 use weldment_passes::report::Report;
@@ -30,7 +30,11 @@ pub fn explain(args: &ExplainArgs) -> Result<(), CompileError> {
             text.map_err(|e| CompileError::option("--format", e.to_string()))? + "\n"
         }
         ReportFormat::Text => text(&reports, args.path.as_deref()),
-        ReportFormat::Html => page::page(&title(&args.model), &reports, &text(&reports, None), "")?,
+        ReportFormat::Html => {
+            let ladder = args.ladder.as_deref().map(ladder::read).transpose()?;
+            let before = ladder.as_ref().map(ladder::section).unwrap_or_default();
+            page::page(&title(&args.model), &reports, &text(&reports, None), &before)?
+        }
     };
     put_or_write(args.output.as_deref(), &text)
 }

@@ -7,6 +7,7 @@ mod diff;
 mod doctor;
 mod explain;
 mod graphs;
+mod ladder;
 mod opt;
 mod options;
 mod page;

@@ -1,9 +1,12 @@
 //! From a model's graph to a planned variant: fused for a target, every value placed.
 
 use super::{CompileError, Progress, Timeline, Variant};
+use crate::models::KV_BLOCK;
 use std::collections::{BTreeMap, BTreeSet};
+use weldment_codegen::select::Choices;
 use weldment_ir::Graph;
 use weldment_passes::buffer::{BufferPlan, KernelNeeds, bufferise};
+use weldment_passes::egraph::Limits;
 use weldment_passes::pipeline::{Options, optimise};
 use weldment_passes::report::Report;
 use weldment_passes::rules::Numerics;
@@ -19,7 +22,7 @@ pub struct FusionOptions {
     /// `FUSION=N`, `FUSION>=N`, `FUSION=all`.
     pub require: Vec<String>,
     /// Choices of kernel selection that the user fixed.
-    pub choices: weldment_codegen::select::Choices,
+    pub choices: Choices,
 }
 
 /// A variant ready for code generation.
@@ -37,15 +40,30 @@ pub struct Planned {
     pub report: Report,
 }
 
-/// Sizes at which forms of a variant are priced: one sequence in the middle of its context, all tokens of the variant.
-fn typical(graph: &Graph) -> BTreeMap<String, u64> {
+/// Sizes at which forms of a variant are priced: one sequence in the middle of its context, all tokens of the variant, or as
+/// the user fixed them.
+fn typical(graph: &Graph, choices: &Choices) -> BTreeMap<String, u64> {
     let max = |name: &str| graph.symbols().get(name).map(|r| r.max);
+    let within = |name: &str, n: u64| graph.symbols().get(name).map_or(n, |r| n.clamp(r.min, r.max));
+    let tokens = choices.priced_tokens.map(|n| within("T", n.into()));
+    let blocks = choices.priced_context.map(|n| within("P", u64::from(n).div_ceil(KV_BLOCK)));
     let mut dims = BTreeMap::new();
-    dims.extend(max("T").map(|t| ("T".to_owned(), t)));
-    dims.extend(max("P").map(|p| ("P".to_owned(), p.div_ceil(2))));
+    dims.extend(max("T").map(|t| ("T".to_owned(), tokens.unwrap_or(t))));
+    dims.extend(max("P").map(|p| ("P".to_owned(), blocks.unwrap_or(p.div_ceil(2)))));
     dims.extend(max("N").map(|n| ("N".to_owned(), n)));
     dims.extend(["B", "R"].map(|s| (s.to_owned(), 1)));
     dims
+}
+
+/// Where saturation gives up.
+fn limits(choices: &Choices) -> Limits {
+    let defaults = Limits::default();
+    let fixed = |choice: Option<u32>, default| choice.map_or(default, |n| n as usize);
+    Limits {
+        nodes_per_node: fixed(choices.saturation_nodes, defaults.nodes_per_node),
+        iterations: fixed(choices.saturation_rounds, defaults.iterations),
+        ..defaults
+    }
 }
 
 /// Fuses one variant for `target` and places its values.
@@ -63,8 +81,9 @@ pub fn plan_variant(
     let passes = Options {
         fp_policy: options.fp_policy,
         disabled: options.disabled.clone(),
-        dims: typical(&variant.graph),
-        ..Options::default()
+        dims: typical(&variant.graph, &options.choices),
+        unit_stamping: options.choices.unit_stamping != Some(0),
+        limits: limits(&options.choices),
     };
     let fused = timeline.stage(progress, "fuse", || optimise(&variant.graph, target, &passes))?;
     let plan = timeline.stage(progress, "bufferise", || bufferise(&fused.graph, needs))?;
