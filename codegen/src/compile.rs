@@ -66,6 +66,8 @@ pub enum CodegenError {
 /// A variant to be compiled.
 #[derive(Debug)]
 pub struct VariantPlan<'a> {
+    /// For reports.
+    pub name: &'a str,
     /// The fused graph.
     pub graph: &'a Graph,
     /// Its buffers and schedule.
@@ -219,7 +221,8 @@ pub fn prepare(
             let symbol = state.symbol(name)?;
             Ok(format::Guard { symbol, min: *min, max: *max })
         });
-        bound.push(format::Variant { guards: guards.collect::<Result<_, CodegenError>>()?, launches });
+        let guards = guards.collect::<Result<_, CodegenError>>()?;
+        bound.push(format::Variant { name: variant.name.to_owned(), guards, launches });
     }
     // Parts of joined launches are kernels no more.
     let used: BTreeSet<u32> = bound.iter().flat_map(|v: &format::Variant| &v.launches).map(|l| l.kernel).collect();

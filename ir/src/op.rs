@@ -138,6 +138,8 @@ ops! {
     /// Llama 3 scaling applies when factor != 1: wavelengths over original/low are divided by factor, those under original/high kept,
     /// those between interpolated (Llama 3.1 reference, as in transformers' modeling_rope_utils).
     RopeTable "rope_table" (; factors ..) {positions: i64, dim: i64, theta: Real, factor: Real, low: Real, high: Real, original: i64} -> (out) Leaf rope_table;
+    /// 0, 1, 2, ..., size - 1, i32 [size].
+    Iota "iota" () {size: i64} -> (out) Leaf iota;
 
     /// a + b, numpy broadcasting.
     Add "add" (a, b) {} -> (out) Elementwise arithmetic;
@@ -218,6 +220,18 @@ ops! {
     /// Causal attention over a paged cache: q [T, Hq, D], k_cache [N, Hkv, D, S], v_cache [N, Hkv, S, D]; query head h reads KV head h / (Hq / Hkv);
     /// token t sees positions 0..=positions[t] of its sequence; softmax of scale * q.k; out [T, Hq, D], rounded to `dtype`.
     Attention "attention" (q, k_cache, v_cache, positions, sequence_ids, block_tables) {scale: Real, dtype: DType} -> (out) Contraction attention;
+    /// Logits of a sparse attention's indexer: q [T, H, D], weights [T, H], keys a paged cache [N, 1, D, S]; out f32 [T, C], `columns` being [C]:
+    /// out[t, s] = sum over h of weights[t, h] * max(0, q[t, h] . key of position s of the token's sequence) for s <= positions[t], 0 elsewhere
+    /// (a NaN product counts as 0). Rows with positions[t] < skip are 0 throughout and read no keys.
+    IndexScores "index_scores" (q, weights, keys, positions, sequence_ids, block_tables) {columns: Shape, skip: i64} -> (out) Contraction index_scores;
+    /// The window of token t: the columns s <= positions[t] of scores f32 [T, C]. out i32 [T, k]: the k highest of the window, ascending by column,
+    /// -1 after them; ties go to the lower column. A window of at most k columns is taken whole, whatever its scores. -0 equals +0; NaN is over every number.
+    Topk "topk" (scores, positions) {k: i64} -> (out) Indexed topk;
+    /// out[t, j] = j where j <= positions[t], else -1; i32 [T, k]: what `topk` gives where windows fit.
+    Window "window" (positions) {k: i64} -> (out) Indexed window;
+    /// `attention` in which token t sees only the positions indices[t, j] (i32 [T, K]) in 0..=positions[t]; other entries are ignored. All heads share the row;
+    /// callers name a position at most once in a row. A row that sees nothing gives 0.
+    SparseAttention "sparse_attention" (q, k_cache, v_cache, indices, positions, sequence_ids, block_tables) {scale: Real, dtype: DType} -> (out) Contraction sparse_attention;
 }
 
 impl OpKind {

@@ -111,6 +111,18 @@ pub(crate) fn rope_table(op: &Op, operands: &[TensorType]) -> Types {
     one(DType::F32, vec![Dim::Const(p), Dim::Const(d)])
 }
 
+pub(crate) fn iota(op: &Op, _: &[TensorType]) -> Types {
+    let Op::Iota { size } = op else { return Err("not an iota".into()) };
+    one(DType::I32, vec![index_count("size", *size)?])
+}
+
+/// A dim for a number of indices, each of which an i32 holds.
+fn index_count(name: &str, n: i64) -> Result<Dim, String> {
+    let limit = i64::from(i32::MAX);
+    check((1..=limit).contains(&n), || format!("{name} {n}; 1..={limit} is accepted"))?;
+    Ok(Dim::Const(n.unsigned_abs()))
+}
+
 pub(crate) fn arithmetic(_: &Op, o: &[TensorType]) -> Types {
     check(o[0].dtype == o[1].dtype && !o[0].dtype.is_block(), || {
         format!("operands are {} and {}; one plain dtype is expected", o[0], o[1])
@@ -373,7 +385,9 @@ pub(crate) fn rope_cache_write(op: &Op, o: &[TensorType]) -> Types {
 }
 
 pub(crate) fn attention(op: &Op, o: &[TensorType]) -> Types {
-    let Op::Attention { dtype, .. } = op else { return Err("not an attention".into()) };
+    let (Op::Attention { dtype, .. } | Op::SparseAttention { dtype, .. }) = op else {
+        return Err("not an attention".into());
+    };
     rank("q", &o[0], 3)?;
     compute_float("q", &o[0])?;
     for cache in &o[1..3] {
@@ -391,4 +405,43 @@ pub(crate) fn attention(op: &Op, o: &[TensorType]) -> Types {
         format!("result dtype {dtype}; f32, f16, bf16, or q8a with whole blocks a head is accepted")
     })?;
     one(*dtype, q.clone())
+}
+
+pub(crate) fn sparse_attention(op: &Op, o: &[TensorType]) -> Types {
+    i32_tensor("indices", &o[3], 2)?;
+    same_dim("indices' token dim", &o[3].shape[0], "positions' dim", &o[4].shape[0])?;
+    let dense: Vec<TensorType> = o[..3].iter().chain(&o[4..]).cloned().collect();
+    attention(op, &dense)
+}
+
+pub(crate) fn index_scores(op: &Op, o: &[TensorType]) -> Types {
+    let Op::IndexScores { columns, skip } = op else { return Err("not an index_scores".into()) };
+    check(columns.len() == 1, || format!("columns has {} dims; one is expected", columns.len()))?;
+    check(*skip >= 0, || format!("skip {skip}; 0 or more is expected"))?;
+    rank("q", &o[0], 3)?;
+    compute_float("q", &o[0])?;
+    rank("weights", &o[1], 2)?;
+    compute_float("weights", &o[1])?;
+    paged(&o[2], &o[3], &o[4], &o[5], &o[0].shape[0])?;
+    let (q, w, keys) = (&o[0].shape, &o[1].shape, &o[2].shape);
+    same_dim("q's token dim", &q[0], "weights'", &w[0])?;
+    same_dim("q's head dim", &q[1], "weights' last dim", &w[1])?;
+    same_dim("q's last dim", &q[2], "keys' element dim", &keys[2])?;
+    check(keys[1] == Dim::Const(1), || format!("keys have {} heads; one is expected", keys[1]))?;
+    one(DType::F32, vec![q[0].clone(), columns[0].clone()])
+}
+
+pub(crate) fn topk(op: &Op, o: &[TensorType]) -> Types {
+    let Op::Topk { k } = op else { return Err("not a topk".into()) };
+    rank("scores", &o[0], 2)?;
+    check(o[0].dtype == DType::F32, || format!("scores are {}; f32 is expected", o[0]))?;
+    i32_tensor("positions", &o[1], 1)?;
+    same_dim("scores' token dim", &o[0].shape[0], "positions' dim", &o[1].shape[0])?;
+    one(DType::I32, vec![o[0].shape[0].clone(), index_count("k", *k)?])
+}
+
+pub(crate) fn window(op: &Op, o: &[TensorType]) -> Types {
+    let Op::Window { k } = op else { return Err("not a window".into()) };
+    i32_tensor("positions", &o[0], 1)?;
+    one(DType::I32, vec![o[0].shape[0].clone(), index_count("k", *k)?])
 }

@@ -26,6 +26,8 @@ pub struct Prices<'a> {
     /// Beside its price, what a node of the graph before any rule costs, and what a rule's node does. Above 0, so that
     /// fewer nodes are better; a rule's node more, so that ties keep the graph.
     pub base: [Cost; 2],
+    /// Where hashes that break ties start from.
+    pub salt: u64,
 }
 
 /// What an op without a kernel costs: more than any form with one, still finite.
@@ -305,12 +307,12 @@ fn forms_of(net: &Net, id: Id, index: &BTreeMap<Id, usize>, log: &Log, prices: &
                         true => 0,
                         false => price(prices, &op, &types, &results),
                     };
-                    (base + step, hash_of(&op))
+                    (base + step, hash_of((prices.salt, &op)))
                 }
                 Err(_) => continue,
             },
-            ENode::Leaf(i) => (0, hash_of(("leaf", i))),
-            ENode::Result(i, _) => (1, hash_of(("result", i))),
+            ENode::Leaf(i) => (0, hash_of((prices.salt, "leaf", i))),
+            ENode::Result(i, _) => (1, hash_of((prices.salt, "result", i))),
             ENode::Attr(_) => continue,
         };
         forms.push(Form { node, children, cost, hash });

@@ -7,9 +7,11 @@ pub mod egraph;
 pub mod error;
 pub mod extract;
 pub mod pipeline;
+pub mod probe;
 pub mod report;
 pub mod rules;
 mod solve;
+pub mod specialise;
 pub mod target;
 pub mod units;
 
@@ -18,5 +20,6 @@ extern crate self as weldment_passes;
 
 pub use error::PassError;
 pub use pipeline::{Optimised, Options, optimise};
+pub use probe::{Probe, Rewrite};
 pub use rules::Numerics;
 pub use target::{ReferenceTarget, Refusal, TargetModel};

@@ -2,6 +2,7 @@
 
 use crate::egraph::Limits;
 use crate::error::PassError;
+use crate::probe::{Probe, Rewrite};
 use crate::report::{AnchorReport, Origin, Report, UnitReport, graph_nodes, node_reports};
 use crate::rules::{self, GROUPS, Numerics, Rule};
 use crate::solve::{Recipe, Solver, Source};
@@ -19,10 +20,16 @@ pub struct Options {
     pub fp_policy: Option<Numerics>,
     /// Rules and fusions switched off, by name.
     pub disabled: BTreeSet<String>,
+    /// Fusions of [`rules::OPT_IN`] that may fire.
+    pub enabled: BTreeSet<String>,
     /// Values of symbols at which forms are priced; a symbol not given stands at the least of its range.
     pub dims: BTreeMap<String, u64>,
     /// Optimise equal layers once.
     pub unit_stamping: bool,
+    /// A seed that perturbs the order of rewrites and the ties of extraction; the result is equal and covers as much.
+    pub chaos: Option<u64>,
+    /// Rewrites that may happen, counted over the distinct units in the order in which they are solved.
+    pub fuel: Option<u64>,
     /// Where saturation gives up.
     pub limits: Limits,
 }
@@ -32,8 +39,11 @@ impl Default for Options {
         Options {
             fp_policy: None,
             disabled: BTreeSet::new(),
+            enabled: BTreeSet::new(),
             dims: BTreeMap::new(),
             unit_stamping: true,
+            chaos: None,
+            fuel: None,
             limits: Limits::default(),
         }
     }
@@ -46,6 +56,10 @@ pub struct Optimised {
     pub graph: Graph,
     /// What matched, what did not and why.
     pub report: Report,
+    /// Rewrites that changed an e-graph: what [`Options::fuel`] counts.
+    pub rewrites: u64,
+    /// The last of them.
+    pub last_rewrite: Option<Rewrite>,
 }
 
 /// Canonicalises and fuses `graph` for `target`: dead nodes dropped, cut into units, each distinct unit saturated and
@@ -58,7 +72,7 @@ pub fn optimise(graph: &Graph, target: &dyn TargetModel, options: &Options) -> R
     let policy = options.fp_policy.unwrap_or_else(|| Numerics::default_for(&graph));
     let all = rules::all();
     check_names(&all, &options.disabled)?;
-    let (allowed, barred) = select(&all, policy, &options.disabled);
+    let (allowed, barred) = select(&all, policy, options);
     let dims = |symbol: &str| {
         let range = graph.symbols().get(symbol);
         let given = options.dims.get(symbol).copied();
@@ -68,7 +82,8 @@ pub fn optimise(graph: &Graph, target: &dyn TargetModel, options: &Options) -> R
             (None, r) => r.map_or(1, |r| r.min),
         }
     };
-    let solver = Solver { rules: allowed, barred, target, limits: options.limits, dims: &dims, favour_made: false };
+    let (limits, probe) = (options.limits, &Probe::new(options.chaos, options.fuel));
+    let solver = Solver { rules: allowed, barred, target, limits, probe, dims: &dims, favour_made: false };
     let units = solve_units(&graph, &solver, options.unit_stamping)?;
     let (out, origins) = rebuild(&graph, &units)?;
     weldment_ir::verify(&out)?;
@@ -77,7 +92,7 @@ pub fn optimise(graph: &Graph, target: &dyn TargetModel, options: &Options) -> R
     let values = graph.symbols().keys().map(|s| (s.to_string(), dims(s))).collect();
     let mut report = Report::new((policy, &options.disabled), values, before, nodes);
     account(&mut report, &graph, &units);
-    Ok(Optimised { graph: out, report })
+    Ok(Optimised { graph: out, report, rewrites: probe.used(), last_rewrite: units.last_rewrite })
 }
 
 /// Stamps every unit.
@@ -105,12 +120,16 @@ fn check_names(all: &[Rule], disabled: &BTreeSet<String>) -> Result<(), PassErro
 fn select<'a>(
     all: &'a [Rule],
     policy: Numerics,
-    disabled: &BTreeSet<String>,
+    options: &Options,
 ) -> (Vec<&'a Rule>, Vec<(&'a Rule, String)>) {
     let (mut allowed, mut barred) = (Vec::new(), Vec::new());
     for rule in all {
-        let off = [Some(rule.name), rule.group].into_iter().flatten().find(|n| disabled.contains(*n));
+        let off = [Some(rule.name), rule.group].into_iter().flatten().find(|n| options.disabled.contains(*n));
+        let opt_in = rules::OPT_IN.iter().find(|(group, _)| rule.group == Some(group));
         match off {
+            None if opt_in.is_some_and(|(group, _)| !options.enabled.contains(*group)) => {
+                barred.push((rule, opt_in.map_or(String::new(), |(_, why)| (*why).to_owned())));
+            }
             Some(name) => barred.push((rule, format!("switched off by --disable {name}"))),
             None if rule.class > policy => {
                 barred.push((rule, format!("{} is {}, the policy allows {policy}", rule.name, rule.class)));
@@ -125,6 +144,8 @@ fn select<'a>(
 pub(crate) struct Units {
     pub recipes: Vec<(Unit, Recipe)>,
     pub placed: Vec<(Instance, usize)>,
+    /// The last rewrite that changed an e-graph.
+    pub last_rewrite: Option<Rewrite>,
 }
 
 /// Solves the units last to first, so that each knows in which form its values are wanted.
@@ -136,12 +157,19 @@ pub(crate) fn solve_units(graph: &Graph, solver: &Solver<'_>, stamping: bool) ->
     }
     let mut known: IndexMap<Unit, Recipe> = IndexMap::new();
     let mut placed = Vec::new();
+    let mut last_rewrite = None;
     for nodes in cut(graph, stamping).iter().rev() {
         let instance = describe(graph, nodes, &fixed, &|v| rounds(graph, solver.target, v), &demands);
         let index = match known.get_index_of(&instance.unit) {
             Some(i) => i,
             None => {
+                let before = solver.probe.used();
                 let recipe = solver.solve(&instance.unit)?;
+                if let Some((rule, node)) = solver.probe.last().filter(|_| solver.probe.used() > before) {
+                    let id = node.and_then(|i| instance.nodes.get(i as usize));
+                    let paths = id.map(|id| graph.node(*id).sources.iter().map(ToString::to_string).collect());
+                    last_rewrite = Some(Rewrite { rule, paths: paths.unwrap_or_default() });
+                }
                 known.insert_full(instance.unit.clone(), recipe).0
             }
         };
@@ -154,7 +182,7 @@ pub(crate) fn solve_units(graph: &Graph, solver: &Solver<'_>, stamping: bool) ->
         placed.push((instance, index));
     }
     placed.reverse();
-    Ok(Units { recipes: known.into_iter().collect(), placed })
+    Ok(Units { recipes: known.into_iter().collect(), placed, last_rewrite })
 }
 
 /// Can the op that computes a value round it to q8a as it does? A product may turn out to be a norm or a gate.

@@ -3,6 +3,7 @@
 use crate::egraph::{ENode, Facts, LeafFacts, Limits, Log, Net, saturate, typed_op};
 use crate::error::PassError;
 use crate::extract::{Extraction, Prices};
+use crate::probe::Probe;
 use crate::report::{Outcome, Site, anchors, outcome};
 use crate::rules::Rule;
 use crate::target::TargetModel;
@@ -52,6 +53,7 @@ pub(crate) struct Solver<'a> {
     pub barred: Vec<(&'a Rule, String)>,
     pub target: &'a dyn TargetModel,
     pub limits: Limits,
+    pub probe: &'a Probe,
     pub dims: &'a dyn Fn(&str) -> u64,
     /// Forms that rules made are free, so that a rule's right side is what comes out: how rules are tested alone.
     pub favour_made: bool,
@@ -78,9 +80,9 @@ impl Solved<'_> {
 }
 
 /// Puts a unit into an e-graph: classes of each node's results, and the roots.
-fn ingest(unit: &Unit) -> (Net, Vec<Vec<Id>>, Vec<Id>) {
+fn ingest(unit: &Unit, dead: BTreeSet<u32>) -> (Net, Vec<Vec<Id>>, Vec<Id>) {
     let leaves = unit.slots.iter().map(|s| LeafFacts { ty: s.ty.clone(), fixed: s.fixed }).collect();
-    let mut net = Net::new(Facts { leaves, conflict: None });
+    let mut net = Net::new(Facts { leaves, ranges: unit.ranges.clone(), dead, conflict: None });
     let slots: Vec<Id> = (0..unit.slots.len() as u32).map(|i| net.add(ENode::Leaf(i))).collect();
     let mut classes: Vec<Vec<Id>> = Vec::with_capacity(unit.nodes.len());
     let gates = gates(unit);
@@ -143,28 +145,42 @@ impl Solver<'_> {
     /// # Errors
     /// At a saturation limit, or if a rule is unsound.
     pub fn solve(&self, unit: &Unit) -> Result<Recipe, PassError> {
-        let (mut net, classes, roots) = ingest(unit);
-        let log = saturate(&mut net, &self.rules, self.target, &self.limits, unit.nodes.len())?;
+        let used = self.probe.used();
+        let (recipe, dead) = self.solve_without(unit, BTreeSet::new())?;
+        if dead.is_empty() {
+            return Ok(recipe);
+        }
+        // What was joined with values that then died is solved again without them.
+        self.probe.rewind(used);
+        Ok(self.solve_without(unit, dead)?.0)
+    }
+
+    /// Optimises one unit whose values at `dead` no output is known to need; also says which values turned out so.
+    fn solve_without(&self, unit: &Unit, dead: BTreeSet<u32>) -> Result<(Recipe, BTreeSet<u32>), PassError> {
+        let (mut net, classes, roots) = ingest(unit, dead);
+        let log = saturate(&mut net, &self.rules, self.target, &self.limits, self.probe, unit.nodes.len())?;
         let missing = || PassError::NoForm { path: "a unit's outputs".into() };
         let free = |node: &ENode| border_cast(unit, &net, node) || (self.favour_made && log.made.contains_key(node));
         let base = if self.favour_made { [1 << 30, 1] } else { [1, 2] };
-        let prices = Prices { target: self.target, dims: self.dims, free: &free, base };
+        let prices = Prices { target: self.target, dims: self.dims, free: &free, base, salt: self.probe.salt() };
         let extraction = Extraction::run(&net, &roots, &log, &prices).ok_or_else(missing)?;
         let (steps, owner) = self.steps(unit, &net, &log, &extraction).ok_or_else(missing)?;
         let outputs: Option<Vec<Source>> =
             roots.iter().map(|r| source_of(&net, &extraction, &owner, unit, net.find(*r))).collect();
         let mut solved = Solved { unit, net, log, extraction, classes, owner, steps };
-        let owners = attribute(&mut solved);
+        let unneeded = dead_nodes(&solved);
+        let owners = attribute(&mut solved, &unneeded);
         let sites = anchors(unit).into_iter().map(|a| (a.site(), outcome(self, &solved, &owners, &a))).collect();
         let matches = solved.log.matches.iter().filter_map(|(i, n)| Some((self.rules.get(*i)?.name, *n))).collect();
-        Ok(Recipe {
+        let recipe = Recipe {
             steps: solved.steps,
             outputs: outputs.ok_or_else(missing)?,
             sites,
             e_nodes: solved.net.total_number_of_nodes(),
             iterations: solved.log.iterations,
             matches,
-        })
+        };
+        Ok((recipe, unneeded))
     }
 
     /// The chosen nodes in order; casts of borders become demands on other units.
@@ -231,10 +247,50 @@ fn source_of(net: &Net, extraction: &Extraction, owner: &BTreeMap<Id, u32>, unit
     }
 }
 
+/// Nodes that no output needs any more: a rule had no use for what they computed. (A node that a fused step absorbed is needed.)
+fn dead_nodes(solved: &Solved<'_>) -> BTreeSet<u32> {
+    let unit = solved.unit;
+    if solved.log.dropped.is_empty() {
+        return BTreeSet::new();
+    }
+    let class_of = |node: u32, result: u32| {
+        solved.classes.get(node as usize)?.get(result as usize).map(|id| solved.net.find(*id))
+    };
+    // Does the form that was chosen for a node's value still read that operand?
+    let unused = |i: u32, operand: &Operand| {
+        let (Some(class), Operand::Local(j, result)) = (class_of(i, 0), operand) else { return false };
+        let stands = solved.owner.get(&class).is_some_and(|s| {
+            solved.steps[*s as usize].op.kind() == unit.nodes[i as usize].op.kind()
+        });
+        let dropped = solved.log.dropped.get(&class);
+        !stands && dropped.is_some_and(|d| class_of(*j, *result).is_some_and(|c| d.contains(&c)))
+    };
+    let mut needed = vec![false; unit.nodes.len()];
+    for (operand, _) in &unit.outputs {
+        if let Operand::Local(i, _) = operand {
+            needed[*i as usize] = true;
+        }
+    }
+    for i in (0..unit.nodes.len() as u32).rev() {
+        if !needed[i as usize] {
+            continue;
+        }
+        let operands = &unit.nodes[i as usize].operands;
+        let standing = class_of(i, 0).is_some_and(|c| solved.owner.contains_key(&c));
+        needed[i as usize] = standing || !operands.iter().any(|o| unused(i, o));
+        for operand in operands.iter().filter(|o| !unused(i, o)) {
+            if let Operand::Local(j, _) = operand {
+                needed[*j as usize] = true;
+            }
+        }
+    }
+    (0..unit.nodes.len() as u32).filter(|i| !needed[*i as usize]).collect()
+}
+
 /// Says for each node of the unit which steps stand for it, and records it in the steps: those that compute its value,
 /// else those that compute it rounded, else whatever stands for its readers. A step for which no node stands (a merged
-/// matmul, a cast) takes the nodes of its readers.
-fn attribute(solved: &mut Solved<'_>) -> Vec<BTreeSet<u32>> {
+/// matmul, a cast) takes the nodes of its readers. For dead nodes none stands.
+fn attribute(solved: &mut Solved<'_>, dead: &BTreeSet<u32>) -> Vec<BTreeSet<u32>> {
     let unit = solved.unit;
     let users = unit.users();
     // Steps that compute a value rounded to another dtype.
@@ -250,6 +306,9 @@ fn attribute(solved: &mut Solved<'_>) -> Vec<BTreeSet<u32>> {
     for i in (0..unit.nodes.len()).rev() {
         let results: Vec<Id> = solved.classes.get(i).into_iter().flatten().map(|id| solved.net.find(*id)).collect();
         let mut own: BTreeSet<u32> = results.iter().filter_map(|id| solved.owner.get(id).copied()).collect();
+        if own.is_empty() && dead.contains(&(i as u32)) {
+            continue;
+        }
         if own.is_empty() {
             own = results.iter().filter_map(|id| rounded.get(id)).flatten().copied().collect();
         }

@@ -1,6 +1,7 @@
 //! What passes ask of a target: may this op run there, and what would it cost. Kernel libraries implement it from the
 //! one declaration each kernel family makes, so match guards, near-miss texts and selection cannot disagree.
 
+use crate::specialise::Threshold;
 use std::fmt;
 use weldment_ir::{Category, DType, Dim, Op, OpKind, TensorType};
 
@@ -31,6 +32,12 @@ pub trait TargetModel {
 
     /// Nanoseconds of one execution (launch, bytes over bandwidth, work) with the symbols at `dims`.
     fn cost(&self, op: &Op, operands: &[TensorType], results: &[TensorType], dims: &dyn Fn(&str) -> u64) -> f64;
+
+    /// Values of symbols at which another kernel, or another form of it, would be chosen for the op.
+    fn thresholds(&self, op: &Op, operands: &[TensorType], results: &[TensorType]) -> Vec<Threshold> {
+        let _ = (op, operands, results);
+        Vec::new()
+    }
 }
 
 /// A target that has every kernel and prices launches, bytes and multiply-adds: a test double, and the model used

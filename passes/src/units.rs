@@ -7,7 +7,8 @@
 //! that computes it, so casts fuse into their producers across a border as they do within a unit.
 
 use std::collections::BTreeMap;
-use weldment_ir::{Category, DType, Graph, Node, NodeId, Op, OpKind, TensorType, Value};
+use std::sync::Arc;
+use weldment_ir::{Category, DType, Graph, Node, NodeId, Op, OpKind, Range, TensorType, Value};
 
 /// The form in which a value crosses a border.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -58,6 +59,8 @@ pub struct Unit {
     pub nodes: Vec<LocalNode>,
     /// Values that leave the unit, and how.
     pub outputs: Vec<(Operand, Carried)>,
+    /// Ranges of the graph's symbols.
+    pub ranges: BTreeMap<Arc<str>, Range>,
 }
 
 /// A unit in its place.
@@ -190,7 +193,8 @@ pub fn describe(
             }
         }
     }
-    Instance { unit: Unit { slots, nodes: out_nodes, outputs }, slots: values, nodes: originals, outputs: places }
+    let ranges = graph.symbols().iter().map(|(name, range)| (Arc::clone(name), *range)).collect();
+    Instance { unit: Unit { slots, nodes: out_nodes, outputs, ranges }, slots: values, nodes: originals, outputs: places }
 }
 
 impl Unit {

@@ -406,6 +406,7 @@ impl Session {
             return bad(format!("seq_starts must run from 0 to {}", tokens.len()));
         }
         self.sequence_ids.clear();
+        let mut context = 1;
         for (sequence, range) in seq_starts.windows(2).enumerate() {
             let &[start, end] = range else { continue };
             if end < start || end as usize > tokens.len() {
@@ -421,6 +422,7 @@ impl Session {
                 }
                 last = *position;
             }
+            context = context.max(last.wrapping_add(1) as usize);
             // Attention reads every block up to the last position, so all must be there.
             let needed = if last < 0 { 0 } else { last as usize / model.kv_block as usize + 1 };
             if needed > width || last as i64 >= i64::from(model.max_seq) {
@@ -440,7 +442,7 @@ impl Session {
             }
             self.sequence_ids.extend(own.iter().map(|_| sequence as i32));
         }
-        Ok(())
+        self.dims.set(&self.manifest, "C", context)
     }
 }
 

@@ -287,7 +287,13 @@ pub(crate) fn plan<'a>(graph: &Graph, values: &'a Values, target: &str) -> Resul
     let library = library(graph, &target);
     let plan = bufferise(graph, &library).map_err(|e| e.to_string())?;
     let mut statics = Static { values, tensors: Vec::new(), bytes: Vec::new() };
-    let variant = VariantPlan { graph, plan: &plan, max_tokens: library.max_tokens, guards: Vec::new() };
+    let variant = VariantPlan {
+        name: "step",
+        graph,
+        plan: &plan,
+        max_tokens: library.max_tokens,
+        guards: Vec::new(),
+    };
     let prepared = prepare(&[variant], &target, &mut statics).map_err(|e| e.to_string())?;
     Ok((target, plan, prepared, statics))
 }

@@ -110,7 +110,7 @@ choices! {
     attention_tile_tokens: OneOf(&[2, 17, 33, 65, 257]), "65";
     /// 0 keeps matrix products from the vendor's library, 1 gives it all that it can do.
     library_gemm: OneOf(&[0, 1]), "those of variants of 512 tokens and more";
-    /// Variants by tokens: 0 one for all, 1 one token and more, 2 also split at 16, 32, 64 and 256.
+    /// Where kernels split the range of tokens: 0 nowhere, 1 after one token, 2 also after 16, 32, 64 and 256.
     token_splits: OneOf(&[0, 1, 2]), "1 on CPUs, 2 on GPUs";
     /// Tokens at which the forms of a variant are priced, within the variant's range.
     priced_tokens: Within(1, 1 << 20), "the variant's most";

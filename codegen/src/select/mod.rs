@@ -3,6 +3,7 @@
 
 mod choices;
 mod cost;
+mod thresholds;
 
 pub use choices::{Accepted, Choice, Choices};
 
@@ -13,6 +14,7 @@ use crate::kernels::{
 use crate::target::Target;
 use weldment_ir::{Category, DType, Graph, NodeId, Op, OpKind, TensorType};
 use weldment_passes::buffer::KernelNeeds;
+use weldment_passes::specialise::Threshold;
 use weldment_passes::target::{Refusal, TargetModel};
 
 type Check = fn(&Request<'_>) -> Result<(), Refusal>;
@@ -149,6 +151,10 @@ impl TargetModel for KernelLibrary {
 
     fn cost(&self, op: &Op, operands: &[TensorType], results: &[TensorType], dims: &dyn Fn(&str) -> u64) -> f64 {
         cost::nanoseconds(&self.target, op, operands, results, dims)
+    }
+
+    fn thresholds(&self, op: &Op, operands: &[TensorType], results: &[TensorType]) -> Vec<Threshold> {
+        thresholds::of(&self.target, op, operands, results)
     }
 }
 

@@ -60,7 +60,8 @@ pub struct BuildArgs {
     /// Arithmetic and cache dtype: f32, bf16 or f16 [default: the checkpoint's; f32 for block-quantised ones]
     #[arg(long, value_name = "DTYPE")]
     pub dtype: Option<DType>,
-    /// Range of a dim, `tokens=1..512` or `seqs=1..16`.
+    /// Range of a dim: `tokens=1..512` in a step, `seqs=1..16` in a step, `context=1..4096` positions of a sequence (as --max-seq). Each
+    /// is split wherever a fusion or a kernel depends on it.
     #[arg(long = "dim", value_name = "NAME=MIN..MAX")]
     pub dims: Vec<DimRange>,
     /// Most positions of a sequence [default: 4096, or the model's own limit if lower]
@@ -84,6 +85,13 @@ pub struct BuildArgs {
     /// What rewrites may do to numerics [default: rounding, or approx for block-quantised weights]
     #[arg(long, value_name = "CLASS")]
     pub fp_policy: Option<FpPolicy>,
+    /// Perturbs what must not matter (order of rewrites, ties between equal costs, schedule, places in memory). `verify` tries
+    /// the seeds 1 to SEED.
+    #[arg(long, value_name = "SEED")]
+    pub chaos: Option<u64>,
+    /// Stops after N rewrites of each variant; equal layers are rewritten once and count once.
+    #[arg(long, value_name = "N")]
+    pub fuel: Option<u64>,
     /// Overrides an automatic choice.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub set: Vec<Setting>,
@@ -297,6 +305,12 @@ pub struct OptArgs {
     /// What rewrites may do to numerics.
     #[arg(long, value_name = "CLASS", default_value = "rounding")]
     pub fp_policy: FpPolicy,
+    /// Perturbs what must not matter (order of rewrites, ties between equal costs, schedule, places in memory).
+    #[arg(long, value_name = "SEED")]
+    pub chaos: Option<u64>,
+    /// Stops after N rewrites; equal layers are rewritten once and count once.
+    #[arg(long, value_name = "N")]
+    pub fuel: Option<u64>,
 }
 
 /// `weldment diff`.
@@ -311,7 +325,7 @@ pub struct DiffArgs {
 /// `NAME=MIN..MAX`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DimRange {
-    /// tokens or seqs.
+    /// tokens, seqs or context.
     pub name: String,
     /// Smallest value.
     pub min: u64,
@@ -323,13 +337,13 @@ impl FromStr for DimRange {
     type Err = String;
 
     fn from_str(text: &str) -> Result<DimRange, String> {
-        let accepted = || format!("`{text}`; tokens=1..512 or seqs=1..16 is the form");
+        let accepted = || format!("`{text}`; tokens=1..512, seqs=1..16 or context=1..4096 is the form");
         let (name, range) = text.split_once('=').ok_or_else(accepted)?;
         let (min, max) = range.split_once("..").ok_or_else(accepted)?;
         let max = max.strip_prefix('=').unwrap_or(max);
         let (min, max) = (min.parse().map_err(|_| accepted())?, max.parse().map_err(|_| accepted())?);
-        if !matches!(name, "tokens" | "seqs") {
-            return Err(format!("no dim is called `{name}`; tokens and seqs are"));
+        if !matches!(name, "tokens" | "seqs" | "context") {
+            return Err(format!("no dim is called `{name}`; tokens, seqs and context are"));
         }
         if min != 1 || max < 1 {
             return Err(format!("{min}..{max}; a range that starts at 1 is accepted"));

@@ -34,6 +34,8 @@ pub fn option_list(build: &BuildArgs) -> Vec<(String, String)> {
     let mut set: Vec<String> = build.set.iter().map(|s| format!("{}={}", s.key, s.value)).collect();
     set.sort();
     add("set", (!set.is_empty()).then(|| set.join(",")));
+    add("chaos", build.chaos.map(|n| n.to_string()));
+    add("fuel", build.fuel.map(|n| n.to_string()));
     let mut disabled = build.disable.clone();
     disabled.sort();
     add("disable", (!disabled.is_empty()).then(|| disabled.join(",")));
@@ -54,7 +56,10 @@ fn front(model: &Path, build: &BuildArgs, progress: &mut dyn Progress) -> Result
     let graph = timeline.stage(progress, "build graph", || graphs::graph(model, &checkpoint, build))?;
     let max_seq = match graphs::has_extension(model, "wir") {
         // The graph says itself how many positions its block tables hold.
-        true => graph.symbols().get("P").map_or(1, |r| r.max.saturating_mul(crate::models::KV_BLOCK)),
+        true => {
+            let most = |symbol: &str| graph.symbols().get(symbol).map_or(u64::MAX, |r| r.max);
+            most("C").min(most("P").saturating_mul(crate::models::KV_BLOCK))
+        }
         false => driver::max_seq(&checkpoint, &graphs::entry_options(build)?)?,
     };
     Ok(Front { checkpoint, graph, max_seq, timeline })

@@ -10,6 +10,7 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use weldment_codegen::select::Choices;
 use weldment_ir::Graph;
+use weldment_passes::specialise::narrow;
 use weldment_runtime::cli::SessionArgs;
 
 /// True for a path with that extension.
@@ -30,7 +31,14 @@ pub fn entry_options(build: &BuildArgs) -> Result<EntryOptions, CompileError> {
     for dim in &build.dims {
         match dim.name.as_str() {
             "tokens" => options.max_tokens = dim.max,
-            _ => options.max_seqs = dim.max,
+            "seqs" => options.max_seqs = dim.max,
+            _ => match options.max_seq.replace(dim.max) {
+                Some(given) if given != dim.max => {
+                    let message = format!("context=1..{}, and --max-seq {given}; they say the same thing", dim.max);
+                    return Err(CompileError::option("--dim", message));
+                }
+                _ => {}
+            },
         }
     }
     Ok(options)
@@ -49,6 +57,8 @@ pub fn fusion_options(build: &BuildArgs) -> Result<FusionOptions, CompileError> 
         fp_policy: build.fp_policy.map(|p| p.numerics()),
         disabled: build.disable.iter().cloned().collect(),
         require: build.require.clone(),
+        chaos: build.chaos,
+        fuel: build.fuel,
         choices,
     })
 }
@@ -95,7 +105,33 @@ pub fn read_wir(path: &Path) -> Result<Graph, CompileError> {
 /// # Errors
 /// See [`driver::model_graph`] and [`read_wir`].
 pub fn graph(model: &Path, checkpoint: &Checkpoint, build: &BuildArgs) -> Result<Graph, CompileError> {
-    if has_extension(model, "wir") { read_wir(model) } else { driver::model_graph(checkpoint, &entry_options(build)?) }
+    match has_extension(model, "wir") {
+        true => ranged(read_wir(model)?, build),
+        false => driver::model_graph(checkpoint, &entry_options(build)?),
+    }
+}
+
+/// A text graph with the ranges given: inside those that it declares.
+fn ranged(mut graph: Graph, build: &BuildArgs) -> Result<Graph, CompileError> {
+    let context = build.max_seq.map(|n| ("--max-seq", "context", n));
+    let dims = build.dims.iter().map(|d| ("--dim", d.name.as_str(), d.max));
+    for (option, name, most) in dims.chain(context) {
+        let symbol = match name {
+            "tokens" => "T",
+            "seqs" => "B",
+            _ => "C",
+        };
+        let declared = graph.symbols().get(symbol).copied();
+        let range = declared.filter(|r| (r.min..=r.max).contains(&most)).ok_or_else(|| {
+            let found = declared.map_or("nothing".to_owned(), |r| format!("{symbol}: {}..{}", r.min, r.max));
+            CompileError::option(
+                option,
+                format!("{name} up to {most}; the graph declares {found}, a part of it is accepted"),
+            )
+        })?;
+        graph = narrow(&graph, symbol, range.min, most);
+    }
+    Ok(graph)
 }
 
 /// An artifact to run: the one given, or the model's, compiled into the cache if it is not there yet.

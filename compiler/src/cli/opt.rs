@@ -2,19 +2,20 @@
 
 use super::args::OptArgs;
 use super::{graphs, put_or_write};
-use crate::driver::{CompileError, variants};
+use crate::driver::CompileError;
 use std::fmt::Write;
 use weldment_ir::{Graph, text};
-use weldment_passes::buffer::{AnyStrides, BufferPlan, StepKind, bufferise};
+use weldment_passes::buffer::{AnyStrides, BufferPlan, StepKind, bufferise_with};
 use weldment_passes::pipeline::{Options, optimise};
+use weldment_passes::specialise::narrow;
 
 /// A pass by name: what it makes of a graph.
 type Pass = fn(&Graph, &OptArgs) -> Result<Graph, CompileError>;
 
 /// Every pass that `opt` knows, in the pipeline's order.
 pub const PASSES: [(&str, Pass, &str); 4] = [
-    ("decode", |g, _| variant(g, "decode"), "the variant of one token"),
-    ("prefill", |g, _| variant(g, "prefill"), "the variant of more than one token"),
+    ("decode", |g, _| tokens(g, "decode", |_| (1, 1)), "the range of one token"),
+    ("prefill", |g, _| tokens(g, "prefill", |most| (2, most)), "the range of more than one token"),
     ("compact", |g, _| Ok(g.compact()?), "dead nodes dropped"),
     ("fuse", fuse, "canonical forms and fusions, by cost on the reference target"),
 ];
@@ -22,14 +23,18 @@ pub const PASSES: [(&str, Pass, &str); 4] = [
 /// The pass that ends a list: the plan instead of the graph.
 const PLAN: &str = "bufferise";
 
-fn variant(graph: &Graph, name: &str) -> Result<Graph, CompileError> {
-    let found = variants(graph, false).into_iter().find(|v| v.name == name);
-    let missing = || CompileError::option("--passes", format!("this graph has no variant `{name}`"));
-    Ok(found.ok_or_else(missing)?.graph)
+/// The graph for a part of its range of tokens.
+fn tokens(graph: &Graph, pass: &str, part: fn(u64) -> (u64, u64)) -> Result<Graph, CompileError> {
+    let range = graph.symbols().get("T").copied();
+    let part = range.map(|r| (r, part(r.max))).filter(|(r, (min, max))| *min >= r.min && max <= &r.max && min <= max);
+    let missing = || CompileError::option("--passes", format!("{pass}: the graph's T does not reach there"));
+    let (_, (min, max)) = part.ok_or_else(missing)?;
+    Ok(narrow(graph, "T", min, max))
 }
 
 fn fuse(graph: &Graph, args: &OptArgs) -> Result<Graph, CompileError> {
-    let options = Options { fp_policy: Some(args.fp_policy.numerics()), ..Options::default() };
+    let (fp_policy, chaos, fuel) = (Some(args.fp_policy.numerics()), args.chaos, args.fuel);
+    let options = Options { fp_policy, chaos, fuel, ..Options::default() };
     Ok(optimise(graph, &weldment_passes::ReferenceTarget::default(), &options)?.graph)
 }
 
@@ -41,7 +46,7 @@ pub fn opt(args: &OptArgs) -> Result<(), CompileError> {
     let names = if args.passes.is_empty() { default.as_slice() } else { &args.passes };
     for name in names {
         if name == PLAN {
-            plan = Some(bufferise(&graph, &AnyStrides)?);
+            plan = Some(bufferise_with(&graph, &AnyStrides, args.chaos)?);
             continue;
         }
         let known = PASSES.iter().find(|(n, _, _)| n == name).ok_or_else(|| {

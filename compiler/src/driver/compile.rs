@@ -2,8 +2,7 @@
 
 use super::statics::Collector;
 use super::{
-    CompileError, FusionOptions, Planned, Progress, Timeline, bindings, model_facts, plan_variant, states, symbols,
-    variants,
+    CompileError, FusionOptions, Planned, Progress, Timeline, bindings, model_facts, plan_entry, states, symbols,
 };
 use crate::frontend::Checkpoint;
 use indexmap::IndexMap;
@@ -81,12 +80,8 @@ pub fn plan_targets(
         if out.iter().any(|t| t.target.name() == target.name()) {
             return Err(CompileError::option("--target", format!("{name} is given twice")));
         }
-        let mut planned = Vec::new();
-        for variant in variants(graph, target.gpu().is_some()) {
-            let max_tokens = variant.graph.symbols().get("T").map_or(1, |r| r.max);
-            let library = KernelLibrary { target: target.clone(), max_tokens };
-            planned.push(plan_variant(variant, &library, &library, fusion, timeline, progress)?);
-        }
+        let library = |max_tokens| KernelLibrary { target: target.clone(), max_tokens };
+        let planned = plan_entry(graph, &library, fusion, timeline, progress)?;
         for variant in &planned {
             for requirement in &fusion.require {
                 variant.report.require(requirement)?;
@@ -100,7 +95,7 @@ pub fn plan_targets(
 /// Reports by variant, of the first target.
 pub fn reports(planned: &[PlannedTarget]) -> IndexMap<String, Report> {
     let first = planned.first().map_or(&[][..], |t| &t.variants);
-    first.iter().map(|v| (v.name.to_owned(), v.report.clone())).collect()
+    first.iter().map(|v| (v.name.clone(), v.report.clone())).collect()
 }
 
 /// Generates code for the planned targets and writes the artifact to `output`.
@@ -130,16 +125,7 @@ pub fn build_artifact(
     let mut statics = Collector::new(checkpoint);
     let mut prepared: Vec<Prepared> = Vec::new();
     for target in planned {
-        let plan = |v: &'_ Planned| -> (u64, Vec<(String, u64, u64)>) {
-            (v.graph.symbols().get("T").map_or(1, |r| r.max), v.guards.clone())
-        };
-        let parts: Vec<_> = target.variants.iter().map(plan).collect();
-        let plans: Vec<VariantPlan<'_>> = target
-            .variants
-            .iter()
-            .zip(parts)
-            .map(|(v, (max_tokens, guards))| VariantPlan { graph: &v.graph, plan: &v.plan, max_tokens, guards })
-            .collect();
+        let plans: Vec<VariantPlan<'_>> = target.variants.iter().map(Planned::variant).collect();
         let work = || weldment_codegen::prepare(&plans, &target.target, &mut statics);
         prepared.push(timeline.stage(progress, "build kernels", work)?);
     }

@@ -8,7 +8,7 @@ mod statics;
 
 pub use compile::{Compilation, CompileOptions, PlannedTarget, build_artifact, plan_targets, reports};
 pub use manifest::{ModelWeights, bindings, model_facts, runtime_dtype, states, symbols};
-pub use plan::{FusionOptions, Planned, plan_variant};
+pub use plan::{FusionOptions, Planned, plan_entry};
 pub use reference::Reference;
 
 use crate::frontend::{Checkpoint, FrontendError, WeightSource};
@@ -182,47 +182,6 @@ pub fn open(model: &Path, weights: WeightSource) -> Result<Checkpoint, CompileEr
     Ok(Checkpoint::open(model, weights)?)
 }
 
-/// A specialisation of the entry: its graph, and the ranges it assumed.
-#[derive(Clone, Debug)]
-pub struct Variant {
-    /// For file names and reports.
-    pub name: &'static str,
-    /// The entry with narrowed symbols.
-    pub graph: Graph,
-    /// (symbol, smallest, largest) for each symbol that was narrowed.
-    pub guards: Vec<(String, u64, u64)>,
-}
-
-/// Where the tokens of a GPU entry are split beside one token: grids are launched for a variant's most tokens, so the range
-/// of a variant bounds the programs that find nothing to do.
-const GPU_SPLITS: [(&str, u64); 4] = [("tokens_16", 16), ("tokens_32", 32), ("tokens_64", 64), ("tokens_256", 256)];
-
-/// The entry split by tokens: one token and more for the host, finer for GPUs. Tried in this order.
-pub fn variants(graph: &Graph, gpu: bool) -> Vec<Variant> {
-    let most = graph.symbols().get("T").map_or(1, |r| r.max);
-    let narrowed = |name, min, max| {
-        let mut graph = graph.clone();
-        graph.name = format!("{}.{name}", graph.name);
-        graph.declare_symbol("T", min, max);
-        // Rows of logits are tokens of the step.
-        let rows = graph.symbols().get("R").map(|r| r.max.min(max));
-        rows.into_iter().for_each(|rows| graph.declare_symbol("R", 1, rows));
-        // Grids are launched for the largest values that guards let through.
-        let guards = [("T", min, max)].into_iter().chain(rows.map(|rows| ("R", 1, rows)));
-        Variant { name, graph, guards: guards.map(|(s, min, max)| (s.to_owned(), min, max)).collect() }
-    };
-    let mut all = vec![narrowed("decode", 1, 1)];
-    let mut next = 2;
-    for (name, end) in GPU_SPLITS.into_iter().filter(|(_, end)| gpu && *end < most) {
-        all.push(narrowed(name, next, end));
-        next = end + 1;
-    }
-    if most >= next {
-        all.push(narrowed("prefill", next, most));
-    }
-    all
-}
-
 /// Checks options that this build accepts in one form only.
 ///
 /// # Errors
@@ -247,40 +206,45 @@ mod tests {
         open(&path, WeightSource::Files).unwrap()
     }
 
+    fn planned(most: u64, target: &str) -> Vec<Planned> {
+        let graph = model_graph(&tiny(), &EntryOptions { max_tokens: most, ..EntryOptions::default() }).unwrap();
+        let (fusion, mut timeline) = (FusionOptions::default(), Timeline::default());
+        let mut out = plan_targets(&graph, &[target.to_owned()], &fusion, &mut timeline, &mut Quiet).unwrap();
+        out.remove(0).variants
+    }
+
     #[test]
     fn variants_share_external_layouts() {
-        let graph = model_graph(&tiny(), &EntryOptions::default()).unwrap();
-        let plans: Vec<_> = variants(&graph, false).iter().map(|v| bufferise(&v.graph, &AnyStrides).unwrap()).collect();
+        let plans = planned(512, "x86-64-v3");
         assert_eq!(plans.len(), 2);
         let strides = |list: &[weldment_passes::buffer::External]| {
             list.iter().map(|e| (e.name.clone(), e.strides.clone())).collect::<Vec<_>>()
         };
-        assert_eq!(strides(&plans[0].inputs), strides(&plans[1].inputs));
-        assert_eq!(strides(&plans[0].outputs), strides(&plans[1].outputs));
-        assert_eq!(plans[0].states, plans[1].states);
+        assert_eq!(strides(&plans[0].plan.inputs), strides(&plans[1].plan.inputs));
+        assert_eq!(strides(&plans[0].plan.outputs), strides(&plans[1].plan.outputs));
+        assert_eq!(plans[0].plan.states, plans[1].plan.states);
     }
 
     #[test]
     fn variants_cover_every_number_of_tokens_once() {
-        let graph = |most| model_graph(&tiny(), &EntryOptions { max_tokens: most, ..EntryOptions::default() }).unwrap();
         for (most, count) in [(1, 1), (2, 2), (16, 2), (17, 3), (256, 5), (512, 6)] {
-            let split = variants(&graph(most), true);
+            let split = planned(most, "gfx942");
             assert_eq!(split.len(), count, "{most}");
             let mut next = 1;
             for variant in &split {
-                assert_eq!(variant.guards[0].1, next, "{most} {}", variant.name);
-                next = variant.guards[0].2 + 1;
+                let range = variant.graph.symbols()["T"];
+                assert_eq!(range.min, next, "{most} {}", variant.name);
+                next = range.max + 1;
             }
             assert_eq!(next, most + 1);
-            assert_eq!(variants(&graph(most), false).len(), count.min(2));
+            assert_eq!(planned(most, "x86-64-v3").len(), count.min(2));
         }
     }
 
     #[test]
     fn a_model_step_has_no_copies() {
-        let graph = model_graph(&tiny(), &EntryOptions::default()).unwrap();
-        for variant in variants(&graph, true) {
-            let plan = bufferise(&variant.graph, &AnyStrides).unwrap();
+        for variant in planned(512, "gfx942") {
+            let plan = bufferise(&variant.before, &AnyStrides).unwrap();
             assert!(plan.copies.is_empty(), "{}: {:?}", variant.name, plan.copies);
             assert!(plan.arena_bytes <= plan.arena_lower_bound + plan.arena_lower_bound / 4);
         }

@@ -1,15 +1,17 @@
 //! From a model's graph to a planned variant: fused for a target, every value placed.
 
-use super::{CompileError, Progress, Timeline, Variant};
+use super::{CompileError, Progress, Timeline};
 use crate::models::KV_BLOCK;
 use std::collections::{BTreeMap, BTreeSet};
+use weldment_codegen::VariantPlan;
 use weldment_codegen::select::Choices;
 use weldment_ir::Graph;
-use weldment_passes::buffer::{BufferPlan, KernelNeeds, bufferise};
+use weldment_passes::buffer::{BufferPlan, KernelNeeds, bufferise_with};
 use weldment_passes::egraph::Limits;
-use weldment_passes::pipeline::{Options, optimise};
+use weldment_passes::pipeline::{Optimised, Options, optimise};
 use weldment_passes::report::Report;
 use weldment_passes::rules::Numerics;
+use weldment_passes::specialise::{self, Specialised, Variant};
 use weldment_passes::target::TargetModel;
 
 /// What a user may say about fusion.
@@ -21,6 +23,10 @@ pub struct FusionOptions {
     pub disabled: BTreeSet<String>,
     /// `FUSION=N`, `FUSION>=N`, `FUSION=all`.
     pub require: Vec<String>,
+    /// A seed that perturbs what must not matter: order of rewrites, ties, schedule, places.
+    pub chaos: Option<u64>,
+    /// Rewrites that may happen in a variant.
+    pub fuel: Option<u64>,
     /// Choices of kernel selection that the user fixed.
     pub choices: Choices,
 }
@@ -29,7 +35,9 @@ pub struct FusionOptions {
 #[derive(Clone, Debug)]
 pub struct Planned {
     /// For file names and reports.
-    pub name: &'static str,
+    pub name: String,
+    /// The entry with this variant's ranges, before any rule.
+    pub before: Graph,
     /// Fused graph.
     pub graph: Graph,
     /// Schedule and places.
@@ -40,6 +48,19 @@ pub struct Planned {
     pub report: Report,
 }
 
+impl Planned {
+    /// What code generation takes.
+    pub fn variant(&self) -> VariantPlan<'_> {
+        VariantPlan {
+            name: &self.name,
+            graph: &self.graph,
+            plan: &self.plan,
+            max_tokens: self.graph.symbols().get("T").map_or(1, |r| r.max),
+            guards: self.guards.clone(),
+        }
+    }
+}
+
 /// Sizes at which forms of a variant are priced: one sequence in the middle of its context, all tokens of the variant, or as
 /// the user fixed them.
 fn typical(graph: &Graph, choices: &Choices) -> BTreeMap<String, u64> {
@@ -47,9 +68,11 @@ fn typical(graph: &Graph, choices: &Choices) -> BTreeMap<String, u64> {
     let within = |name: &str, n: u64| graph.symbols().get(name).map_or(n, |r| n.clamp(r.min, r.max));
     let tokens = choices.priced_tokens.map(|n| within("T", n.into()));
     let blocks = choices.priced_context.map(|n| within("P", u64::from(n).div_ceil(KV_BLOCK)));
+    let positions = choices.priced_context.map(|n| within("C", n.into()));
     let mut dims = BTreeMap::new();
     dims.extend(max("T").map(|t| ("T".to_owned(), tokens.unwrap_or(t))));
     dims.extend(max("P").map(|p| ("P".to_owned(), blocks.unwrap_or(p.div_ceil(2)))));
+    dims.extend(max("C").map(|c| ("C".to_owned(), positions.unwrap_or(c.div_ceil(2)))));
     dims.extend(max("N").map(|n| ("N".to_owned(), n)));
     dims.extend(["B", "R"].map(|s| (s.to_owned(), 1)));
     dims
@@ -66,26 +89,46 @@ fn limits(choices: &Choices) -> Limits {
     }
 }
 
-/// Fuses one variant for `target` and places its values.
+/// The entry's variants for a target: split wherever a rule or a kernel depends on a symbol, fused, joined where neighbours
+/// came out equal, and placed. `library` gives the kernels of variants of so many tokens.
 ///
 /// # Errors
 /// Unknown names in the options, or limits of the passes.
-pub fn plan_variant(
-    variant: Variant,
-    target: &dyn TargetModel,
-    needs: &dyn KernelNeeds,
+pub fn plan_entry<T: TargetModel + KernelNeeds>(
+    entry: &Graph,
+    library: &dyn Fn(u64) -> T,
     options: &FusionOptions,
     timeline: &mut Timeline,
     progress: &mut dyn Progress,
-) -> Result<Planned, CompileError> {
+) -> Result<Vec<Planned>, CompileError> {
+    let most_tokens = |graph: &Graph| graph.symbols().get("T").map_or(1, |r| r.max);
+    let whole = library(most_tokens(entry));
+    let mut fused: Vec<Specialised<Report>> = Vec::new();
+    for variant in specialise::split(entry, &specialise::thresholds(entry, &whole)) {
+        let target = library(most_tokens(&variant.graph));
+        let out = timeline.stage(progress, "fuse", || fuse(&variant, &target, options))?;
+        fused.push(Specialised { variant, fused: out.graph, rest: out.report });
+    }
+    let mut planned = Vec::new();
+    for Specialised { variant, fused, rest: report } in specialise::merge(entry, fused, &whole) {
+        let needs = library(most_tokens(&fused));
+        let plan = timeline.stage(progress, "bufferise", || bufferise_with(&fused, &needs, options.chaos))?;
+        let Variant { name, graph: before, guards, .. } = variant;
+        planned.push(Planned { name, before, graph: fused, plan, guards, report });
+    }
+    Ok(planned)
+}
+
+fn fuse(variant: &Variant, target: &dyn TargetModel, options: &FusionOptions) -> Result<Optimised, CompileError> {
     let passes = Options {
         fp_policy: options.fp_policy,
         disabled: options.disabled.clone(),
         dims: typical(&variant.graph, &options.choices),
+        chaos: options.chaos,
+        fuel: options.fuel,
         unit_stamping: options.choices.unit_stamping != Some(0),
         limits: limits(&options.choices),
+        ..Options::default()
     };
-    let fused = timeline.stage(progress, "fuse", || optimise(&variant.graph, target, &passes))?;
-    let plan = timeline.stage(progress, "bufferise", || bufferise(&fused.graph, needs))?;
-    Ok(Planned { name: variant.name, graph: fused.graph, plan, guards: variant.guards, report: fused.report })
+    Ok(optimise(&variant.graph, target, &passes)?)
 }

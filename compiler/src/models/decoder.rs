@@ -69,6 +69,7 @@ impl<'a> Builder<'a> {
         graph.declare_symbol("P", 1, blocks);
         graph.declare_symbol("R", 1, options.max_tokens);
         graph.declare_symbol("N", 1, blocks.saturating_mul(options.max_seqs));
+        graph.declare_symbol("C", 1, options.max_seq_len);
         Builder { checkpoint, config: &checkpoint.config, options, graph, weights: BTreeMap::new() }
     }
 

@@ -15,6 +15,8 @@ const WIDTHS: [u64; 2] = [32, 64];
 /// Elements of a head, positions of a cache block.
 const HEAD: u64 = 8;
 const SLOTS: u64 = 8;
+/// Columns of indexer scores: as many as there are positions at most.
+const COLUMNS: u64 = 16;
 /// Rows of rope tables: over any position that `SLOTS` and the range of `P` allow.
 const POSITIONS: i64 = 32;
 
@@ -160,6 +162,10 @@ impl Build {
             OpKind::RopeTable => {
                 self.rope_table()?;
             }
+            OpKind::Iota => {
+                let size = 1 + self.random.below(8) as i64;
+                self.push(Op::Iota { size }, &[])?;
+            }
             OpKind::Add => self.binary(Op::Add {}, a, &t)?,
             OpKind::Sub => self.binary(Op::Sub {}, a, &t)?,
             OpKind::Mul => self.binary(Op::Mul {}, a, &t)?,
@@ -246,6 +252,16 @@ impl Build {
                 self.push(Op::Rope { interleaved }, &[x, positions, table])?;
             }
             OpKind::CacheWrite | OpKind::RopeCacheWrite | OpKind::Attention => self.paged(kind)?,
+            OpKind::IndexScores | OpKind::SparseAttention => self.sparse(kind)?,
+            OpKind::Topk => {
+                let (k, positions) = (self.top(), self.pages()?[0]);
+                let scores = self.value(F32, vec![Dim::sym("T"), COLUMNS.into()])?;
+                self.push(Op::Topk { k }, &[scores, positions])?;
+            }
+            OpKind::Window => {
+                let (k, positions) = (self.top(), self.pages()?[0]);
+                self.push(Op::Window { k }, &[positions])?;
+            }
         }
         Ok(())
     }
@@ -335,9 +351,13 @@ impl Build {
 
     /// A new state; not in the pool, so that only cache ops read it.
     fn state(&mut self, transposed: bool) -> Result<usize, IrError> {
+        self.cache(2, transposed)
+    }
+
+    fn cache(&mut self, heads: u64, transposed: bool) -> Result<usize, IrError> {
         let (rows, columns) = if transposed { (HEAD, SLOTS) } else { (SLOTS, HEAD) };
         let name = format!("state{}", self.states.len());
-        let shape = vec![Dim::sym("N"), 2.into(), rows.into(), columns.into()];
+        let shape = vec![Dim::sym("N"), heads.into(), rows.into(), columns.into()];
         let node = self.graph.add(
             Op::State { name: name.as_str().into(), dtype: F32, shape },
             &[],
@@ -373,6 +393,47 @@ impl Build {
             self.push(Op::Attention { scale: Real(0.25), dtype }, &[q, k, v, positions, ids, tables])?;
         }
         Ok(())
+    }
+
+    /// How many positions a row of indices holds: fewer than a window may, or more.
+    fn top(&mut self) -> i64 {
+        1 + self.random.below(6) as i64
+    }
+
+    /// An indexer over keys of its own, or attention over the positions that it, or a constant row, picks.
+    fn sparse(&mut self, kind: OpKind) -> Result<(), IrError> {
+        let [positions, ids, tables] = self.pages()?;
+        if kind == OpKind::IndexScores {
+            let keys = self.cache(1, true)?;
+            let (x, old) = (self.heads(1)?, self.states[keys].1);
+            let operands = [old, x, positions, ids, tables];
+            let keys = self.write(keys, Op::CacheWrite { transposed: true }, &operands)?;
+            let (q, dtype) = (self.heads(4)?, self.compute());
+            let weights = self.value(dtype, vec![Dim::sym("T"), 4.into()])?;
+            let op = Op::IndexScores { columns: vec![COLUMNS.into()], skip: self.random.below(4) as i64 };
+            let scores = self.push(op, &[q, weights, keys, positions, ids, tables])?;
+            let k = self.top();
+            return self.push(Op::Topk { k }, &[scores, positions]).map(drop);
+        }
+        let k = self.top();
+        let wide = |t: &TensorType| t.dtype == DType::I32 && t.rank() == 2 && t.shape[0] == Dim::sym("T");
+        let rows: Vec<Value> = self.pool.iter().copied().filter(|v| wide(self.graph.type_of(*v))).collect();
+        let indices = match self.random.pick(&rows).copied() {
+            Some(rows) if !self.random.one_in(3) => rows,
+            _ => {
+                let row = self.push(Op::Iota { size: k }, &[])?;
+                self.push(Op::Broadcast { shape: vec![Dim::sym("T"), (k as u64).into()] }, &[row])?
+            }
+        };
+        let mut caches = Vec::new();
+        for transposed in [true, false] {
+            let state = self.cache(2, transposed)?;
+            let (x, old) = (self.heads(2)?, self.states[state].1);
+            caches.push(self.write(state, Op::CacheWrite { transposed }, &[old, x, positions, ids, tables])?);
+        }
+        let (q, dtype) = (self.heads(4)?, self.compute());
+        let op = Op::SparseAttention { scale: Real(0.25), dtype };
+        self.push(op, &[q, caches[0], caches[1], indices, positions, ids, tables]).map(drop)
     }
 
     fn finish(mut self) -> Result<Graph, IrError> {

@@ -109,11 +109,14 @@ fn role(graph: &Graph, id: NodeId, dims: &BTreeMap<String, u64>) -> Role {
             Op::CacheWrite { transposed } => Some((2, 3, 4, 0, dim(0, if *transposed { 3 } else { 2 }))),
             Op::RopeCacheWrite { transposed, .. } => Some((2, 4, 5, 0, dim(0, if *transposed { 3 } else { 2 }))),
             Op::Attention { .. } => Some((3, 4, 5, 1, dim(1, 3))),
+            Op::SparseAttention { .. } => Some((4, 5, 6, 1, dim(1, 3))),
+            Op::IndexScores { .. } => Some((3, 4, 5, 2, dim(2, 3))),
             _ => None,
         };
         let (kind, limit) = match (&node.op, paged, using.operand as usize) {
             (Op::Gather { .. }, _, 1) => (Kind::Index, dim(0, 0)),
             (Op::Rope { .. }, _, 1) => (Kind::Positions, dim(2, 0)),
+            (Op::Topk { .. }, _, 1) | (Op::Window { .. }, _, 0) => (Kind::Positions, None),
             (_, Some((positions, _, tables, _, slots)), i) if i == positions => {
                 let rows = if matches!(node.op, Op::RopeCacheWrite { .. }) { dim(3, 0) } else { None };
                 let room = dim(tables, 1).zip(slots).map(|(width, slots)| width.saturating_mul(slots));

@@ -1,4 +1,4 @@
-//! Paged KV caches: writes and causal attention.
+//! Paged KV caches: writes, and attention over all or some of the positions a token may see.
 
 use super::domain::{Domain, Fault, Options};
 use super::eval::{cast, number};
@@ -7,7 +7,7 @@ use super::tensor::{Data, Tensor};
 use std::sync::Arc;
 
 /// Where tokens live: positions [T], sequence ids [T] and block tables [B, P].
-struct Pages<'a> {
+pub(super) struct Pages<'a> {
     positions: &'a [i64],
     ids: &'a [i64],
     tables: &'a [i64],
@@ -22,7 +22,7 @@ struct Pages<'a> {
 }
 
 impl<'a> Pages<'a> {
-    fn new<V: Copy>(
+    pub(super) fn new<V: Copy>(
         [positions, ids, tables]: [&'a Tensor<V>; 3],
         slots: usize,
         blocks: usize,
@@ -43,13 +43,19 @@ impl<'a> Pages<'a> {
     }
 
     /// The sequence and position of token `t`.
-    fn token(&self, t: usize) -> Result<(usize, usize), Fault> {
+    pub(super) fn token(&self, t: usize) -> Result<(usize, usize), Fault> {
         let id = *self.ids.get(t).ok_or("sequence_ids is short")?;
         let position = *self.positions.get(t).ok_or("positions is short")?;
         Ok((
             place("sequence id", id, self.sequences)?,
             place("position", position, self.width.saturating_mul(self.slots))?,
         ))
+    }
+
+    /// Block and slot of a position that is read, so that it must have a block.
+    pub(super) fn present(&self, sequence: usize, position: usize) -> Result<(usize, usize), Fault> {
+        let missing = || format!("position {position} of sequence {sequence} has no cache block");
+        Ok(self.locate(sequence, position)?.ok_or_else(missing)?)
     }
 
     /// Block and slot of a position; `None` where the table has -1.
@@ -62,16 +68,16 @@ impl<'a> Pages<'a> {
 }
 
 /// A cache's dims and order: [N, H, S, D], or [N, H, D, S] when transposed.
-struct Layout {
-    heads: usize,
-    slots: usize,
-    depth: usize,
-    transposed: bool,
+pub(super) struct Layout {
+    pub(super) heads: usize,
+    pub(super) slots: usize,
+    pub(super) depth: usize,
+    pub(super) transposed: bool,
 }
 
 impl Layout {
     /// The offset of element 0 and the step to the next.
-    fn line(&self, block: usize, head: usize, slot: usize) -> (usize, usize) {
+    pub(super) fn line(&self, block: usize, head: usize, slot: usize) -> (usize, usize) {
         let base = (block * self.heads + head) * self.slots * self.depth;
         if self.transposed { (base + slot, self.slots) } else { (base + slot * self.depth, 1) }
     }
@@ -112,7 +118,30 @@ pub(super) fn cache_write<D: Domain>(
 
 /// Causal attention over operands (q, k_cache, v_cache, positions, sequence_ids, block_tables), [T, Hq, D], not rounded.
 pub(super) fn attention<D: Domain>(o: &[Tensor<D::Value>], scale: f64) -> Result<Vec<D::Value>, Fault> {
-    let [q, k, v, positions, ids, tables] = o else { return Err("wrong arity".into()) };
+    let [q, k, v, pages @ ..] = o else { return Err("wrong arity".into()) };
+    attend::<D>([q, k, v], pages, scale, |_, position| Ok((0..=position).collect()))
+}
+
+/// Attention over the positions that `indices` [T, K] names, of those at most the token's own: operands (q, k_cache, v_cache, indices,
+/// positions, sequence_ids, block_tables), [T, Hq, D], not rounded.
+pub(super) fn sparse_attention<D: Domain>(o: &[Tensor<D::Value>], scale: f64) -> Result<Vec<D::Value>, Fault> {
+    let [q, k, v, indices, pages @ ..] = o else { return Err("wrong arity".into()) };
+    let &[_, width] = indices.shape.as_slice() else { return Err("indices is not a matrix".into()) };
+    let indices = indices.integers()?;
+    attend::<D>([q, k, v], pages, scale, |t, position| {
+        let row = indices.get(t * width..(t + 1) * width).ok_or("indices is short")?;
+        Ok(row.iter().filter_map(|i| usize::try_from(*i).ok()).filter(|i| *i <= position).collect())
+    })
+}
+
+/// Attention of each token over the positions that `seen` gives for the token and its own position.
+fn attend<D: Domain>(
+    [q, k, v]: [&Tensor<D::Value>; 3],
+    pages: &[Tensor<D::Value>],
+    scale: f64,
+    seen: impl Fn(usize, usize) -> Result<Vec<usize>, Fault>,
+) -> Result<Vec<D::Value>, Fault> {
+    let [positions, ids, tables] = pages else { return Err("wrong arity".into()) };
     let (&[tokens, query_heads, depth], &[blocks, heads, _, slots]) = (q.shape.as_slice(), k.shape.as_slice()) else {
         return Err("q or k_cache has another rank".into());
     };
@@ -128,9 +157,8 @@ pub(super) fn attention<D: Domain>(o: &[Tensor<D::Value>], scale: f64) -> Result
     for t in 0..tokens {
         let (sequence, position) = pages.token(t)?;
         places.clear();
-        for p in 0..=position {
-            let missing = || format!("position {p} of sequence {sequence} has no cache block");
-            places.push(pages.locate(sequence, p)?.ok_or_else(missing)?);
+        for p in seen(t, position)? {
+            places.push(pages.present(sequence, p)?);
         }
         for head in 0..query_heads {
             let query = &q[(t * query_heads + head) * depth..][..depth];

@@ -1,6 +1,7 @@
 //! What an interpreter's numbers must be able to do.
 
 use crate::dtype::DType;
+use std::cmp::Ordering;
 use std::collections::BTreeSet;
 use std::fmt::Debug;
 
@@ -92,6 +93,8 @@ pub trait Domain {
     fn div(a: Self::Value, b: Self::Value) -> Option<Self::Value>;
     /// a > b in the domain's order.
     fn greater(a: Self::Value, b: Self::Value) -> bool;
+    /// The order that `topk` ranks by: total, NaN above all numbers, -0 beside +0.
+    fn order(a: Self::Value, b: Self::Value) -> Ordering;
     /// e^a.
     fn exp(a: Self::Value) -> Self::Value;
     /// a / (1 + e^-a).

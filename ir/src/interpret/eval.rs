@@ -2,7 +2,7 @@
 
 use super::domain::{Domain, Fault, Options, RopeSpec, widens};
 use super::tensor::{Data, Tensor, wrap};
-use super::{Machine, attention, contract, elementwise, indexed, view};
+use super::{Machine, attention, contract, elementwise, indexed, sparse, view};
 use crate::dtype::DType;
 use crate::graph::Node;
 use crate::op::Op;
@@ -42,6 +42,7 @@ pub(super) fn evaluate<D: Domain>(
             };
             indexed::rope_table::<D>(&spec, o.first(), options)?
         }
+        Op::Iota { .. } => sparse::iota(shape),
 
         Op::Add {} => elementwise::arithmetic::<D>(&node.op, o, shape, options)?,
         Op::Sub {} => elementwise::arithmetic::<D>(&node.op, o, shape, options)?,
@@ -131,6 +132,16 @@ pub(super) fn evaluate<D: Domain>(
         }
         Op::Attention { scale, .. } => {
             let values = attention::attention::<D>(o, scale.0)?;
+            finish::<D>(dtype, shape, values, false, options)
+        }
+        Op::IndexScores { skip, .. } => {
+            let values = sparse::index_scores::<D>(o, shape.last().copied().unwrap_or(0), *skip)?;
+            finish::<D>(dtype, shape, values, false, options)
+        }
+        Op::Topk { .. } => sparse::topk::<D>(&o[0], &o[1], shape)?,
+        Op::Window { .. } => sparse::window(&o[0], shape)?,
+        Op::SparseAttention { scale, .. } => {
+            let values = attention::sparse_attention::<D>(o, scale.0)?;
             finish::<D>(dtype, shape, values, false, options)
         }
     };

@@ -30,6 +30,7 @@ mod eval;
 mod indexed;
 mod real;
 mod ring;
+mod sparse;
 mod tensor;
 #[cfg(test)]
 mod tests;

@@ -5,6 +5,7 @@ use super::tensor::wrap;
 use crate::codec::{MiniFloat, Overflow};
 use crate::dtype::DType;
 use half::{bf16, f16};
+use std::cmp::Ordering;
 
 /// IEEE binary64.
 #[derive(Clone, Copy, Debug)]
@@ -45,6 +46,9 @@ impl Domain for F64 {
     #[inline]
     fn greater(a: f64, b: f64) -> bool {
         a > b
+    }
+    fn order(a: f64, b: f64) -> Ordering {
+        a.partial_cmp(&b).unwrap_or_else(|| a.is_nan().cmp(&b.is_nan()))
     }
     fn exp(a: f64) -> f64 {
         a.exp()

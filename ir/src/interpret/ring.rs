@@ -7,6 +7,7 @@
 use super::domain::{Domain, Options, RopeSpec};
 use super::tensor::wrap;
 use crate::dtype::DType;
+use std::cmp::Ordering;
 use std::sync::LazyLock;
 
 /// Modulus of the p part.
@@ -135,6 +136,9 @@ impl Domain for Ring {
     }
     fn greater(a: RingValue, b: RingValue) -> bool {
         a.p > b.p
+    }
+    fn order(a: RingValue, b: RingValue) -> Ordering {
+        a.p.cmp(&b.p)
     }
     fn exp(a: RingValue) -> RingValue {
         match a.q() {

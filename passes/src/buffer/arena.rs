@@ -2,6 +2,7 @@
 
 use super::places::{Buffer, Draft, Slot};
 use super::{BufferError, BufferPlan, CopyRecord, Region, Step, View};
+use crate::probe::shuffle;
 
 /// Arena offsets are multiples of a cache line.
 const ALIGN: u64 = 64;
@@ -70,7 +71,7 @@ fn lower_bound(spans: &[Span], epochs: usize) -> u64 {
 }
 
 /// Places the arena and writes the plan.
-pub(super) fn finish(draft: Draft<'_>, epochs: &[usize]) -> Result<BufferPlan, BufferError> {
+pub(super) fn finish(draft: Draft<'_>, epochs: &[usize], chaos: Option<u64>) -> Result<BufferPlan, BufferError> {
     let mut order = spans(&draft, epochs);
     let count = epochs.iter().max().map_or(0, |e| e + 1);
     let arena_lower_bound = lower_bound(&order, count);
@@ -85,6 +86,13 @@ pub(super) fn finish(draft: Draft<'_>, epochs: &[usize]) -> Result<BufferPlan, B
     if other < arena_bytes {
         (arena_bytes, offsets) = (other, by_time);
     }
+    // The rank of a step among those of its epoch.
+    let mut rank: Vec<usize> = (0..draft.steps.len()).collect();
+    if let Some(seed) = chaos {
+        shuffle(&mut rank, seed);
+        shuffle(&mut order, seed);
+        arena_bytes = pack(&order, &mut offsets).ok_or_else(too_large)?;
+    }
     if arena_bytes > i64::MAX as u64 {
         return Err(too_large());
     }
@@ -95,7 +103,7 @@ pub(super) fn finish(draft: Draft<'_>, epochs: &[usize]) -> Result<BufferPlan, B
         strides: slot.strides.clone(),
     };
     let mut turn: Vec<usize> = (0..draft.steps.len()).collect();
-    turn.sort_by_key(|s| (epochs[*s], *s));
+    turn.sort_by_key(|s| (epochs[*s], rank[*s]));
     let mut steps = Vec::with_capacity(turn.len());
     let mut copies = Vec::new();
     let mut hoisted = std::collections::BTreeSet::new();

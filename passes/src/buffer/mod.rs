@@ -130,7 +130,7 @@ pub struct External {
     pub bytes: u64,
 }
 
-/// The plan of one graph. Everything in it is a function of the graph and the needs alone.
+/// The plan of one graph. Everything in it is a function of the graph, the needs and the seed of [`bufferise_with`] alone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BufferPlan {
     /// For each node, for each result: its place. `None` for dead nodes and for static values that no step reads.
@@ -215,9 +215,18 @@ impl KernelNeeds for AnyStrides {}
 /// # Errors
 /// If a dim is undeclared, a buffer is over 2^63 bytes, or two outputs share a name.
 pub fn bufferise(graph: &Graph, needs: &dyn KernelNeeds) -> Result<BufferPlan, BufferError> {
+    bufferise_with(graph, needs, None)
+}
+
+/// [`bufferise`], with what must not matter perturbed by a seed: the epochs of steps that may wait, the order of the steps of an
+/// epoch, where the arena's buffers lie.
+///
+/// # Errors
+/// As [`bufferise`].
+pub fn bufferise_with(graph: &Graph, needs: &dyn KernelNeeds, chaos: Option<u64>) -> Result<BufferPlan, BufferError> {
     let mut draft = places::assign(graph, needs)?;
     build::steps(&mut draft)?;
     states::order(&mut draft)?;
-    let epochs = schedule::epochs(&draft)?;
-    arena::finish(draft, &epochs)
+    let epochs = schedule::epochs(&draft, chaos)?;
+    arena::finish(draft, &epochs, chaos)
 }

@@ -4,10 +4,11 @@ use super::BufferError;
 use super::Region;
 use super::places::Draft;
 use std::collections::{BTreeMap, BTreeSet};
+use weldment_ir::generate::Random;
 
 /// The epoch of each step. Steps of one epoch do not depend on each other; the number of epochs is that of the longest
 /// chain, which is the fewest barriers possible.
-pub(super) fn epochs(draft: &Draft<'_>) -> Result<Vec<usize>, BufferError> {
+pub(super) fn epochs(draft: &Draft<'_>, chaos: Option<u64>) -> Result<Vec<usize>, BufferError> {
     let count = draft.steps.len();
     let mut followers = vec![Vec::new(); count];
     let mut waiting: Vec<usize> = draft.steps.iter().map(|s| s.after.len()).collect();
@@ -33,7 +34,20 @@ pub(super) fn epochs(draft: &Draft<'_>) -> Result<Vec<usize>, BufferError> {
         return Err(BufferError::Cycle(draft.graph.name.clone()));
     }
     sink(draft, &order, &followers, &mut epoch);
+    if let Some(seed) = chaos {
+        delay(&order, &followers, &mut epoch, seed);
+    }
     Ok(epoch)
+}
+
+/// Moves every step to a random epoch between its own and its first follower's.
+fn delay(order: &[usize], followers: &[Vec<usize>], epoch: &mut [usize], seed: u64) {
+    let mut random = Random::new(seed);
+    for step in order.iter().rev().copied() {
+        if let Some(first) = followers[step].iter().map(|f| epoch[*f]).min() {
+            epoch[step] += random.below((first - epoch[step]) as u64) as usize;
+        }
+    }
 }
 
 /// Moves a step to just before its first follower if the results it would hold meanwhile outweigh its operands.

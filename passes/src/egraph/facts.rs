@@ -3,8 +3,9 @@
 
 use super::language::ENode;
 use egg::{Analysis, DidMerge, EGraph, Id};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use weldment_ir::{Attr, Category, IrError, Op, OpKind, Real, TensorType};
+use weldment_ir::{Attr, Category, Dim, IrError, Op, OpKind, Range, Real, TensorType};
 
 /// An e-graph over the op table.
 pub type Net = EGraph<ENode, Facts>;
@@ -74,8 +75,22 @@ impl Data {
 pub struct Facts {
     /// Leaf facts by [`ENode::Leaf`] index.
     pub leaves: Vec<LeafFacts>,
+    /// Ranges of the symbolic dims: of one variant, as every e-graph is.
+    pub ranges: BTreeMap<Arc<str>, Range>,
+    /// Places, in the graph before any rule, of values that no output needs any more once other rules have fired.
+    pub dead: BTreeSet<u32>,
     /// Set when two classes of different types were merged: a wrong rule.
     pub conflict: Option<String>,
+}
+
+impl Facts {
+    /// The largest value of a dim.
+    pub fn most(&self, dim: &Dim) -> Option<u64> {
+        match dim {
+            Dim::Const(n) => Some(*n),
+            Dim::Sym(s) => self.ranges.get(s).map(|r| r.max),
+        }
+    }
 }
 
 /// The op of an e-node and its operand types.

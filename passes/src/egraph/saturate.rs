@@ -5,6 +5,7 @@ use super::facts::Net;
 use super::language::ENode;
 use super::term::Term;
 use crate::PassError;
+use crate::probe::Probe;
 use crate::rules::{Answer, Body, Rule};
 use crate::target::TargetModel;
 use egg::{Id, Language, Subst};
@@ -50,6 +51,8 @@ pub struct Log {
     pub misses: IndexMap<Id, BTreeSet<NearMiss>>,
     /// Rules that fired, by root class (canonical).
     pub fired: IndexMap<Id, BTreeSet<usize>>,
+    /// Values that a rule which fired at a class (canonical) has no use for any more.
+    pub dropped: IndexMap<Id, BTreeSet<Id>>,
     /// Matches applied, by rule.
     pub matches: BTreeMap<usize, usize>,
     /// Rounds.
@@ -79,6 +82,11 @@ impl Log {
             misses.entry(net.find(id)).or_default().extend(found);
         }
         self.misses = misses;
+        let mut dropped: IndexMap<Id, BTreeSet<Id>> = IndexMap::new();
+        for (id, values) in self.dropped.drain(..) {
+            dropped.entry(net.find(id)).or_default().extend(values.iter().map(|v| net.find(*v)));
+        }
+        self.dropped = dropped;
     }
 }
 
@@ -90,7 +98,7 @@ struct Match {
     equal: Vec<(Id, Term)>,
 }
 
-/// Applies `rules` until nothing changes.
+/// Applies `rules` until nothing changes, or the probe's fuel is spent.
 ///
 /// # Errors
 /// At a limit, naming the rule with most matches; if a rule merges values of different types.
@@ -99,6 +107,7 @@ pub fn saturate(
     rules: &[&Rule],
     target: &dyn TargetModel,
     limits: &Limits,
+    probe: &Probe,
     graph_nodes: usize,
 ) -> Result<Log, PassError> {
     let mut log = Log::default();
@@ -106,10 +115,18 @@ pub fn saturate(
     let budget = limits.nodes + limits.nodes_per_node * graph_nodes;
     net.rebuild();
     loop {
-        let matches = search(net, rules, &mut log);
+        let mut matches = search(net, rules, &mut log);
+        probe.shuffle(&mut matches, log.iterations);
         let mut changed = false;
         for m in matches {
-            changed |= apply(net, rules, target, m, &mut log, &mut done);
+            if probe.is_spent() {
+                break;
+            }
+            let (rule, root) = (m.rule, m.root);
+            if apply(net, rules, target, m, &mut log, &mut done) {
+                changed = true;
+                probe.spend(rules.get(rule).map_or("none", |r| r.name), place(net, root));
+            }
             if net.analysis.conflict.is_some() {
                 break;
             }
@@ -192,8 +209,10 @@ fn apply(
         false
     };
     let mut equal = m.equal;
-    let mut origins = BTreeSet::new();
-    if let (Body::Rewrite { sources, right, derived, conditions, .. }, Some(mut subst)) = (&rule.body, m.subst) {
+    let (mut origins, mut unused) = (BTreeSet::new(), Vec::new());
+    if let (Body::Rewrite { sources, right, derived, conditions, dropped, .. }, Some(mut subst)) = (&rule.body, m.subst)
+    {
+        unused.extend(dropped.iter().filter_map(|v| subst.get(*v).copied()));
         for c in conditions {
             if let Answer::Unknown { found, accepted } = c.holds(net, &subst) {
                 return miss(c.predicate.to_owned(), found, accepted);
@@ -246,8 +265,26 @@ fn apply(
     changed |= net.number_of_classes() != before;
     done.insert(key);
     log.fired.entry(m.root).or_default().insert(m.rule);
+    if !unused.is_empty() {
+        log.dropped.entry(m.root).or_default().extend(unused);
+    }
     *log.matches.entry(m.rule).or_default() += 1;
     changed
+}
+
+/// The unit node that a class stands for: its own, else the last that it is computed from.
+fn place(net: &Net, root: Id) -> Option<u32> {
+    let mut seen = HashSet::new();
+    let mut layer = vec![net.find(root)];
+    while !layer.is_empty() {
+        let known = layer.iter().filter_map(|id| net[*id].data.value()?.order).max();
+        if known.is_some() {
+            return known;
+        }
+        let below = layer.iter().flat_map(|id| net[*id].iter()).flat_map(|n| n.children().iter());
+        layer = below.map(|id| net.find(*id)).filter(|id| seen.insert(*id)).collect();
+    }
+    None
 }
 
 fn bound(rule: &Rule, subst: &Subst, net: &Net) -> Vec<Id> {

@@ -31,6 +31,8 @@ pub(crate) struct Anchor {
 enum Test {
     /// No absorbed node is still computed by an op of its own kind; these ops are the fusion's own.
     Absorbed(&'static [OpKind]),
+    /// The absorbed node is computed by an op of its own kind no more, if it is computed at all.
+    Dropped,
     /// The absorbed nodes come from one matmul, or from a fused gate.
     Joined,
     /// The matmul reads q8a.
@@ -95,6 +97,11 @@ pub(crate) fn anchors(unit: &Unit) -> Vec<Anchor> {
             OpKind::Add if [from(0), from(1)].into_iter().any(|n| kind_of(n) == Some(OpKind::Matmul)) => {
                 add("matmul_epilogue", vec![i], i, &[OpKind::MatmulAdd]);
             }
+            OpKind::Topk => {
+                out.push(Anchor { group: "topk_window", at: vec![i], absorbed: vec![i], test: Test::Dropped });
+            }
+            OpKind::IndexScores if feeds(i, &[OpKind::Topk]) => add("topk_rows", vec![i], i, &[OpKind::Topk]),
+            OpKind::SparseAttention => add("dense_window", vec![i], i, &[OpKind::Attention]),
             OpKind::Cast => {
                 let rounds =
                     |n: u32| unit.nodes[n as usize].op.attrs().iter().any(|a| matches!(a, weldment_ir::Attr::DType(_)));
@@ -174,11 +181,15 @@ pub(crate) fn outcome(solver: &Solver<'_>, solved: &Solved<'_>, owners: &[BTreeS
         let class = solved.class(*node).and_then(|c| solved.owner.get(&c));
         class.is_some_and(|step| kind(*step) == solved.unit.nodes[*node as usize].op.kind())
     };
+    if into.is_empty() && anchor.test != Test::Dropped {
+        return Outcome::Elsewhere { into: "nothing".into() };
+    }
     let fused = match anchor.test {
+        Test::Dropped => !anchor.absorbed.iter().any(standing),
         Test::Absorbed(kinds) => {
             let gone = !anchor.absorbed.iter().any(standing);
             if gone && !kinds.is_empty() && !into.iter().any(|s| kinds.contains(&kind(*s))) {
-                return Outcome::Elsewhere { into: if names.is_empty() { "nothing".into() } else { names } };
+                return Outcome::Elsewhere { into: names };
             }
             gone
         }
@@ -186,7 +197,7 @@ pub(crate) fn outcome(solver: &Solver<'_>, solved: &Solved<'_>, owners: &[BTreeS
         Test::Int8 => into.iter().all(|s| reads_int8(solved, *s)) && !into.is_empty(),
     };
     match fused {
-        true => Outcome::Fused { into: names },
+        true => Outcome::Fused { into: if names.is_empty() { "nothing".into() } else { names } },
         false => Outcome::Kept { reason: reason(solver, solved, anchor, names) },
     }
 }

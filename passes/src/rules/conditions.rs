@@ -231,3 +231,14 @@ pub fn has_rank(vars: Vec<Var>, rank: usize) -> Condition {
         answer(t.as_ref().is_some_and(|t| t.rank() == rank), || show(t), &format!("rank {rank}"))
     })
 }
+
+/// scores, k: no window is longer than k, as the scores have at most k columns.
+pub fn window_fits(vars: Vec<Var>) -> Condition {
+    condition("window", vars, |net, ids| {
+        let columns = ty(net, ids, 0).and_then(|t| net.analysis.most(t.shape.last()?));
+        let k = attr(net, ids, 1).and_then(|k| if let Attr::Int(k) = k { u64::try_from(k).ok() } else { None });
+        let fits = matches!((columns, k), (Some(columns), Some(k)) if columns <= k);
+        let accepted = format!("at most {} positions", show(k));
+        answer(fits, || format!("up to {} positions", show(columns)), &accepted)
+    })
+}

@@ -2,7 +2,7 @@
 
 use crate::egraph::Net;
 use egg::Id;
-use weldment_ir::{Attr, Shape};
+use weldment_ir::{Attr, Dim, Shape};
 
 fn attr(net: &Net, ids: &[Id], i: usize) -> Option<Attr> {
     ids.get(i).and_then(|id| net[*id].data.attr().cloned())
@@ -48,4 +48,10 @@ pub fn rows_of(net: &Net, ids: &[Id]) -> Option<Attr> {
     let Attr::Shape(mut s) = attr(net, ids, 1)? else { return None };
     *s.last_mut()? = w.first()?.clone();
     Some(Attr::Shape(s))
+}
+
+/// positions [T], k: the shape [T, k].
+pub fn index_rows(net: &Net, ids: &[Id]) -> Option<Attr> {
+    let (tokens, k) = (shape_of(net, ids, 0)?.first()?.clone(), int(net, ids, 1)?);
+    Some(Attr::Shape(vec![tokens, Dim::Const(u64::try_from(k).ok()?)]))
 }

@@ -49,6 +49,9 @@ fn merge(net: &Net, gate: bool) -> Found {
     for class in net.classes() {
         // Only values of the graph before any rule: the joined matmul itself is no member.
         let Some((order, facts)) = class.data.value().and_then(|v| Some((v.order?, v))) else { continue };
+        if net.analysis.dead.contains(&order) {
+            continue;
+        }
         for node in class.iter() {
             let ENode::Op(kind @ (OpKind::Matmul | OpKind::MatmulAdd), _) = node else { continue };
             let (operands, attrs) = node.split();

@@ -8,16 +8,18 @@ mod matmul;
 mod merge;
 mod norms;
 mod quantise;
+mod topk;
 #[cfg(test)]
 mod tests;
 mod views;
 
 use crate::egraph::{ENode, Net, Term};
-use egg::{Id, MultiPattern, Pattern, PatternAst, Searcher, Subst, Var};
+use crate::specialise::Threshold;
+use egg::{ENodeOrVar, Id, MultiPattern, Pattern, PatternAst, Searcher, Subst, Var};
 use serde::Serialize;
 use std::fmt;
 use std::str::FromStr;
-use weldment_ir::{Attr, DType, Graph, OpKind};
+use weldment_ir::{Attr, DType, Graph, Op, OpKind, TensorType};
 
 /// What a rule may do to numbers, mildest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
@@ -187,6 +189,8 @@ pub enum Body {
         derived: Vec<Derive>,
         /// Conditions.
         conditions: Vec<Condition>,
+        /// Values of the left side that the right side has no use for.
+        dropped: Vec<Var>,
     },
     /// A search that patterns cannot say (a variable number of operands or users).
     Custom(fn(&Net) -> Found),
@@ -239,6 +243,20 @@ pub(crate) fn variable(name: &str) -> Var {
     }
 }
 
+fn variables(pattern: &PatternAst<ENode>) -> impl Iterator<Item = Var> + '_ {
+    pattern.iter().filter_map(|n| if let ENodeOrVar::Var(v) = n { Some(*v) } else { None })
+}
+
+/// Variables of a pattern that stand for values, not for attributes.
+fn operand_variables(pattern: &PatternAst<ENode>) -> Vec<Var> {
+    let operands = pattern.iter().flat_map(|n| match n {
+        ENodeOrVar::ENode(node) => node.split().0,
+        ENodeOrVar::Var(_) => &[],
+    });
+    let variable = |id: &Id| if let ENodeOrVar::Var(v) = &pattern[*id] { Some(*v) } else { None };
+    operands.filter_map(variable).collect()
+}
+
 /// Assembles a pattern rule from the parts that [`rule!`] gives.
 pub(crate) fn pattern_rule(
     (name, doc, class, group, text): (&'static str, &'static str, Numerics, Option<&'static str>, String),
@@ -252,21 +270,25 @@ pub(crate) fn pattern_rule(
     let sources: Vec<PatternAst<ENode>> = parsed.iter().map(|(_, p)| p.clone()).collect();
     let named: Option<Vec<(Var, PatternAst<ENode>)>> = parsed.iter().map(|(v, p)| v.map(|v| (v, p.clone()))).collect();
     let head = sources.first().and_then(|p| p.last()).and_then(|n| match n {
-        egg::ENodeOrVar::ENode(e) => Some(egg::Language::discriminant(e)),
-        egg::ENodeOrVar::Var(_) => None,
+        ENodeOrVar::ENode(e) => Some(egg::Language::discriminant(e)),
+        ENodeOrVar::Var(_) => None,
     });
     let left = match (named, head) {
         (Some(named), Some(head)) => Left::Many(MultiPattern::new(named), head),
         _ => Left::One(Pattern::new(sources.first().cloned().unwrap_or_default())),
     };
-    let right = right.iter().map(|(v, p)| (v.map(variable), parse_pattern(p))).collect();
+    let right: Vec<_> = right.iter().map(|(v, p)| (v.map(variable), parse_pattern(p))).collect();
+    // A variable that names a pattern of the left side stands for what that pattern takes apart.
+    let named = parsed.iter().filter_map(|(v, _)| *v);
+    let kept: Vec<Var> = right.iter().flat_map(|(_, p)| variables(p)).chain(named).collect();
+    let dropped = sources.iter().flat_map(operand_variables).filter(|v| !kept.contains(v)).collect();
     Rule {
         name,
         doc,
         class,
         group,
         text,
-        body: Body::Rewrite { left: Box::new(left), sources, right, derived, conditions },
+        body: Body::Rewrite { left: Box::new(left), sources, right, derived, conditions, dropped },
     }
 }
 
@@ -331,10 +353,16 @@ pub fn all() -> Vec<Rule> {
         matmul::rules(),
         merge::rules(),
         quantise::rules(),
+        topk::rules(),
     ]
     .into_iter()
     .flatten()
     .collect()
+}
+
+/// Values of symbols at which a rule begins or ceases to hold for the op.
+pub(crate) fn thresholds(op: &Op, operands: &[TensorType]) -> Vec<Threshold> {
+    topk::thresholds(op, operands)
 }
 
 /// The fusion groups, in report order.
@@ -348,7 +376,14 @@ pub const GROUPS: &[&str] = &[
     "matmul_epilogue",
     "int8_activations",
     "cast_into_producer",
+    "topk_window",
+    "topk_rows",
+    "dense_window",
 ];
+
+/// Fusions that fire only where the user asks for them, and why they are off.
+pub const OPT_IN: &[(&str, &str)] =
+    &[("dense_window", "off by default, as sums run in another order: --set dense_window=1 allows it")];
 
 /// True for a dtype whose values f32 holds exactly.
 pub(crate) fn widens_to_f32(dtype: DType) -> bool {

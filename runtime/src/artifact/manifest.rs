@@ -200,6 +200,9 @@ pub struct Entry {
 /// A specialisation of an entry with what it assumed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Variant {
+    /// For people: `decode`, `prefill.context_over_2048`.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub name: String,
     /// Assumptions, checked on every launch. Symbols without one accept their whole range.
     #[serde(default)]
     pub guards: Vec<Guard>,

@@ -1,8 +1,9 @@
 //! `inspect`: what an artifact holds, after every section's hash was checked.
 
 use super::put;
-use crate::artifact::{Artifact, GridDim, Kernel, Manifest, Program, Region, WeightMode};
+use crate::artifact::{Artifact, Entry, GridDim, Kernel, Manifest, Program, Region, WeightMode};
 use crate::error::{Error, Result};
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::io::Write;
 use std::path::PathBuf;
@@ -154,10 +155,9 @@ fn graph(t: &mut String, m: &Manifest) -> std::fmt::Result {
     let symbol = |i: u32| m.symbols.get(i as usize).map_or("?", |s| s.name.as_str());
     for p in &m.programs {
         for e in &p.entries {
+            ranges(t, m, p, e)?;
             for (index, v) in e.variants.iter().enumerate() {
-                let guards: Vec<String> =
-                    v.guards.iter().map(|g| format!("{} {}..={}", symbol(g.symbol), g.min, g.max)).collect();
-                writeln!(t, "{} {} variant {index} [{}]", p.target.name, e.name, guards.join(", "))?;
+                writeln!(t, "{} {} variant {index} {}", p.target.name, e.name, v.name)?;
                 for (at, l) in v.launches.iter().enumerate() {
                     let grid: Vec<String> = l
                         .grid
@@ -177,6 +177,28 @@ fn graph(t: &mut String, m: &Manifest) -> std::fmt::Result {
                 }
             }
         }
+    }
+    Ok(())
+}
+
+/// The table that dispatch goes by: a line for each variant, a column for each symbol that some variant narrows.
+fn ranges(t: &mut String, m: &Manifest, p: &Program, e: &Entry) -> std::fmt::Result {
+    let guarded = |s: &usize| e.variants.iter().flat_map(|v| &v.guards).any(|g| g.symbol as usize == *s);
+    let symbols: Vec<usize> = (0..m.symbols.len()).filter(guarded).collect();
+    let count = e.variants.len();
+    writeln!(t, "{} {}: {count} variants; the first whose ranges hold a step's dims is replayed", p.target.name, e.name)?;
+    write!(t, "{:>5} {:<32}", "", "variant")?;
+    symbols.iter().try_for_each(|s| write!(t, " {:>16}", m.symbols[*s].name))?;
+    writeln!(t, " {:>9} {:>8}", "launches", "kernels")?;
+    for (index, v) in e.variants.iter().enumerate() {
+        write!(t, "{index:>5} {:<32}", v.name)?;
+        for s in &symbols {
+            let own = v.guards.iter().find(|g| g.symbol as usize == *s).map(|g| (g.min, g.max));
+            let (min, max) = own.unwrap_or((m.symbols[*s].min, m.symbols[*s].max));
+            write!(t, " {:>16}", format!("{min}..={max}"))?;
+        }
+        let kernels: BTreeSet<u32> = v.launches.iter().map(|l| l.kernel).collect();
+        writeln!(t, " {:>9} {:>8}", v.launches.len(), kernels.len())?;
     }
     Ok(())
 }

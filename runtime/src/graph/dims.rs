@@ -60,6 +60,7 @@ fn meaning(name: &str) -> &'static str {
         "B" => "sequences, --dim seqs=",
         "P" => "KV blocks of a sequence, --max-seq",
         "R" => "rows of logits",
+        "C" => "positions of the longest sequence, --dim context=",
         "N" => "KV blocks in the pool",
         _ => "a symbolic dim",
     }

@@ -81,7 +81,7 @@ fn ladder_plans() -> Vec<Plan> {
         names(&|_| true).into_iter().chain(GROUPS.iter().map(|g| (*g).to_owned())).collect();
     let mut plans = vec![Plan { name: "everything off".to_owned(), off: off.clone(), against: None }];
     let mut add = |name: String, on: Vec<String>| {
-        on.iter().for_each(|rule| drop(off.remove(rule)));
+        off.retain(|rule| !on.contains(rule));
         let against = Some(plans.len() - 1);
         plans.push(Plan { name, off: off.clone(), against });
     };

@@ -208,6 +208,52 @@ fn indexed() -> Vec<Case<'static>> {
     ]
 }
 
+fn sparse() -> Vec<Case<'static>> {
+    let scores: Operand<'_> = (F32, &[3, 5], &[5., 6., 9., 9., 9., 1., 3., -0., 0., 1., 0., -0., 0., 7., 9.]);
+    vec![
+        // Positions 0 and 1 are in block 1, 2 and 3 in block 0. Token 0's window of 1 is below `skip`.
+        case(
+            Op::IndexScores { columns: shape(&[4]), skip: 1 },
+            &[
+                (F32, &[2, 2, 2], &[1., 1., 1., 1., 1., 0., 0., 1.]),
+                (F32, &[2, 2], &[1., 1., 2., -1.]),
+                (F32, &[2, 1, 2, 2], &[5., 9., 1., 9., 1., -2., 0., 3.]),
+                (I32, &[2], &[0., 2.]),
+                (I32, &[2], &[0., 0.]),
+                (I32, &[1, 2], &[1., 0.]),
+            ],
+            &[&[0., 0., 0., 0., 2., -3., 9., 0.]],
+        ),
+        // A window of two; 3 and two of the three equal 1, 0, -0; no column beyond the position.
+        case(Op::Topk { k: 3 }, &[scores, (I32, &[3], &[1., 4., 3.])], &[&[0., 1., -1., 0., 1., 4., 0., 1., 3.]]),
+        case(Op::Window { k: 3 }, &[(I32, &[2], &[0., 5.])], &[&[0., -1., -1., 0., 1., 2.]]),
+        // Token 0 may not see position 1 yet, token 1 does not want position 0, token 2 wants nothing.
+        case(
+            Op::SparseAttention { scale: Real(2.0), dtype: F32 },
+            &[
+                (F32, &[3, 1, 2], &[1., 0., 0., 1., 0., 1.]),
+                (F32, &[2, 1, 2, 2], &[0., 0., 0., 0., 0., 1., 0., 0.]),
+                (F32, &[2, 1, 2, 2], &[0., 0., 0., 0., 4., 8., 8., 16.]),
+                (I32, &[3, 2], &[1., 0., -1., 1., -1., 7.]),
+                (I32, &[3], &[0., 1., 1.]),
+                (I32, &[3], &[0., 0., 0.]),
+                (I32, &[1, 2], &[1., 0.]),
+            ],
+            &[&[4., 8., 8., 16., 0., 0.]],
+        ),
+    ]
+}
+
+/// What has no number in the ring: NaN above infinity, equal NaNs by column, and windows of at most k whatever they hold.
+#[test]
+fn topk_ranks_what_is_not_finite() {
+    let (nan, inf) = (f64::NAN, f64::INFINITY);
+    let rows = [[nan, -inf, inf, -nan, 1.0], [-inf, nan, -inf, -inf, 0.0], [nan, -inf, inf, 0.0, 0.0]];
+    let operands: &[Operand<'_>] = &[(F32, &[3, 5], &rows.concat()), (I32, &[3], &[4., 3., 1.])];
+    let found = numbers(&run::<F64>(&Op::Topk { k: 2 }, operands).unwrap()[0]);
+    assert_eq!(found, [0., 3., 0., 1., 0., 1.]);
+}
+
 /// Two query heads over one KV head, blocks of two positions in the order 1, 0: position 1 sees scores 0 and ln 3.
 fn attention_case() -> Case<'static> {
     let half = 3f64.ln() / 2.0;
@@ -243,6 +289,7 @@ fn leaves() -> Vec<Case<'static>> {
         case(Op::Constant { value: Real(0.1), dtype: F32 }, &[], &[&[0.1]]),
         case(Op::Constant { value: Real(1.00390625), dtype: BF16 }, &[], &[&[1.0]]),
         case(Op::Constant { value: Real(3.0), dtype: I32 }, &[], &[&[3.0]]),
+        case(Op::Iota { size: 3 }, &[], &[&[0., 1., 2.]]),
         case(table(1.0, 1e4), &[], &[&[1., 1., 0., 0., a.cos(), b.cos(), a.sin(), b.sin()]]),
         case(table(8.0, 1e4), &[], &[&[1., 1., 0., 0., a.cos(), (b / 8.).cos(), a.sin(), (b / 8.).sin()]]),
         case(
@@ -272,7 +319,10 @@ fn rope_table_interpolates_between_the_bands() {
 }
 
 fn all_cases() -> Vec<Case<'static>> {
-    [elementwise(), casts(), reductions(), views(), contractions(), indexed(), leaves()].into_iter().flatten().collect()
+    [elementwise(), casts(), reductions(), views(), contractions(), indexed(), sparse(), leaves()]
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
 #[test]

@@ -58,6 +58,42 @@ fn cache_addresses_are_checked() {
     assert_eq!(message(&attention, operands), "op: attention: position 0 of sequence 0 has no cache block");
 }
 
+/// A position that is read needs a block; one that is not does not.
+#[test]
+fn sparse_ops_read_only_what_they_use() {
+    let attend = |row: &[f64]| {
+        let operands: &[Operand<'_>] = &[
+            (F32, &[1, 1, 1], &[1.]),
+            (F32, &[1, 1, 1, 1], &[1.]),
+            (F32, &[1, 1, 1, 1], &[3.]),
+            (I32, &[1, 2], row),
+            (I32, &[1], &[1.]),
+            (I32, &[1], &[0.]),
+            (I32, &[1, 2], &[-1., 0.]),
+        ];
+        let found = run::<F64>(&Op::SparseAttention { scale: Real(1.0), dtype: F32 }, operands);
+        found.map(|r| r[0].as_values().unwrap().to_vec()).map_err(|e| e.to_string())
+    };
+    assert_eq!(attend(&[1., -1.]), Ok(vec![3.]));
+    let missing = "position 0 of sequence 0 has no cache block";
+    assert_eq!(attend(&[1., 0.]), Err(format!("op: sparse_attention: {missing}")));
+
+    let score = |skip| {
+        let operands: &[Operand<'_>] = &[
+            (F32, &[1, 1, 1], &[1.]),
+            (F32, &[1, 1], &[1.]),
+            (F32, &[1, 1, 1, 1], &[1.]),
+            (I32, &[1], &[1.]),
+            (I32, &[1], &[0.]),
+            (I32, &[1, 2], &[-1., 0.]),
+        ];
+        let found = run::<F64>(&Op::IndexScores { columns: vec![2.into()], skip }, operands);
+        found.map(|r| r[0].as_values().unwrap().to_vec()).map_err(|e| e.to_string())
+    };
+    assert_eq!(score(2), Ok(vec![0., 0.]));
+    assert_eq!(score(1), Err(format!("op: index_scores: {missing}")));
+}
+
 #[test]
 fn division_by_zero() {
     assert_eq!(message(&Op::Div {}, &[(I32, &[1], &[1.]), (I32, &[1], &[0.])]), "op: div: integer division by zero");

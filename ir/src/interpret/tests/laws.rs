@@ -159,6 +159,20 @@ proptest! {
             })?;
     }
 
+    /// Attention over every position is attention, in whatever order the positions are named.
+    #[test]
+    fn sparse_attention_over_all_positions_is_attention(q in matrix(2, 4), k in matrix(3, 8), v in matrix(3, 8)) {
+        let pages: [Operand<'_>; 3] =
+            [(DType::I32, &[2], &[2.0, 4.0]), (DType::I32, &[2], &[0.0, 0.0]), (DType::I32, &[1, 3], &[1.0, 2.0, 0.0])];
+        let rows: Operand<'_> = (DType::I32, &[2, 6], &[2., 0., 1., 3., 4., -1., 0., 1., 2., 3., 4., 5.]);
+        equal(&[(F32, &[2, 1, 4], &q), (F32, &[3, 1, 4, 2], &k), (F32, &[3, 1, 2, 4], &v), pages[0], pages[1], pages[2], rows],
+            |g, o| g.push("a", Op::Attention { scale: Real(0.5), dtype: F32 }, &o[..6]),
+            |g, o| {
+                let operands = [o[0], o[1], o[2], o[6], o[3], o[4], o[5]];
+                g.push("s", Op::SparseAttention { scale: Real(0.5), dtype: F32 }, &operands)
+            })?;
+    }
+
     #[test]
     fn mean_over_576_is_sum_times_inverse(x in matrix(1, 576)) {
         equal(&[(F32, &[1, 576], &x)],

@@ -3,6 +3,7 @@
 use super::{GROUPS, Numerics, Rule, all};
 use crate::egraph::Limits;
 use crate::pipeline::{rebuild, solve_units};
+use crate::probe::Probe;
 use crate::solve::Solver;
 use crate::target::ReferenceTarget;
 use std::collections::BTreeSet;
@@ -162,6 +163,7 @@ fn apply(graph: &Graph, name: &str) -> Option<Graph> {
         barred: Vec::new(),
         target: &target,
         limits: Limits::default(),
+        probe: &Probe::default(),
         dims: &dims,
         favour_made: true,
     };
@@ -233,7 +235,9 @@ fn the_order_of_rules_does_not_matter() {
                 order.swap(i, random.below(i as u64 + 1) as usize);
             }
             let (limits, barred) = (Limits::default(), Vec::new());
-            let solver = Solver { rules: order, barred, target: &target, limits, dims: &dims, favour_made: false };
+            let probe = &Probe::default();
+            let solver =
+                Solver { rules: order, barred, target: &target, limits, probe, dims: &dims, favour_made: false };
             let units = solve_units(&graph, &solver, true).unwrap_or_else(|e| panic!("{e}"));
             let text = listing(&rebuild(&graph, &units).unwrap_or_else(|e| panic!("{e}")).0);
             assert_eq!(first.get_or_insert_with(|| text.clone()), &text);

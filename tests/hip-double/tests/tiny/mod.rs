@@ -76,7 +76,11 @@ pub fn write_tiny(path: &Path) {
         launch(0, &[(Region::Arena, 64), (Region::State(0), 0), (Region::Input(0), 0), (Region::Input(4), 0)]),
         launch(1, &[(Region::Output(0), 0), (Region::Arena, 64), (Region::Weights, 0)]),
     ];
-    let variant = |min, max| Variant { guards: vec![Guard { symbol: 0, min, max }], launches: launches.clone() };
+    let variant = |min, max| Variant {
+        name: format!("tokens_{max}"),
+        guards: vec![Guard { symbol: 0, min, max }],
+        launches: launches.clone(),
+    };
     let manifest = Manifest {
         weldment_version: "0.1.0".into(),
         model: Model {
