@@ -56,7 +56,8 @@ pub struct Rung {
     pub ms_range: [f64; 2],
     /// Decoded, all sequences together.
     pub tokens_per_second: f64,
-    /// Time of a step against the rung it is compared with, in percent: below 0 is faster. None for the first.
+    /// Time of a step against the rung it is compared with, in percent, the median over turns: below 0 is faster. None for
+    /// the first.
     pub delta_percent: Option<f64>,
     /// Of the prefill.
     pub prefill_tokens_per_second: f64,
@@ -202,8 +203,8 @@ fn measure(args: &BenchArgs, plans: &[Plan], dir: &Path, bars: &mut Bars) -> Res
         });
         let ms = |d: Duration| d.as_secs_f64() * 1e3;
         let step = median(&mut decode.clone());
-        let against = plan.against.and_then(|i| ladder.rungs.get(i));
-        let delta_percent = against.map(|rung| 100.0 * (ms(step) / rung.ms_per_step - 1.0));
+        let against = plan.against.map(|i| &times[built[i].same_as].0);
+        let delta_percent = against.map(|against| 100.0 * (median_ratio(decode, against) - 1.0));
         let ends = [decode.iter().min(), decode.iter().max()].map(|d| d.copied().map_or(0.0, ms));
         ladder.rungs.push(Rung {
             name: plan.name.clone(),
@@ -221,6 +222,14 @@ fn measure(args: &BenchArgs, plans: &[Plan], dir: &Path, bars: &mut Bars) -> Res
     Ok((ladder, reports))
 }
 
+/// The median of the ratios of times taken in the same turn, in which the machine was the same to both.
+fn median_ratio(times: &[Duration], against: &[Duration]) -> f64 {
+    let ratio = |(a, b): (&Duration, &Duration)| a.as_secs_f64() / b.as_secs_f64().max(1e-12);
+    let mut ratios: Vec<f64> = times.iter().zip(against).map(ratio).collect();
+    ratios.sort_by(f64::total_cmp);
+    ratios.get(ratios.len() / 2).copied().unwrap_or(1.0)
+}
+
 /// A ladder that `bench --ladder --json` printed.
 ///
 /// # Errors
@@ -235,6 +244,13 @@ pub fn read(path: &Path) -> Result<Ladder, CompileError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ratios_are_taken_within_a_turn() {
+        let ms = |times: [u64; 3]| times.map(Duration::from_millis);
+        assert_eq!(median_ratio(&ms([10, 20, 90]), &ms([20, 40, 90])), 0.5);
+        assert_eq!(median_ratio(&[], &[]), 1.0);
+    }
 
     #[test]
     fn a_ladder_ends_with_everything_on() {
