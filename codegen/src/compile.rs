@@ -536,6 +536,8 @@ fn cost(r: &Request<'_>) -> format::Cost {
         OpKind::CacheWrite | OpKind::RopeCacheWrite => vec![&r.operands[1], &r.operands[1]],
         OpKind::Gather => vec![&r.results[0], &r.results[0]],
         OpKind::Attention => vec![&r.operands[0], &r.results[0]],
+        OpKind::SparseAttention => vec![&r.operands[0], &r.operands[3], &r.results[0]],
+        OpKind::IndexScores => vec![&r.operands[0], &r.operands[1], &r.results[0]],
         OpKind::Rope => vec![&r.operands[0], &r.results[0]],
         _ => r.operands.iter().chain(&r.results).collect(),
     };

@@ -224,7 +224,7 @@ ops! {
     /// out[t, s] = sum over h of weights[t, h] * max(0, q[t, h] . key of position s of the token's sequence) for s <= positions[t], 0 elsewhere
     /// (a NaN product counts as 0). Rows with positions[t] < skip are 0 throughout and read no keys.
     IndexScores "index_scores" (q, weights, keys, positions, sequence_ids, block_tables) {columns: Shape, skip: i64} -> (out) Contraction index_scores;
-    /// The window of token t: the columns s <= positions[t] of scores f32 [T, C]. out i32 [T, k]: the k highest of the window, ascending by column,
+    /// The window of token t: the columns s <= positions[t] of scores f32 [T, C], positions[t] < C. out i32 [T, k]: the k highest of the window, ascending by column,
     /// -1 after them; ties go to the lower column. A window of at most k columns is taken whole, whatever its scores. -0 equals +0; NaN is over every number.
     Topk "topk" (scores, positions) {k: i64} -> (out) Indexed topk;
     /// out[t, j] = j where j <= positions[t], else -1; i32 [T, k]: what `topk` gives where windows fit.

@@ -41,11 +41,6 @@ impl Probe {
         self.last.set(Some((rule, node)));
     }
 
-    /// Takes back what was spent since `used` rewrites: a unit is solved again.
-    pub fn rewind(&self, used: u64) {
-        self.used.set(used);
-    }
-
     /// Rewrites so far.
     pub fn used(&self) -> u64 {
         self.used.get()

@@ -7,7 +7,7 @@ use crate::probe::Probe;
 use crate::report::{Outcome, Site, anchors, outcome};
 use crate::rules::Rule;
 use crate::target::TargetModel;
-use crate::units::{Carried, Operand, Unit};
+use crate::units::{Carried, Operand, Unit, mark};
 use egg::Id;
 use std::collections::{BTreeMap, BTreeSet};
 use weldment_ir::{Attr, Op, OpKind};
@@ -80,9 +80,9 @@ impl Solved<'_> {
 }
 
 /// Puts a unit into an e-graph: classes of each node's results, and the roots.
-fn ingest(unit: &Unit, dead: BTreeSet<u32>) -> (Net, Vec<Vec<Id>>, Vec<Id>) {
+fn ingest(unit: &Unit) -> (Net, Vec<Vec<Id>>, Vec<Id>) {
     let leaves = unit.slots.iter().map(|s| LeafFacts { ty: s.ty.clone(), fixed: s.fixed }).collect();
-    let mut net = Net::new(Facts { leaves, ranges: unit.ranges.clone(), dead, conflict: None });
+    let mut net = Net::new(Facts { leaves, ranges: unit.ranges.clone(), scoring: unit.scoring(), conflict: None });
     let slots: Vec<Id> = (0..unit.slots.len() as u32).map(|i| net.add(ENode::Leaf(i))).collect();
     let mut classes: Vec<Vec<Id>> = Vec::with_capacity(unit.nodes.len());
     let gates = gates(unit);
@@ -145,19 +145,7 @@ impl Solver<'_> {
     /// # Errors
     /// At a saturation limit, or if a rule is unsound.
     pub fn solve(&self, unit: &Unit) -> Result<Recipe, PassError> {
-        let used = self.probe.used();
-        let (recipe, dead) = self.solve_without(unit, BTreeSet::new())?;
-        if dead.is_empty() {
-            return Ok(recipe);
-        }
-        // What was joined with values that then died is solved again without them.
-        self.probe.rewind(used);
-        Ok(self.solve_without(unit, dead)?.0)
-    }
-
-    /// Optimises one unit whose values at `dead` no output is known to need; also says which values turned out so.
-    fn solve_without(&self, unit: &Unit, dead: BTreeSet<u32>) -> Result<(Recipe, BTreeSet<u32>), PassError> {
-        let (mut net, classes, roots) = ingest(unit, dead);
+        let (mut net, classes, roots) = ingest(unit);
         let log = saturate(&mut net, &self.rules, self.target, &self.limits, self.probe, unit.nodes.len())?;
         let missing = || PassError::NoForm { path: "a unit's outputs".into() };
         let free = |node: &ENode| border_cast(unit, &net, node) || (self.favour_made && log.made.contains_key(node));
@@ -172,15 +160,14 @@ impl Solver<'_> {
         let owners = attribute(&mut solved, &unneeded);
         let sites = anchors(unit).into_iter().map(|a| (a.site(), outcome(self, &solved, &owners, &a))).collect();
         let matches = solved.log.matches.iter().filter_map(|(i, n)| Some((self.rules.get(*i)?.name, *n))).collect();
-        let recipe = Recipe {
+        Ok(Recipe {
             steps: solved.steps,
             outputs: outputs.ok_or_else(missing)?,
             sites,
             e_nodes: solved.net.total_number_of_nodes(),
             iterations: solved.log.iterations,
             matches,
-        };
-        Ok((recipe, unneeded))
+        })
     }
 
     /// The chosen nodes in order; casts of borders become demands on other units.
@@ -266,11 +253,7 @@ fn dead_nodes(solved: &Solved<'_>) -> BTreeSet<u32> {
         !stands && dropped.is_some_and(|d| class_of(*j, *result).is_some_and(|c| d.contains(&c)))
     };
     let mut needed = vec![false; unit.nodes.len()];
-    for (operand, _) in &unit.outputs {
-        if let Operand::Local(i, _) = operand {
-            needed[*i as usize] = true;
-        }
-    }
+    unit.outputs.iter().for_each(|(operand, _)| mark(&mut needed, operand));
     for i in (0..unit.nodes.len() as u32).rev() {
         if !needed[i as usize] {
             continue;
@@ -278,11 +261,7 @@ fn dead_nodes(solved: &Solved<'_>) -> BTreeSet<u32> {
         let operands = &unit.nodes[i as usize].operands;
         let standing = class_of(i, 0).is_some_and(|c| solved.owner.contains_key(&c));
         needed[i as usize] = standing || !operands.iter().any(|o| unused(i, o));
-        for operand in operands.iter().filter(|o| !unused(i, o)) {
-            if let Operand::Local(j, _) = operand {
-                needed[*j as usize] = true;
-            }
-        }
+        operands.iter().filter(|o| !unused(i, o)).for_each(|o| mark(&mut needed, o));
     }
     (0..unit.nodes.len() as u32).filter(|i| !needed[*i as usize]).collect()
 }

@@ -124,6 +124,17 @@ impl TargetModel for ReferenceTarget {
                 let moved = operands.get(1).map_or(0.0, |x| bytes_at(x, dims) as f64);
                 return self.launch + 2.0 * moved / self.bandwidth;
             }
+            // Keys are read once a sequence, up to the context; rows below `skip` read none.
+            Op::IndexScores { skip, .. } => {
+                if let ([q, weights, keys, ..], [scores]) = (operands, results) {
+                    let columns = scores.shape.last().map_or(1.0, |c| dim_at(c, dims) as f64);
+                    let depth = keys.shape.get(2).map_or(1.0, |d| dim_at(d, dims) as f64);
+                    let share = if *skip > 0 { 0.95 } else { 1.0 };
+                    let once = columns * depth * keys.dtype.block_bytes() as f64;
+                    read = share * (bytes(&[q.clone(), weights.clone()]) + once);
+                    work = share * elements(q) * columns / self.rate;
+                }
+            }
             Op::Matmul { .. } | Op::MatmulAdd { .. } | Op::MatmulSiluMul { .. } => {
                 if let [x, w, ..] = operands {
                     let weights = if matches!(op, Op::MatmulSiluMul { .. }) { 2.0 } else { 1.0 };

@@ -6,7 +6,7 @@
 //! Units are solved last to first: what a unit does first to a value it is given (a cast) becomes a demand on the unit
 //! that computes it, so casts fuse into their producers across a border as they do within a unit.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use weldment_ir::{Category, DType, Graph, Node, NodeId, Op, OpKind, Range, TensorType, Value};
 
@@ -140,14 +140,14 @@ pub fn describe(
     nodes: &[NodeId],
     fixed: &[bool],
     rounds: &dyn Fn(Value) -> bool,
-    demands: &BTreeMap<Value, std::collections::BTreeSet<Carried>>,
+    demands: &BTreeMap<Value, BTreeSet<Carried>>,
 ) -> Instance {
     let mut local: BTreeMap<NodeId, u32> = BTreeMap::new();
     let mut slot_of: BTreeMap<Value, u32> = BTreeMap::new();
     let (mut slots, mut values) = (Vec::new(), Vec::new());
     let mut out_nodes: Vec<LocalNode> = Vec::with_capacity(nodes.len());
     let mut originals: Vec<NodeId> = Vec::with_capacity(nodes.len());
-    let within: std::collections::BTreeSet<NodeId> = nodes.iter().copied().collect();
+    let within: BTreeSet<NodeId> = nodes.iter().copied().collect();
     for id in nodes {
         let node = graph.node(*id);
         let mut operands = Vec::with_capacity(node.operands.len());
@@ -197,6 +197,13 @@ pub fn describe(
     Instance { unit: Unit { slots, nodes: out_nodes, outputs, ranges }, slots: values, nodes: originals, outputs: places }
 }
 
+/// Notes that an operand's node is needed.
+pub(crate) fn mark(needed: &mut [bool], operand: &Operand) {
+    if let Operand::Local(i, _) = operand {
+        needed[*i as usize] = true;
+    }
+}
+
 impl Unit {
     /// Readers of each node: (node, operand position).
     pub fn users(&self) -> Vec<Vec<(u32, u32)>> {
@@ -209,6 +216,23 @@ impl Unit {
             }
         }
         users
+    }
+
+    /// Nodes that no output needs but for the scores of a top-k: they die where its window fits.
+    pub fn scoring(&self) -> BTreeSet<u32> {
+        let topk = |i: usize| self.nodes[i].op.kind() == OpKind::Topk;
+        if !(0..self.nodes.len()).any(topk) {
+            return BTreeSet::new();
+        }
+        let mut needed = vec![false; self.nodes.len()];
+        self.outputs.iter().for_each(|(operand, _)| mark(&mut needed, operand));
+        for i in (0..self.nodes.len()).rev() {
+            // A top-k's positions are needed, its scores are not.
+            if needed[i] {
+                self.nodes[i].operands.iter().skip(usize::from(topk(i))).for_each(|o| mark(&mut needed, o));
+            }
+        }
+        (0..self.nodes.len() as u32).filter(|i| !needed[*i as usize]).collect()
     }
 
     /// The node that an operand's value comes from, through views and casts that only rename.

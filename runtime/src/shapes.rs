@@ -73,7 +73,7 @@ impl ShapeLog {
                 let ranges = DIMS
                     .iter()
                     .zip(shape)
-                    .map(|(name, to)| ((*name).to_owned(), json!([to / 2 + u64::from(*to > 1), to])));
+                    .map(|(name, to)| ((*name).to_owned(), json!([to / 2 + 1, to])));
                 let mut row: serde_json::Map<String, Value> = ranges.collect();
                 row.insert("steps".to_owned(), (*steps).into());
                 Value::Object(row)

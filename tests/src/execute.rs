@@ -146,8 +146,12 @@ impl Statics for Static<'_> {
         let out =
             interpret::<F64>(&only, &dims, &bindings(self.values), &Options::default()).map_err(|e| e.to_string())?;
         let tensor = &out["value"];
-        let values: Vec<f32> = tensor.as_values().ok_or("not real")?.iter().map(|v| *v as f32).collect();
         let shape: Vec<u64> = tensor.shape.iter().map(|d| *d as u64).collect();
+        if let Some(ints) = tensor.as_ints().filter(|_| tensor.dtype == DType::I32) {
+            let ints: Vec<i32> = ints.iter().map(|n| *n as i32).collect();
+            return self.add(&format!("computed {value:?}"), &Stored::ints(&shape, &ints));
+        }
+        let values: Vec<f32> = tensor.as_values().ok_or("not real")?.iter().map(|v| *v as f32).collect();
         self.add(&format!("computed {value:?}"), &Stored::floats(graph.type_of(value).dtype, &shape, &values))
     }
 }

@@ -3,6 +3,7 @@
 
 pub mod attention;
 pub mod gather;
+pub mod index_scores;
 pub mod library;
 pub mod matmul;
 pub mod norm;
@@ -11,6 +12,7 @@ pub mod reduce;
 pub mod rope;
 mod row;
 mod schedule;
+pub mod topk;
 mod weights;
 
 use crate::target::Target;

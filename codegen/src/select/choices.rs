@@ -130,6 +130,8 @@ choices! {
     saturation_nodes: Within(1, 1_000_000), "60";
     /// Rounds after which it is one.
     saturation_rounds: Within(1, 1000), "40";
+    /// 1 lets sparse attention become dense attention where a window fits its top-k: another order of sums.
+    dense_window: OneOf(&[0, 1]), "0";
     /// 1 accepts GPU kernels that need scratch memory or spill registers.
     allow_scratch: OneOf(&[0, 1]), "0, an error";
 }

@@ -20,6 +20,9 @@ struct Rates {
 const HOST: Rates = Rates { launch: 600.0, bandwidth: 40.0, rate: 50.0, matrix: 50.0 };
 const GPU: Rates = Rates { launch: 1000.0, bandwidth: 4000.0, rate: 20_000.0, matrix: 200_000.0 };
 
+/// Share of the work that is left where rows that need no scores have none.
+const SKIPPING: f64 = 0.95;
+
 impl Rates {
     /// The target's, with what the user fixed.
     fn of(target: &Target) -> Rates {
@@ -59,6 +62,20 @@ pub fn nanoseconds(
         }
         // A cache is read as far as the context goes: the same in every form, so a constant share stands for it.
         Op::Attention { .. } => moved = 2.0 * written,
+        // So it is here, whatever picks the positions.
+        Op::SparseAttention { .. } => moved = 2.0 * written,
+        // Keys are read once a sequence, up to the context. Rows below `skip` read none: a little less, so that the form that skips wins.
+        Op::IndexScores { skip, .. } => {
+            if let ([q, weights, keys, ..], [scores]) = (operands, results) {
+                let columns = scores.shape.last().map_or(1.0, |c| dim_at(c, dims) as f64);
+                let depth = keys.shape.get(2).map_or(1.0, |d| dim_at(d, dims) as f64);
+                let rate = if q.dtype == DType::F32 { machine.rate } else { machine.matrix };
+                let share = if *skip > 0 { SKIPPING } else { 1.0 };
+                moved = bytes(&[q.clone(), weights.clone()]) + columns * depth * keys.dtype.block_bytes() as f64;
+                moved = share * moved + written;
+                work = share * elements(q) * columns / rate;
+            }
+        }
         Op::Matmul { .. } | Op::MatmulAdd { .. } | Op::MatmulSiluMul { .. } => {
             if let [x, w, ..] = operands {
                 let matrices = if matches!(op, Op::MatmulSiluMul { .. }) { 2.0 } else { 1.0 };

@@ -8,8 +8,8 @@ mod thresholds;
 pub use choices::{Accepted, Choice, Choices};
 
 use crate::kernels::{
-    Built, Request, Tensor, attention, contiguous_last, gather, library, matmul, norm, pointwise, reduce, refuse,
-    require, rope, row_stride,
+    Built, Request, Tensor, attention, contiguous_last, gather, index_scores, library, matmul, norm, pointwise, reduce,
+    refuse, require, rope, row_stride, topk,
 };
 use crate::target::Target;
 use weldment_ir::{Category, DType, Graph, NodeId, Op, OpKind, TensorType};
@@ -70,6 +70,21 @@ fn family(op: &Op) -> Option<Family> {
             operands: &[Contiguous, Contiguous, Contiguous, Any],
             result: Contiguous,
         },
+        OpKind::SparseAttention => Family {
+            check: attention::sparse::check,
+            build: attention::sparse::build,
+            operands: &[Contiguous, Contiguous, Contiguous, Contiguous, Any],
+            result: Contiguous,
+        },
+        OpKind::IndexScores => Family {
+            check: index_scores::check,
+            build: index_scores::build,
+            operands: &[Contiguous, Any, Contiguous, Any],
+            result: Contiguous,
+        },
+        OpKind::Topk | OpKind::Window => {
+            Family { check: topk::check, build: topk::build, operands: &[Contiguous, Any], result: Contiguous }
+        }
         OpKind::Gather => {
             Family { check: gather::check, build: gather::build, operands: &[Contiguous, Any], result: Rows }
         }
@@ -108,7 +123,8 @@ pub struct KernelLibrary {
 fn is_cache(op: &Op, operand: usize) -> bool {
     match op.kind() {
         OpKind::CacheWrite | OpKind::RopeCacheWrite => operand == 0,
-        OpKind::Attention => matches!(operand, 1 | 2),
+        OpKind::Attention | OpKind::SparseAttention => matches!(operand, 1 | 2),
+        OpKind::IndexScores => operand == 2,
         _ => false,
     }
 }
@@ -196,6 +212,10 @@ impl KernelNeeds for KernelLibrary {
             (Op::Attention { .. }, [q, keys, values, ..]) => {
                 let operands = [q, keys, values].map(|v| graph.type_of(*v));
                 attention::scratch(operands, self.max_tokens, &self.target)
+            }
+            (Op::SparseAttention { .. }, [q, keys, values, ..]) => {
+                let operands = [q, keys, values].map(|v| graph.type_of(*v));
+                attention::sparse::scratch(operands, self.max_tokens, &self.target)
             }
             _ => 0,
         }

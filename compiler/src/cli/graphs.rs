@@ -5,6 +5,7 @@ use super::compile;
 use super::progress::Bars;
 use crate::cache;
 use crate::driver::{self, CompileError, EntryOptions, FusionOptions};
+use crate::frontend::graph::random;
 use crate::frontend::{Checkpoint, WeightSource};
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -71,7 +72,7 @@ pub fn weight_source(build: &BuildArgs) -> WeightSource {
     }
 }
 
-/// The checkpoint of a model; that of a .wir graph is named by --checkpoint.
+/// The checkpoint of a model; that of a .wir graph is named by --checkpoint, or made from a seed.
 ///
 /// # Errors
 /// If it cannot be read, or a graph has none.
@@ -79,8 +80,11 @@ pub fn checkpoint(model: &Path, build: &BuildArgs) -> Result<Checkpoint, Compile
     let path = match (has_extension(model, "wir"), &build.checkpoint) {
         (true, Some(path)) => path,
         (true, None) => {
-            let message = "a .wir graph needs the model whose weights and tokenizer it uses";
-            return Err(CompileError::option("--checkpoint", message));
+            let WeightsArg::Random(seed) = build.weights else {
+                let message = "a .wir graph needs the model whose weights and tokenizer it uses, or --weights random:SEED";
+                return Err(CompileError::option("--checkpoint", message));
+            };
+            return Ok(random(&read_wir(model)?, model, seed)?);
         }
         (false, _) => model,
     };

@@ -14,10 +14,12 @@ pub enum Architecture {
     Qwen2,
     /// Qwen3: RMS norms on each head of q and k.
     Qwen3,
+    /// A text graph, which is its own definition.
+    Graph,
 }
 
 impl Architecture {
-    /// Every architecture.
+    /// Every architecture that a checkpoint may name.
     pub const ALL: [Architecture; 3] = [Architecture::Llama, Architecture::Qwen2, Architecture::Qwen3];
 
     /// The name in `config.json` (`model_type`) and in GGUF (`general.architecture`); the two agree for these.
@@ -26,6 +28,7 @@ impl Architecture {
             Architecture::Llama => "llama",
             Architecture::Qwen2 => "qwen2",
             Architecture::Qwen3 => "qwen3",
+            Architecture::Graph => "graph",
         }
     }
 

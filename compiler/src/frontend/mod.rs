@@ -4,6 +4,7 @@ mod checkpoint;
 mod config;
 mod error;
 pub mod gguf;
+pub mod graph;
 pub mod hf;
 mod layout;
 mod mapping;

@@ -116,7 +116,8 @@ fn role(graph: &Graph, id: NodeId, dims: &BTreeMap<String, u64>) -> Role {
         let (kind, limit) = match (&node.op, paged, using.operand as usize) {
             (Op::Gather { .. }, _, 1) => (Kind::Index, dim(0, 0)),
             (Op::Rope { .. }, _, 1) => (Kind::Positions, dim(2, 0)),
-            (Op::Topk { .. }, _, 1) | (Op::Window { .. }, _, 0) => (Kind::Positions, None),
+            (Op::Topk { .. }, _, 1) => (Kind::Positions, dim(0, 1)),
+            (Op::Window { .. }, _, 0) => (Kind::Positions, None),
             (_, Some((positions, _, tables, _, slots)), i) if i == positions => {
                 let rows = if matches!(node.op, Op::RopeCacheWrite { .. }) { dim(3, 0) } else { None };
                 let room = dim(tables, 1).zip(slots).map(|(width, slots)| width.saturating_mul(slots));

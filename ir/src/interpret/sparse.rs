@@ -57,7 +57,10 @@ pub(super) fn topk<D: Domain>(
     let values = scores.reals::<D>()?;
     let mut out = vec![-1; tokens * k];
     for (t, (position, row)) in positions.integers()?.iter().zip(out.chunks_mut(k.max(1))).enumerate() {
-        let window = usize::try_from(position.saturating_add(1)).unwrap_or(0).min(columns);
+        let window = usize::try_from(position.saturating_add(1)).unwrap_or(0);
+        if window > columns {
+            return Err(format!("position {position} of token {t}; one of the {columns} columns is expected").into());
+        }
         let scores = &values[t * columns..][..window];
         let mut best: Vec<usize> = (0..window).collect();
         if window > k {

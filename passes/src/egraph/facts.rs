@@ -77,8 +77,8 @@ pub struct Facts {
     pub leaves: Vec<LeafFacts>,
     /// Ranges of the symbolic dims: of one variant, as every e-graph is.
     pub ranges: BTreeMap<Arc<str>, Range>,
-    /// Places, in the graph before any rule, of values that no output needs any more once other rules have fired.
-    pub dead: BTreeSet<u32>,
+    /// Places, in the graph before any rule, of values that only choose the positions of a top-k. Names a merged set, as `gate` does.
+    pub scoring: BTreeSet<u32>,
     /// Set when two classes of different types were merged: a wrong rule.
     pub conflict: Option<String>,
 }

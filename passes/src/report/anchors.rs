@@ -72,7 +72,8 @@ pub(crate) fn anchors(unit: &Unit) -> Vec<Anchor> {
     let feeds = |i: u32, kinds: &[OpKind]| {
         users[i as usize].iter().any(|(u, _)| kinds.contains(&unit.nodes[*u as usize].op.kind()))
     };
-    let mut sets: BTreeMap<Operand, Vec<u32>> = BTreeMap::new();
+    let scoring = unit.scoring();
+    let mut sets: BTreeMap<(Operand, bool), Vec<u32>> = BTreeMap::new();
     for (i, node) in unit.nodes.iter().enumerate() {
         let i = i as u32;
         let from = |operand: usize| node.operands.get(operand).and_then(|o| unit.origin(*o));
@@ -112,7 +113,7 @@ pub(crate) fn anchors(unit: &Unit) -> Vec<Anchor> {
             OpKind::Matmul => {
                 if let Some((w, true)) = slot_type(unit, node.operands.get(1)) {
                     if let Some(x) = node.operands.first() {
-                        sets.entry(through_views(unit, *x)).or_default().push(i);
+                        sets.entry((through_views(unit, *x), scoring.contains(&i))).or_default().push(i);
                     }
                     if w.dtype.is_block() {
                         out.push(Anchor {

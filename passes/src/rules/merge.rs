@@ -31,9 +31,10 @@ pub(super) fn rules() -> Vec<Rule> {
 const TEXT: &str = "(matmul ?x ?w_i ?dtype) for every i => (slice (matmul ?x (concat ?w_0 ?w_1 .. 0) ?dtype) ?last \
                     ?offset_i ?offset_i+1) if static(?w_i), same dtype and depth";
 
-/// Matmuls that may be merged: operand, result dtype, whether a bias is added. Class order makes the key's order
+/// Matmuls that may be merged: operand, result dtype, whether a bias is added, whether it only feeds a top-k's scores (such a matmul dies
+/// where windows fit, and the others must be the same product with and without it). Class order makes the key's order
 /// irrelevant to the result: sets do not interact.
-type Key = (Id, DType, bool);
+type Key = (Id, DType, bool, bool);
 
 /// One member, by its place in the graph before any rule.
 #[derive(Clone, Copy)]
@@ -49,9 +50,6 @@ fn merge(net: &Net, gate: bool) -> Found {
     for class in net.classes() {
         // Only values of the graph before any rule: the joined matmul itself is no member.
         let Some((order, facts)) = class.data.value().and_then(|v| Some((v.order?, v))) else { continue };
-        if net.analysis.dead.contains(&order) {
-            continue;
-        }
         for node in class.iter() {
             let ENode::Op(kind @ (OpKind::Matmul | OpKind::MatmulAdd), _) = node else { continue };
             let (operands, attrs) = node.split();
@@ -62,12 +60,13 @@ fn merge(net: &Net, gate: bool) -> Found {
                 continue;
             }
             let member = Member { class: class.id, weight: net.find(*w), bias, gate: facts.gate };
-            let key = (net.find(*x), *dtype, *kind == OpKind::MatmulAdd);
+            let scoring = net.analysis.scoring.contains(&order);
+            let key = (net.find(*x), *dtype, *kind == OpKind::MatmulAdd, scoring);
             sets.entry(key).or_default().entry(order).or_insert(member);
         }
     }
     let mut found = Found::default();
-    for ((x, dtype, _), members) in sets {
+    for ((x, dtype, ..), members) in sets {
         if members.len() < 2 || members.values().any(|m| m.gate) != gate {
             continue;
         }

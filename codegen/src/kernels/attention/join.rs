@@ -121,8 +121,8 @@ impl Partials {
 }
 
 /// The second launch: a program joins the partials of a token and of as many heads as a wave holds side by side, in 16 bytes a
-/// thread.
-pub fn build(out: &Tensor, tokens: &Dim, room: Room, scale: f64, arch: GpuArch) -> Built {
+/// thread. A token that `may_see_nothing` gives 0 then.
+pub fn build(out: &Tensor, tokens: &Dim, room: Room, scale: f64, arch: GpuArch, may_see_nothing: bool) -> Built {
     let mut b = Builder::new("attention_join");
     let partials = room.declare(&mut b, Access::Read);
     let out_param = b.aligned_param("out", Access::Write, out.align, false);
@@ -160,6 +160,7 @@ pub fn build(out: &Tensor, tokens: &Dim, room: Room, scale: f64, arch: GpuArch) 
     let total = b.reduce(Reduction::Sum, totals, 0);
     let sums = b.mul(sums, change);
     let sum = b.reduce(Reduction::Sum, sums, 0);
+    let total = if may_see_nothing { super::or_one(&mut b, total) } else { total };
     let value = b.div(sum, total);
     let elem = elem_of(out.ty.dtype).unwrap_or(Elem::F32);
     let value = b.convert(Conversion::Float, value, elem);

@@ -7,7 +7,7 @@ use crate::select::Choices;
 use crate::tile::{Builder, Compare, Elem, Param, Reduction, V};
 
 /// Columns of the result are kept in tiles of at most 32.
-fn column_tiles(d: u64) -> Vec<(u64, u32)> {
+pub fn column_tiles(d: u64) -> Vec<(u64, u32)> {
     segments(d, 32)
         .into_iter()
         .flat_map(|(start, count, width)| (0..count).map(move |i| (start + i * width, width as u32)))

@@ -5,9 +5,11 @@
 //! group of query heads and goes block by block. On a GPU 16-bit operands go to matrix units ([`tiles`]), whose caches lie the
 //! other way round ([`state_order`]); others take a program a token and KV head, whose threads share the context ([`split`]).
 //! Where tokens are few, programs share a context too, and a second launch joins their softmaxes ([`join`]).
+//! [`sparse`] goes along listed positions instead of a whole context.
 
 mod join;
 mod lanes;
+pub mod sparse;
 mod split;
 mod tiles;
 
@@ -16,7 +18,7 @@ use super::row::load_index;
 use super::schedule::param;
 use super::{Argument, Built, Request, Tensor, contiguous_last, last_dim, require};
 use crate::target::Target;
-use crate::tile::{Access, Binary, Builder, Conversion, Elem, Param, V};
+use crate::tile::{Access, Binary, Builder, Compare, Conversion, Elem, Param, V};
 use weldment_ir::{DType, Dim, Op, TensorType};
 use weldment_passes::target::Refusal;
 
@@ -27,24 +29,34 @@ use weldment_passes::target::Refusal;
 pub fn check(r: &Request<'_>) -> Result<(), Refusal> {
     let (q, out) = (&r.operands[0], &r.results[0]);
     let d = last_dim(q)?;
-    if let (Op::Attention { scale, .. }, true) = (r.op, r.target.gpu().is_some()) {
+    if let (Op::Attention { scale, .. } | Op::SparseAttention { scale, .. }, true) = (r.op, r.target.gpu().is_some()) {
         // GPU programs look for the highest score before they scale.
         require(scale.0 > 0.0, "attention scale on GPUs", scale.0, "more than 0")?;
     }
-    let caches = &r.operands[1..3];
-    // GPU programs address caches by any strides.
-    for t in [q, out].into_iter().chain(caches.iter().filter(|_| r.target.gpu().is_none())) {
+    for t in [q, out] {
         contiguous_last(t)?;
     }
     require(d <= 1024 || r.target.gpu().is_none(), "head size on GPUs", d, "at most 1024")?;
-    let slots = r.operands[1].ty.last_constant().unwrap_or(0);
-    require(slots.is_power_of_two() && slots <= 64, "KV block", slots, "a power of two up to 64")?;
-    for cache in caches {
-        require(cache.ty.dtype.is_compute_float(), "cache dtype", cache.ty.dtype, "f32, f16 or bf16")?;
+    // GPU programs address caches by any strides.
+    for t in r.operands[1..3].iter().filter(|_| r.target.gpu().is_none()) {
+        contiguous_last(t)?;
     }
+    check_keys(&r.operands[1])?;
+    let values = r.operands[2].ty.dtype;
+    require(values.is_compute_float(), "cache dtype", values, "f32, f16 or bf16")?;
     require(out.ty.dtype != DType::Q8A || d.is_multiple_of(32), "head size for q8a", d, "a multiple of 32")?;
     require(q.ty.dtype.is_compute_float(), "query dtype", q.ty.dtype, "f32, f16 or bf16")?;
     require(q.ty.shape[1].constant().is_some(), "heads", &q.ty, "a constant")
+}
+
+/// Preconditions of a paged cache of keys.
+///
+/// # Errors
+/// The first that fails.
+pub(super) fn check_keys(keys: &Tensor) -> Result<(), Refusal> {
+    let slots = keys.ty.last_constant().unwrap_or(0);
+    require(slots.is_power_of_two() && slots <= 64, "KV block", slots, "a power of two up to 64")?;
+    require(keys.ty.dtype.is_compute_float(), "cache dtype", keys.ty.dtype, "f32, f16 or bf16")
 }
 
 /// Order in memory, outermost first, of the dims of a cache of `dtype`, where it is not row-major: on GPUs 16-bit caches have the
@@ -65,17 +77,23 @@ fn few_tokens(max_tokens: u64, target: &Target) -> bool {
 
 /// Partial softmaxes of the programs that share a context, where they do.
 fn room(operands: [&TensorType; 3], max_tokens: u64, target: &Target) -> Option<Room> {
+    let kv_heads = operands[1].shape.get(1)?.constant()?;
+    shared_room(operands, kv_heads, max_tokens, target)
+}
+
+/// The same, of a token with `programs` otherwise.
+fn shared_room(operands: [&TensorType; 3], programs: u64, max_tokens: u64, target: &Target) -> Option<Room> {
     let Target::Gpu(gpu) = target else { return None };
     tiles::unit(operands).filter(|_| few_tokens(max_tokens, target))?;
-    let [q, keys, _] = operands;
-    let (heads, d, kv_heads) = (q.shape.get(1)?.constant()?, q.last_constant()?, keys.shape.get(1)?.constant()?);
+    let q = operands[0];
+    let (heads, d) = (q.shape.get(1)?.constant()?, q.last_constant()?);
     // Tokens by any other symbol may be more than the variant's.
     let tokens = match &q.shape[0] {
         Dim::Const(n) => *n,
         Dim::Sym(s) if &**s == "T" => max_tokens,
         Dim::Sym(_) => return None,
     };
-    let splits = join::splits(kv_heads, tokens, &gpu.choices);
+    let splits = join::splits(programs, tokens, &gpu.choices);
     (splits > 1).then(|| Room::new(splits, tokens, heads, d))
 }
 
@@ -94,30 +112,12 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
     let [q, keys, values, positions, ids, tables] = &r.operands[..] else {
         return super::refuse("operands", r.operands.len(), 6);
     };
-    let heads = q.ty.shape[1].constant().unwrap_or(1);
-    let kv_heads = keys.ty.shape[1].constant().unwrap_or(1);
     let mut b = Builder::new("attention");
     let names = ["q", "k_cache", "v_cache", "positions", "sequence_ids", "block_tables"];
     let params: Vec<Param> =
         names.iter().zip(&r.operands).map(|(n, t)| param(&mut b, r.target, n, t, Access::Read)).collect();
-    let problem = Problem {
-        params: &params,
-        q,
-        keys,
-        values,
-        positions,
-        ids,
-        tables,
-        out: &r.results[0],
-        d: last_dim(q)?,
-        heads,
-        kv_heads,
-        share: heads / kv_heads,
-        slots: keys.ty.last_constant().unwrap_or(16) as u32,
-        scale: scale.0,
-        tokens: &q.ty.shape[0],
-        max_tokens: r.max_tokens,
-    };
+    let problem =
+        Problem::new(&params, [q, keys, values, positions, ids, tables], &r.results[0], scale.0, r.max_tokens)?;
     let products = [&q.ty, &keys.ty, &values.ty];
     let mut arguments: Vec<Argument> = (0..6).map(Argument::Operand).collect();
     let mut then = None;
@@ -136,8 +136,14 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
                     Some(room) => {
                         let partials = room.declare(&mut b, Access::Write);
                         arguments.extend(partials.arguments());
-                        then =
-                            Some(Box::new(join::build(&r.results[0], &q.ty.shape[0], room, problem.scale, gpu.arch)));
+                        then = Some(Box::new(join::build(
+                            &r.results[0],
+                            &q.ty.shape[0],
+                            room,
+                            problem.scale,
+                            gpu.arch,
+                            false,
+                        )));
                         Outcome::Partials(partials)
                     }
                     None => Outcome::Whole(whole(&mut b, &mut arguments)),
@@ -154,8 +160,8 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
         },
     };
     let summary = format!(
-        "attention {heads} heads over {kv_heads} of {}, {form}, {} -> {}",
-        problem.d, q.ty.dtype, r.results[0].ty.dtype
+        "attention {} heads over {} of {}, {form}, {} -> {}",
+        problem.heads, problem.kv_heads, problem.d, q.ty.dtype, r.results[0].ty.dtype
     );
     Ok(Built { kernel: b.finish(String::new()), arguments, summary, then })
 }
@@ -192,7 +198,37 @@ struct Problem<'t> {
     max_tokens: u64,
 }
 
-impl Problem<'_> {
+impl<'t> Problem<'t> {
+    /// A problem over (q, keys, values, positions, sequence ids, block tables) and their parameters.
+    fn new(
+        params: &'t [Param],
+        [q, keys, values, positions, ids, tables]: [&'t Tensor; 6],
+        out: &'t Tensor,
+        scale: f64,
+        max_tokens: u64,
+    ) -> Result<Problem<'t>, Refusal> {
+        let heads = q.ty.shape[1].constant().unwrap_or(1);
+        let kv_heads = keys.ty.shape[1].constant().unwrap_or(1);
+        Ok(Problem {
+            params,
+            q,
+            keys,
+            values,
+            positions,
+            ids,
+            tables,
+            out,
+            d: last_dim(q)?,
+            heads,
+            kv_heads,
+            share: heads / kv_heads,
+            slots: keys.ty.last_constant().unwrap_or(16) as u32,
+            scale,
+            tokens: &q.ty.shape[0],
+            max_tokens,
+        })
+    }
+
     /// Position of a token, and byte offset of its sequence's row of block tables.
     fn token(&self, b: &mut Builder, token: V) -> (V, V) {
         let position_at = b.scale(token, self.positions.byte_stride(0));
@@ -204,7 +240,7 @@ impl Problem<'_> {
 }
 
 /// Sets a grid axis to the tokens, `tile` a program.
-fn token_grid(b: &mut Builder, axis: usize, tokens: &Dim, tile: u64) {
+pub(super) fn token_grid(b: &mut Builder, axis: usize, tokens: &Dim, tile: u64) {
     match tokens {
         Dim::Sym(s) => b.grid_symbol(axis, s, 1, tile),
         Dim::Const(n) => b.grid_constant(axis, n.div_ceil(tile)),
@@ -239,6 +275,13 @@ fn power(b: &mut Builder, x: V, scale: f64) -> V {
     let c = b.float(scale * std::f64::consts::LOG2_E);
     let x = b.mul(x, c);
     b.exp2(x)
+}
+
+/// A softmax's total, or 1 where nothing was seen: its sums are 0.
+fn or_one(b: &mut Builder, total: V) -> V {
+    let (zero, one) = (b.float(0.0), b.float(1.0));
+    let some = b.compare(Compare::Less, zero, total);
+    b.select(some, total, one)
 }
 
 /// Byte offset of [token, head, 0].

@@ -9,7 +9,7 @@
 //! GPU caches lie with the contracted dim innermost in both products (see `state_order`), so that operands load as they are.
 
 use super::join::Share;
-use super::{LOWEST, Outcome, Problem, place, power, token_grid};
+use super::{LOWEST, Outcome, Problem, or_one, place, power, token_grid};
 use crate::kernels::row::elem_of;
 use crate::kernels::schedule::{all_of, below, present};
 use crate::select::Choices;
@@ -18,19 +18,19 @@ use crate::tile::{Binary, Builder, Compare, Conversion, Elem, Param, Reduction, 
 use weldment_ir::TensorType;
 
 /// Rows of a wave: those of a matrix instruction.
-const ROWS: u32 = 16;
+pub const ROWS: u32 = 16;
 /// Waves that share keys when tokens are many.
 const TOKEN_WAVES: u32 = 4;
 /// Threads among which few tokens split a context.
-const CONTEXT_THREADS: u32 = 128;
+pub const CONTEXT_THREADS: u32 = 128;
 /// Keys of a wave's step where programs share a context: as few as keep a program's loads in flight together.
-const SHARED_KEYS: u32 = 32;
+pub const SHARED_KEYS: u32 = 32;
 /// Largest head, which two waves hold the sums of together.
 const WIDEST: u64 = 256;
 /// Largest head whose sums one wave holds.
 const ONE_WAVE: u32 = 128;
 /// Elements of keys in a step of a wave: two to a register, 64 registers of a thread on NVIDIA.
-const KEY_ELEMENTS: u32 = 4096;
+pub const KEY_ELEMENTS: u32 = 4096;
 /// Largest head whose next keys fit in registers beside all else.
 const WIDEST_AHEAD: u32 = 64;
 
@@ -267,7 +267,7 @@ fn sizes(p: &Problem<'_>) -> (u32, u32) {
 }
 
 /// Waves that share the columns of heads of `d`.
-fn together(d: u32) -> u32 {
+pub fn together(d: u32) -> u32 {
     (d / ONE_WAVE).max(1)
 }
 
@@ -276,6 +276,104 @@ fn quotient(b: &mut Builder, sums: V, total: V) -> V {
     let one = b.float(1.0);
     let inverse = b.div(one, total);
     b.mul(sums, inverse)
+}
+
+/// What a program for few tokens takes: a token and up to [`ROWS`] query heads of a KV head, its rows.
+pub struct Few {
+    token: V,
+    /// First query head.
+    head: V,
+    /// i1 [ROWS, 1], where the KV head may have fewer left.
+    rows: Option<V>,
+    /// i1 [d], where a head is not as large.
+    pub depth: Option<V>,
+    /// Padded elements of a head.
+    d: u32,
+    /// [waves, ROWS, d], of the operands' type.
+    pub query: V,
+    pub key_head: V,
+    pub value_head: V,
+    /// i64: the token's.
+    pub position: V,
+    /// Byte offset of the sequence's row of block tables.
+    pub table_row: V,
+}
+
+/// Programs of a token for few tokens.
+pub fn programs(kv_heads: u64, share: u64) -> u64 {
+    kv_heads * share.div_ceil(u64::from(ROWS))
+}
+
+impl Few {
+    /// Sets the grid's first two axes and loads the rows, for `waves` of a program.
+    pub fn new(b: &mut Builder, p: &Problem<'_>, unit: Elem, waves: u32, d: u32) -> Few {
+        let size = unit.bytes() as i64;
+        let groups = p.share.div_ceil(u64::from(ROWS));
+        token_grid(b, 0, p.tokens, 1);
+        b.grid_constant(1, programs(p.kv_heads, p.share));
+        let (token, slot) = (b.program_id(0), b.program_id(1));
+        let per_kv = b.int(groups as i64);
+        let (kv_head, group) = (b.div(slot, per_kv), b.binary(Binary::Rem, slot, per_kv));
+        // The program's first query head, and how many of the KV head's are left.
+        let passed = b.scale(group, i64::from(ROWS));
+        let first_head = b.scale(kv_head, p.share as i64);
+        let head = b.add(first_head, passed);
+        let all = b.int(p.share as i64);
+        let rows = (!p.share.is_multiple_of(u64::from(ROWS))).then(|| present(b, passed, all, ROWS));
+        let (position, table_row) = p.token(b, token);
+
+        let start = b.int(0);
+        let depth = (u64::from(d) != p.d).then(|| below(b, start, d, p.d));
+        let q_base = place(b, p.q, token, head);
+        let row_mask = rows.map(|r| b.reshape(r, &[1, ROWS, 1]));
+        let columns = depth.map(|k| b.reshape(k, &[1, 1, d]));
+        let mask = all_of(b, &[row_mask, columns], &[waves, ROWS, d]);
+        let query = b.load(p.params[0], q_base, unit, &[waves, ROWS, d], &[0, p.q.byte_stride(1), size], mask);
+        let key_head = b.scale(kv_head, p.keys.byte_stride(1));
+        let value_head = b.scale(kv_head, p.values.byte_stride(1));
+        Few { token, head, rows, depth, d, query, key_head, value_head, position, table_row }
+    }
+
+    /// Joins the waves' softmaxes `done` (top, total, sums) and leaves them as `outcome` says. Where the token `may_see_nothing`, the
+    /// whole is then 0.
+    pub fn finish(
+        &self,
+        b: &mut Builder,
+        p: &Problem<'_>,
+        outcome: Outcome,
+        split: V,
+        done: &[V],
+        may_see_nothing: bool,
+    ) {
+        let d = self.d;
+        let highest = b.reduce(Reduction::Max, done[0], 0);
+        let change = b.sub(done[0], highest);
+        let change = power(b, change, p.scale);
+        let total = b.mul(done[1], change);
+        let total = b.reduce(Reduction::Sum, total, 0);
+        let sums = b.mul(done[2], change);
+        let sums = b.reduce(Reduction::Sum, sums, 0);
+        let rows = self.rows.map(|r| b.reshape(r, &[ROWS, 1]));
+        let columns = self.depth.map(|k| b.reshape(k, &[1, d]));
+        let out_param = match outcome {
+            Outcome::Partials(partials) => {
+                let highest = b.reshape(highest, &[ROWS, 1]);
+                let total = b.reshape(total, &[ROWS, 1]);
+                let sums = b.reshape(sums, &[ROWS, d]);
+                partials.store(b, (self.token, split, self.head), [highest, total, sums], (rows, columns));
+                return;
+            }
+            Outcome::Whole(param) => param,
+        };
+        let total = if may_see_nothing { or_one(b, total) } else { total };
+        let value = quotient(b, sums, total);
+        let out = elem_of(p.out.ty.dtype).unwrap_or(Elem::F32);
+        let value = b.convert(Conversion::Float, value, out);
+        let value = b.reshape(value, &[ROWS, d]);
+        let mask = all_of(b, &[rows, columns], &[ROWS, d]);
+        let at = place(b, p.out, self.token, self.head);
+        b.store(out_param, at, &[p.out.byte_stride(1), out.bytes() as i64], value, mask);
+    }
 }
 
 /// Builds the program for few tokens with operands of `unit`; gives its form for people.
@@ -287,7 +385,6 @@ pub fn build_few(
     choices: &Choices,
     unit: Elem,
 ) -> String {
-    let size = unit.bytes() as i64;
     let (d, blocks) = sizes(p);
     let (splits, most_keys) = match outcome {
         Outcome::Partials(partials) => (partials.splits(), SHARED_KEYS),
@@ -296,30 +393,9 @@ pub fn build_few(
     let blocks = blocks.min((most_keys / p.slots).max(1));
     let threads = choices.attention_threads.unwrap_or(CONTEXT_THREADS);
     let waves = (threads / arch.wave() / together(d)).max(1);
-    let groups = p.share.div_ceil(u64::from(ROWS));
     b.threads(threads.max(together(d) * arch.wave()));
-    token_grid(b, 0, p.tokens, 1);
-    b.grid_constant(1, p.kv_heads * groups);
-    let (token, slot) = (b.program_id(0), b.program_id(1));
-    let per_kv = b.int(groups as i64);
-    let (kv_head, group) = (b.div(slot, per_kv), b.binary(Binary::Rem, slot, per_kv));
-    // The program's first query head, and how many of the KV head's are left.
-    let passed = b.scale(group, i64::from(ROWS));
-    let first_head = b.scale(kv_head, p.share as i64);
-    let head = b.add(first_head, passed);
-    let all = b.int(p.share as i64);
-    let rows = (!p.share.is_multiple_of(u64::from(ROWS))).then(|| present(b, passed, all, ROWS));
-    let (position, table_row) = p.token(b, token);
-
-    let start = b.int(0);
-    let depth = (u64::from(d) != p.d).then(|| below(b, start, d, p.d));
-    let q_base = place(b, p.q, token, head);
-    let row_mask = rows.map(|r| b.reshape(r, &[1, ROWS, 1]));
-    let columns = depth.map(|k| b.reshape(k, &[1, 1, d]));
-    let mask = all_of(b, &[row_mask, columns], &[waves, ROWS, d]);
-    let query = b.load(p.params[0], q_base, unit, &[waves, ROWS, d], &[0, p.q.byte_stride(1), size], mask);
-    let key_head = b.scale(kv_head, p.keys.byte_stride(1));
-    let value_head = b.scale(kv_head, p.values.byte_stride(1));
+    let few = Few::new(b, p, unit, waves, d);
+    let Few { query, key_head, value_head, position, table_row, depth, .. } = few;
     let share = Share::new(b, splits);
     let split = share.split;
     let walk =
@@ -329,35 +405,9 @@ pub fn build_few(
     let init = walk.init(b);
     let done = walk.sequence(b, Sequence { table_row, limit, last: position }, free, &init);
 
-    // Joins the waves' softmaxes.
-    let highest = b.reduce(Reduction::Max, done[0], 0);
-    let change = b.sub(done[0], highest);
-    let change = power(b, change, p.scale);
-    let total = b.mul(done[1], change);
-    let total = b.reduce(Reduction::Sum, total, 0);
-    let sums = b.mul(done[2], change);
-    let sums = b.reduce(Reduction::Sum, sums, 0);
-    let rows = rows.map(|r| b.reshape(r, &[ROWS, 1]));
-    let columns = depth.map(|k| b.reshape(k, &[1, d]));
+    few.finish(b, p, outcome, split, &done, false);
     let form = format!("{} heads by {} keys a step, {threads} threads", p.share.min(u64::from(ROWS)), walk.stride());
-    let out_param = match outcome {
-        Outcome::Partials(partials) => {
-            let highest = b.reshape(highest, &[ROWS, 1]);
-            let total = b.reshape(total, &[ROWS, 1]);
-            let sums = b.reshape(sums, &[ROWS, d]);
-            partials.store(b, (token, split, head), [highest, total, sums], (rows, columns));
-            return format!("{form}, {splits} programs a context");
-        }
-        Outcome::Whole(param) => param,
-    };
-    let value = quotient(b, sums, total);
-    let out = elem_of(p.out.ty.dtype).unwrap_or(Elem::F32);
-    let value = b.convert(Conversion::Float, value, out);
-    let value = b.reshape(value, &[ROWS, d]);
-    let mask = all_of(b, &[rows, columns], &[ROWS, d]);
-    let at = place(b, p.out, token, head);
-    b.store(out_param, at, &[p.out.byte_stride(1), out.bytes() as i64], value, mask);
-    form
+    if splits > 1 { format!("{form}, {splits} programs a context") } else { form }
 }
 
 /// Builds the program for many tokens with operands of `unit`; gives its form for people.

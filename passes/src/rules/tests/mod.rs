@@ -13,6 +13,7 @@ use weldment_ir::{DType, Dim, Graph, Op, Real, Value};
 mod fusions;
 #[path = "../../../tests/support/mod.rs"]
 mod support;
+mod topk;
 mod views;
 
 use support::{Build, Decoder, Random, TINY, assert_ring_equal, f64_error, listing};
@@ -128,7 +129,7 @@ fn case(rule: &'static str, equal: Equal, fires: fn(&mut Build) -> Value, refrai
 }
 
 fn cases() -> Vec<Case> {
-    views::cases().into_iter().chain(fusions::cases()).collect()
+    views::cases().into_iter().chain(fusions::cases()).chain(topk::cases()).collect()
 }
 
 fn build(make: fn(&mut Build) -> Value) -> Graph {
