@@ -70,10 +70,7 @@ impl ShapeLog {
             let extents = log.extents.iter().flatten();
             let dims = DIMS.iter().zip(extents).map(|(name, e)| ((*name).to_owned(), extent(e)));
             let shapes = log.shapes.iter().map(|(shape, steps)| {
-                let ranges = DIMS
-                    .iter()
-                    .zip(shape)
-                    .map(|(name, to)| ((*name).to_owned(), json!([to / 2 + 1, to])));
+                let ranges = DIMS.iter().zip(shape).map(|(name, to)| ((*name).to_owned(), json!([to / 2 + 1, to])));
                 let mut row: serde_json::Map<String, Value> = ranges.collect();
                 row.insert("steps".to_owned(), (*steps).into());
                 Value::Object(row)

@@ -123,7 +123,13 @@ fn fuse(variant: &Variant, target: &dyn TargetModel, options: &FusionOptions) ->
     let passes = Options {
         fp_policy: options.fp_policy,
         disabled: options.disabled.clone(),
-        enabled: options.choices.dense_window.filter(|on| *on == 1).map(|_| "dense_window".to_owned()).into_iter().collect(),
+        enabled: options
+            .choices
+            .dense_window
+            .filter(|on| *on == 1)
+            .map(|_| "dense_window".to_owned())
+            .into_iter()
+            .collect(),
         dims: typical(&variant.graph, &options.choices),
         chaos: options.chaos,
         fuel: options.fuel,

@@ -12,7 +12,7 @@ use super::{compile, graphs, page, put, write_file};
 use crate::driver::{CompileError, Progress, Quiet};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use weldment_passes::rules::{self, GROUPS};
 use weldment_runtime::cli::SessionArgs;
@@ -131,44 +131,53 @@ pub fn bench(args: &BenchArgs) -> Result<(), CompileError> {
     put(&text(&ladder))
 }
 
-/// A build on disk; `workload` is none where the code is that of rung `same_as`.
+/// A build that is open; `workload` is none where the code is that of rung `same_as`.
 struct Built {
     workload: Option<Workload>,
     same_as: usize,
 }
 
-/// Builds every plan, lets them take turns, and gives the figures and the reports of the build with most switched on.
-fn measure(args: &BenchArgs, plans: &[Plan], dir: &Path, bars: &mut Bars) -> Result<(Ladder, Reports), CompileError> {
-    let weights = args.weights_file.clone().or_else(|| graphs::weights_of(&args.model, &args.build));
-    let mut built: Vec<Built> = Vec::new();
+fn artifact_of(dir: &Path, plan: usize) -> PathBuf {
+    dir.join(format!("{plan}.weld"))
+}
+
+/// Compiles every plan into `dir`, and gives for each the first plan with the same code.
+fn compile_plans(args: &BenchArgs, plans: &[Plan], dir: &Path, bars: &mut Bars) -> Result<Vec<usize>, CompileError> {
     let mut programs = Vec::new();
+    let mut same_as = Vec::new();
+    bars.begin("compile rungs");
     for (index, plan) in plans.iter().enumerate() {
-        bars.begin("compile rungs");
         bars.advance(index as u64, plans.len() as u64);
-        let artifact = dir.join(format!("{index}.weld"));
+        let artifact = artifact_of(dir, index);
         let mut disable = args.build.disable.clone();
         disable.extend(plan.off.iter().cloned());
         // A rung is without what a requirement may ask for.
         let build = BuildArgs { disable, require: Vec::new(), ..args.build.clone() };
         compile::compile_to(&args.model, &build, &artifact, &mut Quiet)?;
         let opened = weldment_runtime::Artifact::open(&artifact)?;
-        let code = |name: &str| opened.section(name).map(|bytes| weldment_runtime::blake3_hex(bytes));
-        let program = opened.manifest().programs.iter().map(|p| (p.clone(), code(&p.code))).collect::<Vec<_>>();
-        let same_as = programs.iter().position(|known| *known == program).unwrap_or(index);
+        let code = |name: &str| opened.section(name).map(weldment_runtime::blake3_hex);
+        let program: Vec<_> = opened.manifest().programs.iter().map(|p| (p.clone(), code(&p.code))).collect();
+        same_as.push(programs.iter().position(|known| *known == program).unwrap_or(index));
         programs.push(program);
-        let workload = if same_as == index {
-            let session = SessionArgs {
-                artifact,
-                threads: args.build.threads.unwrap_or(0),
-                weights_file: weights.clone(),
-                cache: Some(dir.join("cache")),
-                ..SessionArgs::default()
-            };
-            Some(Workload::open(&session, args.batch, Some(args.context), Some(args.prefill))?)
-        } else {
-            None
+    }
+    Ok(same_as)
+}
+
+/// Builds every plan, lets them take turns, and gives the figures and the reports of the build with most switched on.
+fn measure(args: &BenchArgs, plans: &[Plan], dir: &Path, bars: &mut Bars) -> Result<(Ladder, Reports), CompileError> {
+    let same_as = compile_plans(args, plans, dir, bars)?;
+    let weights = args.weights_file.clone().or_else(|| graphs::weights_of(&args.model, &args.build));
+    let mut built: Vec<Built> = Vec::new();
+    for (index, same_as) in same_as.into_iter().enumerate() {
+        let session = SessionArgs {
+            artifact: artifact_of(dir, index),
+            threads: args.build.threads.unwrap_or(0),
+            weights_file: weights.clone(),
+            cache: Some(dir.join("cache")),
+            ..SessionArgs::default()
         };
-        built.push(Built { workload, same_as });
+        let open = || Workload::open(&session, args.batch, Some(args.context), Some(args.prefill));
+        built.push(Built { workload: (same_as == index).then(open).transpose()?, same_as });
     }
     let mut times: Vec<(Vec<Duration>, Vec<Duration>)> = plans.iter().map(|_| Default::default()).collect();
     bars.begin("take turns");
@@ -184,7 +193,7 @@ fn measure(args: &BenchArgs, plans: &[Plan], dir: &Path, bars: &mut Bars) -> Res
     let reports = match built.len() {
         0 => Reports::new(),
         // The comparison's first build and the ladder's last have everything on.
-        n => explain::stored(&dir.join(format!("{}.weld", if args.ladder { n - 1 } else { 0 })))?,
+        n => explain::stored(&artifact_of(dir, if args.ladder { n - 1 } else { 0 }))?,
     };
     let mut ladder: Option<Ladder> = None;
     for (index, plan) in plans.iter().enumerate() {
