@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::graph::{CapturedCopy, Dims, Regions, StepGraph, copies};
 use crate::log::{self, Level};
 use crate::memory::{BlockPool, Sequence};
+use crate::shapes::ShapeLog;
 use crate::weights::{self, WeightOptions};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -67,6 +68,9 @@ pub struct SessionOptions {
     pub stream: Option<ExternalStream>,
     /// Memory of the states (KV caches), in the manifest's order; it is used as it is, not zeroed. `None` allocates.
     pub states: Option<Vec<ExternalMemory>>,
+    /// Where a histogram of the steps' shapes is written when the session closes ([`crate::shapes`]); the variable
+    /// `WELDMENT_SHAPES` by default.
+    pub shapes: Option<PathBuf>,
 }
 
 impl Default for SessionOptions {
@@ -78,6 +82,7 @@ impl Default for SessionOptions {
             allocator: None,
             stream: None,
             states: None,
+            shapes: std::env::var_os("WELDMENT_SHAPES").filter(|v| !v.is_empty()).map(PathBuf::from),
         }
     }
 }
@@ -127,6 +132,7 @@ pub struct Session {
     /// `[T]`, derived from `seq_starts`.
     sequence_ids: Vec<i32>,
     dims: Dims,
+    shapes: Option<ShapeLog>,
     program: usize,
     variant: usize,
     threads: usize,
@@ -205,6 +211,7 @@ impl Session {
         let stream = Stream { backend: driver.create_stream(options.stream.as_ref())? };
         let sequence_ids = Vec::with_capacity(tokens.min(1 << 20));
         let threads = device.threads();
+        let shapes = options.shapes.map(|path| ShapeLog::new(path, &manifest, program));
         Ok(Session {
             manifest,
             regions,
@@ -216,6 +223,7 @@ impl Session {
             pool,
             sequence_ids,
             dims,
+            shapes,
             program: index,
             variant: 0,
             threads,
@@ -340,6 +348,13 @@ impl Session {
         let inputs = inputs.get(..self.inputs.len()).unwrap_or_default();
         self.variant = self.graph.replay(&self.manifest, &mut *self.stream.backend, &self.dims, inputs)?;
         self.rows = input.logit_rows.len();
+        if let Some(shapes) = &mut self.shapes {
+            let [tokens, sequences, rows] =
+                [input.tokens.len(), input.seq_starts.len().saturating_sub(1), self.rows].map(|n| n as u64);
+            let width = (input.block_tables.len() as u64).checked_div(sequences).unwrap_or_default();
+            let last = input.positions.iter().copied().max().unwrap_or_default();
+            shapes.record(self.variant, [tokens, sequences, width, rows, u64::from(last.unsigned_abs()) + 1]);
+        }
         Ok(())
     }
 

@@ -5,7 +5,7 @@ mod choices;
 mod cost;
 mod thresholds;
 
-pub use choices::Choices;
+pub use choices::{Accepted, Choice, Choices};
 
 use crate::kernels::{
     Built, Request, Tensor, attention, contiguous_last, gather, index_scores, library, matmul, norm, pointwise, reduce,
@@ -199,7 +199,8 @@ impl TargetModel for KernelLibrary {
         }
         no_q8a_on_gpus(&request)?;
         if matches!(op, Op::MatmulSiluMul { .. }) && library::takes(&request) {
-            let accepted = format!("fewer than {}: more go to the vendor's library", library::FROM_TOKENS);
+            let from = library::from_tokens(self.target.choices());
+            let accepted = format!("fewer than {from}: more go to the vendor's library");
             return refuse("tokens", self.max_tokens, accepted);
         }
         (family.check)(&request)

@@ -1,7 +1,7 @@
 //! `weldment explain`: the match report of a model or an artifact.
 
 use super::args::{ExplainArgs, ReportFormat};
-use super::{compile, graphs, put_or_write};
+use super::{compile, graphs, ladder, page, put_or_write};
 use crate::driver::CompileError;
 use indexmap::IndexMap;
 use weldment_passes::report::Report;
@@ -30,9 +30,19 @@ pub fn explain(args: &ExplainArgs) -> Result<(), CompileError> {
     let text = match args.format {
         ReportFormat::Json => json(&reports, args.path.as_deref())?,
         ReportFormat::Text => text(&reports, args.path.as_deref()),
-        ReportFormat::Html => html(&text(&reports, args.path.as_deref())),
+        ReportFormat::Html => {
+            let ladder = args.ladder.as_deref().map(ladder::read).transpose()?;
+            let before = ladder.as_ref().map(ladder::section).unwrap_or_default();
+            page::page(&title(&args.model), &reports, &text(&reports, None), &before)?
+        }
     };
     put_or_write(args.output.as_deref(), &text)
+}
+
+/// What a page about `model` is called: its name, without folders.
+pub fn title(model: &std::path::Path) -> String {
+    let name = std::path::absolute(model).ok().and_then(|p| p.file_stem().map(|s| s.to_string_lossy().into_owned()));
+    format!("Fusion report: {}", name.unwrap_or_default())
 }
 
 /// Refuses a source path that no variant has.
@@ -59,31 +69,12 @@ fn json(reports: &Reports, path: Option<&str>) -> Result<String, CompileError> {
     Ok(text.map_err(|e| CompileError::option("--format", e.to_string()))? + "\n")
 }
 
-fn text(reports: &Reports, path: Option<&str>) -> String {
+/// The reports as text, or what they say of one place.
+pub fn text(reports: &Reports, path: Option<&str>) -> String {
     let Some(path) = path else {
         let columns: Vec<(&str, &Report)> = reports.iter().map(|(name, r)| (name.as_str(), r)).collect();
         return weldment_passes::report::coverage(&columns);
     };
     let places = reports.iter().map(|(variant, report)| format!("{variant}:\n{}\n", report.explain(path)));
     places.collect()
-}
-
-/// A page that needs nothing else.
-fn html(text: &str) -> String {
-    let escaped = text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
-    format!(
-        "<!doctype html>\n<html lang=\"en\"><meta charset=\"utf-8\"><title>Fusion report</title>\n\
-         <style>body{{font:14px/1.5 monospace;max-width:120ch;margin:2em auto}}pre{{white-space:pre-wrap}}</style>\n\
-         <h1>Fusion report</h1>\n<pre>{escaped}</pre></html>\n"
-    )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn html_is_escaped() {
-        assert!(html("a < b & c").contains("a &lt; b &amp; c"));
-    }
 }

@@ -1,11 +1,12 @@
 //! `bench`: decode and prefill speed beside the memory bandwidth of the same run.
 
 use super::gpu_bench::{self, GpuResult};
+use super::workload::{self, DecodeStep, Shape};
 use super::{SessionArgs, put, put_json};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::graph::CapturedCopy;
 use crate::pack::for_each_parallel;
-use crate::session::{Session, StepInput, load_code};
+use crate::session::{Session, load_code};
 use crate::weights;
 use serde_json::{Value, json};
 use std::io::Write;
@@ -135,43 +136,22 @@ pub fn bench(options: &BenchOptions, out: &mut dyn Write) -> Result<()> {
 /// # Errors
 /// [`Error::InvalidInput`] naming the compiled range if batch, context or prefill is outside.
 pub fn measure(options: &BenchOptions) -> Result<BenchResult> {
-    let batch = options.batch;
-    if batch == 0 {
-        return Err(Error::InvalidInput("--batch must be at least 1".into()));
-    }
     let started = Instant::now();
     let artifact = crate::Artifact::open(&options.session.artifact)?;
-    let limit = {
-        let manifest = artifact.manifest();
-        let width = manifest.symbol("P").map_or(1, |(_, p)| p.max);
-        width.saturating_mul(u64::from(manifest.model.kv_block)).min(u64::from(manifest.model.max_seq)) as usize
-    };
-    let within = |asked: Option<usize>, default: usize, name: &str| match asked {
-        None => Ok(default.min(limit)),
-        Some(n) if (1..=limit).contains(&n) => Ok(n),
-        Some(n) => Err(Error::InvalidInput(format!("--{name} {n} is outside the compiled range 1..={limit}"))),
-    };
-    let context = within(options.context, 1024, "context")?;
-    let prefill = within(options.prefill, 512, "prefill")?;
+    let shape = Shape::within(artifact.manifest(), options.batch, options.context, options.prefill)?;
+    let Shape { batch, context, prefill } = shape;
     let mut session = options.session.session(&artifact, batch, Some(context.max(prefill)))?;
     let open = started.elapsed();
     let jit = session.module().load_report().jit;
-    let decoded = decode(&mut session, batch, context)?;
-    let vocab = session.model().vocab_size as usize;
-    let tokens: Vec<i32> = (0..prefill).map(|i| (i * 7919 % vocab) as i32).collect();
-    let prefill_time = repeat(|| {
-        let mut sequence = session.new_sequence();
-        let result = session.extend(&mut sequence, &tokens).map(|_| ());
-        session.release(sequence);
-        result
-    })?;
+    let decoded = decode(&mut session, shape)?;
+    let prompt = workload::tokens(&session, prefill);
+    let prefill_time = repeat(|| workload::prefill(&mut session, &prompt))?;
     let device = session.device().driver().name();
-    let shape = (batch, context, prefill);
     let Decoded { step, bytes: bytes_per_step, copies, gpu } = decoded;
     let mut result = BenchResult {
         device,
         open,
-        shape,
+        shape: (batch, context, prefill),
         step,
         prefill: prefill_time,
         bytes_per_step,
@@ -199,30 +179,12 @@ struct Decoded {
     gpu: Option<GpuResult>,
 }
 
-/// Steps of one token for each of `batch` sequences at position `context - 1`.
-fn decode(session: &mut Session, batch: usize, context: usize) -> Result<Decoded> {
-    let kv_block = session.model().kv_block as usize;
-    let width = context.div_ceil(kv_block).max(session.range("P").0);
-    let mut sequences: Vec<_> = (0..batch).map(|_| session.new_sequence()).collect();
-    let mut tables = Vec::with_capacity(batch * width);
-    for sequence in &mut sequences {
-        session.block_pool().reserve(sequence, context, kv_block)?;
-        tables.extend_from_slice(sequence.blocks());
-        tables.resize(tables.len().next_multiple_of(width), -1);
-    }
-    let vocab = session.model().vocab_size as usize;
-    let tokens: Vec<i32> = (0..batch).map(|i| (i * 7919 % vocab) as i32).collect();
-    let positions = vec![context as i32 - 1; batch];
-    let rows: Vec<i32> = (0..batch as i32).collect();
-    let starts: Vec<i32> = (0..=batch as i32).collect();
-    let input = StepInput {
-        tokens: &tokens,
-        positions: &positions,
-        seq_starts: &starts,
-        block_tables: &tables,
-        logit_rows: &rows,
-    };
+/// Times decode steps of `shape`.
+fn decode(session: &mut Session, shape: Shape) -> Result<Decoded> {
+    let decode = DecodeStep::new(session, shape)?;
+    let input = decode.input();
     let single = repeat(|| session.step(&input).map(|_| ()))?;
+    let Shape { batch, context, .. } = shape;
     let bytes = session.bytes_per_step(batch, context);
     let mut decoded = Decoded { step: single, bytes, copies: session.last_copies(), gpu: None };
     if session.device().driver().name() != "host" {
@@ -242,9 +204,7 @@ fn decode(session: &mut Session, batch: usize, context: usize) -> Result<Decoded
             probe: "",
         });
     }
-    for sequence in sequences {
-        session.release(sequence);
-    }
+    decode.release(session);
     Ok(decoded)
 }
 
