@@ -1,0 +1,217 @@
+//! Shapes that fusions look for, with the detours that models make: planted in random graphs.
+
+use super::build::{Build, Stop};
+use crate::attr::Real;
+use crate::dtype::DType;
+use crate::graph::Value;
+use crate::op::Op;
+use crate::types::{Dim, TensorType};
+
+const F32: DType = DType::F32;
+
+/// A shape that a fusion looks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Motif {
+    /// x * rsqrt(mean(x^2) + eps) * w from its parts, in f32 or between casts.
+    NormFromParts,
+    /// A residual sum, read again, and the norm of it.
+    ResidualNorm,
+    /// Two or three products of one operand by static weights, with or without biases, cut and turned to heads.
+    Projections,
+    /// silu(x g) * (x u), of silu or of sigmoid, and a product that reads it.
+    GatedUnit,
+    /// Rotated keys written to a cache; attention over it.
+    RotatedCache,
+    /// A product, a residual and a cast.
+    Epilogue,
+    /// Views that undo or repeat each other, around other ops.
+    Views,
+    /// A product by a weight of a block format.
+    BlockProduct,
+}
+
+impl Motif {
+    /// Every motif.
+    pub const ALL: &'static [Motif] = &[
+        Motif::NormFromParts,
+        Motif::ResidualNorm,
+        Motif::Projections,
+        Motif::GatedUnit,
+        Motif::RotatedCache,
+        Motif::Epilogue,
+        Motif::Views,
+        Motif::BlockProduct,
+    ];
+}
+
+/// Formats of weights, block formats with the elements that their rows are multiples of.
+const FORMATS: [DType; 9] =
+    [DType::Q8_0, DType::Q4_0, DType::Q4_1, DType::Q5_0, DType::Q5_1, DType::Q4K, DType::Q5K, DType::Q6K, DType::MxFp4];
+
+impl Build<'_> {
+    pub(super) fn motif(&mut self, motif: Motif) -> Result<(), Stop> {
+        match motif {
+            Motif::NormFromParts => self.norm_from_parts(),
+            Motif::ResidualNorm => self.residual_norm(),
+            Motif::Projections => self.projections(),
+            Motif::GatedUnit => self.gated_unit(),
+            Motif::RotatedCache => self.rotated_cache(),
+            Motif::Epilogue => self.epilogue(),
+            Motif::Views => self.views(),
+            Motif::BlockProduct => self.block_product(),
+        }
+    }
+
+    fn weight(&mut self, dtype: DType, shape: &[u64]) -> Result<Value, Stop> {
+        self.static_leaf(&TensorType::fixed(dtype, shape))
+    }
+
+    fn epsilon(&mut self) -> Real {
+        Real(*self.random.pick(&[1e-5, 1e-6, 1e-3, 0.0625]).unwrap_or(&1e-5))
+    }
+
+    fn norm_from_parts(&mut self) -> Result<(), Stop> {
+        let (x, t) = self.matrix()?;
+        let wide = if t.dtype == F32 { x } else { self.push(Op::Cast { dtype: F32 }, &[x])? };
+        let square = self.push(Op::Mul {}, &[wide, wide])?;
+        let mean = self.push(Op::ReduceMean { axis: 1 }, &[square])?;
+        let value = self.epsilon();
+        let eps = self.push(Op::Constant { value, dtype: F32 }, &[])?;
+        let terms = if self.random.one_in(2) { [mean, eps] } else { [eps, mean] };
+        let sum = self.push(Op::Add {}, &terms)?;
+        let root = self.push(Op::Rsqrt {}, &[sum])?;
+        let w = self.value(t.dtype, t.shape[1..].to_vec())?;
+        // Gemma's weights are one short.
+        let w = if self.random.one_in(3) {
+            let one = self.push(Op::Constant { value: Real(1.0), dtype: t.dtype }, &[])?;
+            self.push(Op::Add {}, &[w, one])?
+        } else {
+            w
+        };
+        if t.dtype == F32 && self.random.one_in(3) {
+            let weighed = self.push(Op::Mul {}, &[wide, w])?;
+            return self.push(Op::Mul {}, &[weighed, root]).map(drop);
+        }
+        let mut y = self.push(Op::Mul {}, &[wide, root])?;
+        if t.dtype != F32 {
+            y = self.push(Op::Cast { dtype: t.dtype }, &[y])?;
+        }
+        self.push(Op::Mul {}, &[w, y]).map(drop)
+    }
+
+    fn residual_norm(&mut self) -> Result<(), Stop> {
+        let (x, t) = self.matrix()?;
+        let residual = self.value(t.dtype, t.shape.clone())?;
+        let sum = self.push(Op::Add {}, &[x, residual])?;
+        let w = self.value(F32, t.shape[1..].to_vec())?;
+        let (eps, dtype) = (self.epsilon(), self.result());
+        self.push(Op::RmsNorm { eps, dtype }, &[sum, w])?;
+        if self.random.one_in(2) {
+            let again = self.value(t.dtype, t.shape)?;
+            self.push(Op::Add {}, &[sum, again])?;
+        }
+        Ok(())
+    }
+
+    fn projections(&mut self) -> Result<(), Stop> {
+        let (x, t) = self.matrix()?;
+        let depth = t.last_constant().unwrap_or(32);
+        let stored = *self.random.pick(&[F32, DType::BF16, DType::Q8_0, DType::Q4_0]).unwrap_or(&F32);
+        let dtype = self.compute();
+        let biased = self.random.one_in(3);
+        for _ in 0..2 + self.random.below(2) {
+            let heads = 1 + self.random.below(3);
+            let w = self.weight(stored, &[8 * heads, depth])?;
+            let mut y = self.push(Op::Matmul { dtype }, &[x, w])?;
+            if biased {
+                let bias = self.weight(dtype, &[8 * heads])?;
+                y = self.push(Op::Add {}, &[y, bias])?;
+            }
+            if t.rank() == 2 && self.random.one_in(2) {
+                let shape = vec![t.shape[0].clone(), heads.into(), Dim::Const(8)];
+                self.push(Op::Reshape { shape }, &[y])?;
+            }
+        }
+        Ok(())
+    }
+
+    fn gated_unit(&mut self) -> Result<(), Stop> {
+        let (x, t) = self.matrix()?;
+        let (depth, width) = (t.last_constant().unwrap_or(32), self.width());
+        let stored = *self.random.pick(&[F32, DType::BF16, DType::F16, DType::Q4_1]).unwrap_or(&F32);
+        let (gate, up) = (self.weight(stored, &[width, depth])?, self.weight(stored, &[width, depth])?);
+        let dtype = self.compute();
+        let (gate, up) = (self.push(Op::Matmul { dtype }, &[x, gate])?, self.push(Op::Matmul { dtype }, &[x, up])?);
+        let gated = if self.random.one_in(3) {
+            let open = self.push(Op::Sigmoid {}, &[gate])?;
+            let inner = self.push(Op::Mul {}, &[open, up])?;
+            self.push(Op::Mul {}, &[gate, inner])?
+        } else {
+            let active = self.push(Op::Silu {}, &[gate])?;
+            self.push(Op::Mul {}, &[active, up])?
+        };
+        let down = self.weight(stored, &[depth, width])?;
+        let y = self.push(Op::Matmul { dtype }, &[gated, down])?;
+        let residual = self.value(dtype, self.graph.type_of(y).shape.clone())?;
+        self.push(Op::Add {}, &[residual, y]).map(drop)
+    }
+
+    fn rotated_cache(&mut self) -> Result<(), Stop> {
+        let [positions, ids, tables] = self.pages()?;
+        let (x, table) = (self.heads(2)?, self.rope_table()?);
+        let interleaved = self.random.one_in(2);
+        let rotated = self.push(Op::Rope { interleaved }, &[x, positions, table])?;
+        let (k, v) = (self.state(true)?, self.state(false)?);
+        let old = self.states[k].1;
+        let k = self.write(k, Op::CacheWrite { transposed: true }, &[old, rotated, positions, ids, tables])?;
+        let (x, old) = (self.heads(2)?, self.states[v].1);
+        let v = self.write(v, Op::CacheWrite { transposed: false }, &[old, x, positions, ids, tables])?;
+        let q = self.heads(4)?;
+        let q = self.push(Op::Rope { interleaved }, &[q, positions, table])?;
+        let dtype = self.compute();
+        let y = self.push(Op::Attention { scale: Real(0.25), dtype }, &[q, k, v, positions, ids, tables])?;
+        let shape = vec![Dim::sym("T"), self.graph.type_of(y).shape[1..].iter().filter_map(Dim::constant).product::<u64>().into()];
+        self.push(Op::Reshape { shape }, &[y]).map(drop)
+    }
+
+    fn epilogue(&mut self) -> Result<(), Stop> {
+        let (x, t) = self.matrix()?;
+        let width = self.width();
+        let w = self.value(F32, vec![width.into(), t.shape[1].clone()])?;
+        let dtype = self.compute();
+        let y = self.push(Op::Matmul { dtype }, &[x, w])?;
+        let addend = if self.random.one_in(2) { vec![width.into()] } else { vec![t.shape[0].clone(), width.into()] };
+        let addend = self.value(dtype, addend)?;
+        let y = self.push(Op::Add {}, &[addend, y])?;
+        let dtype = self.result();
+        self.push(Op::Cast { dtype }, &[y]).map(drop)
+    }
+
+    fn views(&mut self) -> Result<(), Stop> {
+        let (x, t) = self.matrix()?;
+        let width = t.last_constant().unwrap_or(32);
+        let shape = vec![t.shape[0].clone(), (width / 8).into(), Dim::Const(8)];
+        let split = self.push(Op::Reshape { shape }, &[x])?;
+        let turned = self.push(Op::Transpose { permutation: vec![1, 0, 2] }, &[split])?;
+        let activated = self.push(Op::Silu {}, &[turned])?;
+        let back = self.push(Op::Transpose { permutation: vec![1, 0, 2] }, &[activated])?;
+        let y = self.push(Op::Reshape { shape: t.shape.clone() }, &[back])?;
+        let cut = 8 * (1 + self.random.below(width / 8 - 1)) as i64;
+        let left = self.push(Op::Slice { axis: 1, start: 0, end: cut }, &[y])?;
+        let right = self.push(Op::Slice { axis: 1, start: cut, end: width as i64 }, &[y])?;
+        let parts = if self.random.one_in(2) { [left, right] } else { [right, left] };
+        let joined = self.push(Op::Concat { axis: 1 }, &parts)?;
+        self.push(Op::Slice { axis: 1, start: 4, end: cut + 4 }, &[joined]).map(drop)
+    }
+
+    fn block_product(&mut self) -> Result<(), Stop> {
+        let stored = *self.random.pick(&FORMATS).unwrap_or(&DType::Q8_0);
+        let depth = stored.block_elements() as u64 * if stored.block_elements() == 32 { 1 + self.random.below(3) } else { 1 };
+        let dtype = self.compute();
+        let x = self.value(dtype, vec![Dim::sym("T"), depth.into()])?;
+        let width = self.width() / 2;
+        let w = self.weight(stored, &[width, depth])?;
+        let dtype = self.compute();
+        self.push(Op::Matmul { dtype }, &[x, w]).map(drop)
+    }
+}
