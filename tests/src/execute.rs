@@ -168,9 +168,7 @@ impl Statics for Static<'_> {
         let tensor = &out["value"];
         let (dtype, shape): (DType, Vec<u64>) = (tensor.dtype, tensor.shape.iter().map(|d| *d as u64).collect());
         let stored = match (tensor.as_values(), tensor.as_ints()) {
-            (Some(reals), _) => {
-                Stored::floats(dtype, &shape, &reals.iter().map(|v| *v as f32).collect::<Vec<_>>())
-            }
+            (Some(reals), _) => Stored::floats(dtype, &shape, &reals.iter().map(|v| *v as f32).collect::<Vec<_>>()),
             (_, Some(ints)) => Stored::integers(dtype, &shape, ints),
             _ => return Err("a value in its stored form".into()),
         };

@@ -53,7 +53,8 @@ pub fn random_graph_of(seed: u64, wanted: &Wanted<'_>, motifs: &[Motif]) -> Resu
     }
     let mut build = Build { graph, random: Random::new(seed), pool: Vec::new(), states: Vec::new(), leaves: 0, wanted };
     for _ in 0..wanted.nodes {
-        let motif = if motifs.is_empty() || !build.random.one_in(4) { None } else { build.random.pick(motifs).copied() };
+        let motif =
+            if motifs.is_empty() || !build.random.one_in(4) { None } else { build.random.pick(motifs).copied() };
         let step = match motif {
             Some(motif) => build.motif(motif),
             None => {
@@ -101,6 +102,12 @@ impl Build<'_> {
     fn check(&self, op: &Op, operands: &[Value]) -> Result<(), Stop> {
         let types: Vec<TensorType> = operands.iter().map(|v| self.graph.type_of(*v).clone()).collect();
         let results = op.infer(&types)?;
+        // Activations are never known ahead of time.
+        let fixed = self.graph.statics();
+        let activations = results.iter().any(|t| t.dtype == DType::Q8A);
+        if activations && operands.iter().all(|v| fixed[v.node.index()]) {
+            return Err(Stop::Unwanted);
+        }
         if (self.wanted.accepts)(op, &types, &results) { Ok(()) } else { Err(Stop::Unwanted) }
     }
 
@@ -366,7 +373,11 @@ impl Build<'_> {
         let weight_shape = vec![features.into(), t.shape[1].clone()];
         // A gated unit's weights are packed together, which is done ahead of time.
         let gated = kind == OpKind::MatmulSiluMul;
-        let w = if gated { self.static_value(stored, weight_shape.clone())? } else { self.stored(stored, weight_shape.clone())? };
+        let w = if gated {
+            self.static_value(stored, weight_shape.clone())?
+        } else {
+            self.stored(stored, weight_shape.clone())?
+        };
         let dtype = self.result();
         match kind {
             OpKind::MatmulAdd => {
@@ -461,9 +472,8 @@ impl Build<'_> {
     fn finish(mut self) -> Result<Graph, IrError> {
         let read: BTreeSet<Value> = self.graph.ids().flat_map(|id| self.graph.node(id).operands.clone()).collect();
         // A leaf may be handed through, though not one of a form that nothing computes.
-        let result = |v: &Value| {
-            !self.graph.node(v.node).operands.is_empty() || self.graph.type_of(*v).dtype.is_compute_float()
-        };
+        let result =
+            |v: &Value| !self.graph.node(v.node).operands.is_empty() || self.graph.type_of(*v).dtype.is_compute_float();
         let unread = self.pool.iter().copied().filter(|v| !read.contains(v));
         let mut results: Vec<Value> = unread.filter(result).collect();
         if results.is_empty() && self.states.is_empty() {

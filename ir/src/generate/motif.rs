@@ -170,7 +170,10 @@ impl Build<'_> {
         let q = self.push(Op::Rope { interleaved }, &[q, positions, table])?;
         let dtype = self.compute();
         let y = self.push(Op::Attention { scale: Real(0.25), dtype }, &[q, k, v, positions, ids, tables])?;
-        let shape = vec![Dim::sym("T"), self.graph.type_of(y).shape[1..].iter().filter_map(Dim::constant).product::<u64>().into()];
+        let shape = vec![
+            Dim::sym("T"),
+            self.graph.type_of(y).shape[1..].iter().filter_map(Dim::constant).product::<u64>().into(),
+        ];
         self.push(Op::Reshape { shape }, &[y]).map(drop)
     }
 
@@ -206,7 +209,8 @@ impl Build<'_> {
 
     fn block_product(&mut self) -> Result<(), Stop> {
         let stored = *self.random.pick(&FORMATS).unwrap_or(&DType::Q8_0);
-        let depth = stored.block_elements() as u64 * if stored.block_elements() == 32 { 1 + self.random.below(3) } else { 1 };
+        let depth =
+            stored.block_elements() as u64 * if stored.block_elements() == 32 { 1 + self.random.below(3) } else { 1 };
         let dtype = self.compute();
         let x = self.value(dtype, vec![Dim::sym("T"), depth.into()])?;
         let width = self.width() / 2;

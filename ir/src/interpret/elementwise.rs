@@ -97,9 +97,7 @@ pub(super) fn reduce<D: Domain>(
                     let first = line.next().ok_or("the maximum of no elements")?;
                     line.fold(first, D::max)
                 }
-                Op::ReduceMean { .. } => {
-                    D::div(D::sum(line), D::int(length as i64)).ok_or(Fault::ZeroDivisor)?
-                }
+                Op::ReduceMean { .. } => D::div(D::sum(line), D::int(length as i64)).ok_or(Fault::ZeroDivisor)?,
                 _ => D::sum(line),
             });
         }

@@ -1,7 +1,7 @@
 //! Many cases in one module: optimised, planned, compiled together, run one by one.
 
-use super::case::Case;
 use super::bounded::Bound;
+use super::case::Case;
 use crate::execute::{Static, Values};
 use crate::host::Loaded;
 use indexmap::IndexMap;
@@ -49,8 +49,7 @@ pub enum Outcome {
 pub fn plan(target: &Target, case: Case, sabotage: &dyn Fn(Graph) -> Graph) -> Result<Planned, Invalid> {
     let invalid = |message: String| Invalid { index: case.index, message };
     let library = KernelLibrary { target: target.clone(), max_tokens: case.max_tokens };
-    let optimised =
-        optimise(&case.graph, &library, &case.options).map_err(|e| invalid(format!("optimise: {e}")))?;
+    let optimised = optimise(&case.graph, &library, &case.options).map_err(|e| invalid(format!("optimise: {e}")))?;
     let rules = optimised.report.units.iter().flat_map(|u| u.matches.keys().cloned()).collect();
     let graph = sabotage(optimised.graph);
     let plan = bufferise(&graph, &library).map_err(|e| invalid(format!("bufferise: {e}")))?;

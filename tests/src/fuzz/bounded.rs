@@ -121,8 +121,7 @@ impl Domain for Bounded {
             return Some(Bound::exact(value));
         }
         let least = b.value.abs() - b.error;
-        let propagated =
-            if least > 0.0 { (a.error + value.abs() * b.error) / least } else { f64::INFINITY };
+        let propagated = if least > 0.0 { (a.error + value.abs() * b.error) / least } else { f64::INFINITY };
         Some(Bound::computed(value, propagated, 3.0))
     }
     fn greater(a: Bound, b: Bound) -> bool {
@@ -215,7 +214,10 @@ impl Domain for Bounded {
         match to {
             // Every op has counted its own rounding; what is exact in f64 alone has not been rounded yet.
             DType::F32 => {
-                values.iter_mut().filter(|v| v.is_exact() && !is_single(v.value)).for_each(|v| v.error = UNIT * v.value.abs());
+                values
+                    .iter_mut()
+                    .filter(|v| v.is_exact() && !is_single(v.value))
+                    .for_each(|v| v.error = UNIT * v.value.abs());
             }
             DType::Q8A => values.chunks_mut(DType::Q8A.block_elements()).for_each(|block| round_block(block, ideal)),
             _ => values.iter_mut().for_each(|v| *v = round_half(*v, to, ideal)),
@@ -269,9 +271,13 @@ fn round_block(block: &mut [Bound], ideal: bool) {
     if exact {
         let mut values: Vec<f64> = block.iter().map(|v| v.value).collect();
         F64::round(&mut values, DType::Q8A, &Options::default());
+        let step = top / (127.0 * 254.0);
         for (v, value) in block.iter_mut().zip(values) {
+            // Kernels scale by 127 / amax, the format by 1 / (amax / 127): so near a tie either side is right.
+            let from_tie = ((v.value / step).rem_euclid(1.0) - 0.5).abs();
+            let tie = if step > 0.0 && from_tie < 0.02 { 1.01 * step } else { 0.0 };
             // (high + low / 254) * d is seldom an f32; whoever reads it rounds.
-            *v = Bound { value, error: 4.0 * UNIT * value.abs() };
+            *v = Bound { value, error: 4.0 * UNIT * value.abs() + tie };
         }
         return;
     }

@@ -1,7 +1,7 @@
 //! One random graph with its values, what it must compute, and how it is optimised.
 
 use super::bounded::{Bound, Bounded, take_undecided};
-use super::values::draw_values;
+use super::values::{draw_dims, draw_values};
 use crate::execute::Values;
 use indexmap::IndexMap;
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,8 +17,10 @@ use weldment_passes::{Numerics, pipeline, rules};
 pub const TARGET: &str = "x86-64-v3";
 /// Symbols of every generated graph: the slots of the dims block.
 const SYMBOLS: [&str; 4] = ["T", "B", "P", "N"];
-/// Draws of values for one graph before it counts as undecidable.
-const DRAWS: u64 = 12;
+/// Draws of values for one graph before another is drawn.
+const DRAWS: u64 = 8;
+/// Graphs drawn for one index before it counts as undecidable.
+const GRAPHS: u64 = 5;
 
 /// Outputs with their bounds, by name.
 pub type Expected = IndexMap<String, Vec<Bound>>;
@@ -66,12 +68,24 @@ pub fn machine() -> Result<Target, String> {
     Target::named(TARGET, &SYMBOLS.map(str::to_owned))
 }
 
-/// Draws case `index` of the run with `seed`.
+/// Draws case `index` of the run with `seed`: graphs until one has values for which everything is decided.
 ///
 /// # Errors
 /// See [`Lost`].
 pub fn draw(target: &Target, seed: u64, index: u64) -> Result<Case, Lost> {
-    let mut random = Random::new(Random::new(seed).bits() ^ Random::new(index.wrapping_mul(0x9e37)).bits());
+    let mut random = Random::new(Random::new(seed).bits() ^ Random::new(!index).bits());
+    let mut redrawn = 0;
+    for _ in 0..GRAPHS {
+        match draw_graph(target, seed, index, &mut random) {
+            Ok(case) => return Ok(Case { redrawn: case.redrawn + redrawn, ..case }),
+            Err(Lost::Undecided { draws }) => redrawn += draws,
+            Err(broken) => return Err(broken),
+        }
+    }
+    Err(Lost::Undecided { draws: redrawn })
+}
+
+fn draw_graph(target: &Target, seed: u64, index: u64, random: &mut Random) -> Result<Case, Lost> {
     let max_tokens = *random.pick(&[1, 6, 6, 19]).unwrap_or(&6);
     let library = KernelLibrary { target: target.clone(), max_tokens };
     let prefix = format!("g{index}.");
@@ -84,7 +98,7 @@ pub fn draw(target: &Target, seed: u64, index: u64) -> Result<Case, Lost> {
     };
     let broken = |e: IrError| Lost::Broken(e.to_string());
     let graph = random_graph_of(random.bits(), &wanted, Motif::ALL).map_err(broken)?;
-    let options = random_options(&graph, &mut random);
+    let options = random_options(&graph, random);
     let mut case = Case {
         seed,
         index,
@@ -135,7 +149,7 @@ impl Case {
     /// # Errors
     /// The interpreter's.
     fn draw_values(&mut self, seed: u64) -> Result<bool, String> {
-        self.dims = random_dims(&self.graph, seed);
+        self.dims = draw_dims(&self.graph, seed);
         self.values = draw_values(&self.graph, &self.dims, seed)?;
         match expect(&self.graph, &self.dims, &self.values, self.policy())? {
             Some(expected) => self.expected = expected,

@@ -34,9 +34,8 @@ pub fn failure(target: &Target, case: &Case, sabotage: &dyn Fn(Graph) -> Graph) 
 pub fn minimise(target: &Target, case: &Case, sabotage: &dyn Fn(Graph) -> Graph) -> Case {
     let kind = |message: &str| message.starts_with("output ");
     let Some(first) = failure(target, case, sabotage) else { return case.clone() };
-    let fails = |candidate: &Case| {
-        failure(target, candidate, sabotage).is_some_and(|message| kind(&message) == kind(&first))
-    };
+    let fails =
+        |candidate: &Case| failure(target, candidate, sabotage).is_some_and(|message| kind(&message) == kind(&first));
     let mut best = case.clone();
     loop {
         let size = best.graph.len() + best.graph.outputs().len();

@@ -4,4 +4,5 @@ pub mod batch;
 pub mod bounded;
 pub mod case;
 pub mod minimise;
+pub mod run;
 mod values;

@@ -2,17 +2,18 @@
 
 use crate::execute::{Stored, Values, resolve};
 use std::collections::BTreeMap;
-use weldment_ir::generate::{Random, random_bindings};
+use weldment_ir::generate::{Random, random_bindings, random_dims};
 use weldment_ir::interpret::BindingData;
 use weldment_ir::{DType, Graph, Op, codec};
 
-/// Values for every input, weight and state. One float leaf in four has full mantissas, the others small integers times a
-/// power of two; integers are valid for the ops that read them, and tokens start anywhere in their sequences.
+/// Values for every input, weight and state: small integers times a power of two, but in half of the cases a float leaf in three
+/// has full mantissas. Integers are valid for the ops that read them, and tokens start anywhere in their sequences.
 ///
 /// # Errors
 /// If a symbol has no size or a leaf is too large.
 pub(super) fn draw_values(graph: &Graph, dims: &BTreeMap<String, u64>, seed: u64) -> Result<Values, String> {
     let mut values = Values::new();
+    let dyadic = Random::new(seed ^ 2).one_in(2);
     let integers = random_bindings(graph, dims, seed).map_err(|e| e.to_string())?;
     for id in graph.ids() {
         let (Op::Input { name, .. } | Op::Weight { name, .. } | Op::State { name, .. }) = &graph.node(id).op else {
@@ -24,7 +25,7 @@ pub(super) fn draw_values(graph: &Graph, dims: &BTreeMap<String, u64>, seed: u64
         let stored = match integers.get(name).map(|b| &b.data) {
             Some(BindingData::Ints(ints)) => Stored::integers(ty.dtype, &shape, ints),
             _ if ty.dtype.is_block() => blocks(ty.dtype, &shape, &mut random),
-            _ => floats(ty.dtype, &shape, &mut random),
+            _ => floats(ty.dtype, &shape, dyadic, &mut random),
         };
         values.insert(name.to_string(), stored);
     }
@@ -53,10 +54,20 @@ fn start_late(dims: &BTreeMap<String, u64>, values: &mut Values, seed: u64) {
 /// Positions that a block of the generator's caches holds.
 const SLOTS: u64 = 8;
 
-fn floats(dtype: DType, shape: &[u64], random: &mut Random) -> Stored {
+/// Sizes for the symbols. No more tokens than the block tables have places: two writes to one place would have no order.
+pub(super) fn draw_dims(graph: &Graph, seed: u64) -> BTreeMap<String, u64> {
+    let mut dims = random_dims(graph, seed);
+    let room = ["B", "P"].iter().filter_map(|s| dims.get(*s)).product::<u64>() * SLOTS;
+    if let Some(tokens) = dims.get_mut("T") {
+        *tokens = (*tokens).min(room);
+    }
+    dims
+}
+
+fn floats(dtype: DType, shape: &[u64], dyadic: bool, random: &mut Random) -> Stored {
     let count: u64 = shape.iter().product();
     let scale = 2f32.powi(-(random.below(6) as i32));
-    let full = random.one_in(4);
+    let full = !dyadic && random.one_in(3);
     let values: Vec<f32> = (0..count)
         .map(|_| match full {
             // 24 random bits; narrower dtypes round them.
