@@ -9,14 +9,16 @@ use crate::op::{Op, OpKind};
 use crate::types::{Dim, MAX_RANK, Shape, TensorType};
 use std::collections::BTreeSet;
 
-const F32: DType = DType::F32;
+pub(super) const F32: DType = DType::F32;
 /// Widths of the last dim: whole blocks of 32.
 const WIDTHS: [u64; 2] = [32, 64];
+/// Widths that are no whole blocks, and one of several loop steps.
+const RAGGED: [u64; 5] = [7, 24, 40, 72, 160];
 /// Elements of a head, positions of a cache block.
 const HEAD: u64 = 8;
 const SLOTS: u64 = 8;
 /// Rows of rope tables: over any position that `SLOTS` and the range of `P` allow.
-const POSITIONS: i64 = 32;
+pub(super) const POSITIONS: i64 = 32;
 
 /// A graph of about `nodes` nodes besides leaves, every op having the same chance. It verifies, its symbols are `T`, `B`, `P`
 /// and `N` of the paged entry (N >= B * P), values that nothing reads are results, written states are outputs.
@@ -24,7 +26,7 @@ const POSITIONS: i64 = 32;
 /// # Errors
 /// Only on a mistake in this generator: an op refused operands that were built for it.
 pub fn random_graph(seed: u64, nodes: usize) -> Result<Graph, IrError> {
-    let everything = Wanted { nodes, tokens: 6, name: format!("random_{seed}"), prefix: "", accepts: &|_, _, _| true };
+    let everything = Wanted { nodes, tokens: 6, name: format!("random_{seed}"), prefix: "", ragged: false, accepts: &|_, _, _| true };
     random_graph_of(seed, &everything, &[])
 }
 
@@ -38,6 +40,8 @@ pub struct Wanted<'a> {
     pub name: String,
     /// What names of weights start with.
     pub prefix: &'a str,
+    /// Also widths that are no whole blocks; ops that do not take them are then left out.
+    pub ragged: bool,
     /// Whether an op is wanted on operands and results of these types. A node is only added where it is.
     pub accepts: &'a dyn Fn(&Op, &[TensorType], &[TensorType]) -> bool,
 }
@@ -51,7 +55,7 @@ pub fn random_graph_of(seed: u64, wanted: &Wanted<'_>, motifs: &[Motif]) -> Resu
     for (name, min, max) in [("T", 1, wanted.tokens), ("B", 1, 3), ("P", 1, 2), ("N", 6, 8)] {
         graph.declare_symbol(name, min, max);
     }
-    let mut build = Build { graph, random: Random::new(seed), pool: Vec::new(), states: Vec::new(), leaves: 0, wanted };
+    let mut build = Build { graph, random: Random::new(seed), pool: Vec::new(), states: Vec::new(), versions: Vec::new(), leaves: 0, wanted };
     for _ in 0..wanted.nodes {
         let motif =
             if motifs.is_empty() || !build.random.one_in(4) { None } else { build.random.pick(motifs).copied() };
@@ -92,6 +96,8 @@ pub(super) struct Build<'a> {
     pool: Vec<Value>,
     /// Latest version of each state, with its name.
     pub(super) states: Vec<(String, Value)>,
+    /// Every version of every state that was written.
+    pub(super) versions: Vec<Value>,
     leaves: usize,
 }
 
@@ -101,7 +107,11 @@ impl Build<'_> {
     /// Refuses what is not wanted.
     fn check(&self, op: &Op, operands: &[Value]) -> Result<(), Stop> {
         let types: Vec<TensorType> = operands.iter().map(|v| self.graph.type_of(*v).clone()).collect();
-        let results = op.infer(&types)?;
+        let results = match op.infer(&types) {
+            Ok(results) => results,
+            Err(_) if self.wanted.ragged => return Err(Stop::Unwanted),
+            Err(e) => return Err(e.into()),
+        };
         // Activations are never known ahead of time.
         let fixed = self.graph.statics();
         let activations = results.iter().any(|t| t.dtype == DType::Q8A);
@@ -189,6 +199,9 @@ impl Build<'_> {
     }
 
     pub(super) fn width(&mut self) -> u64 {
+        if self.wanted.ragged && self.random.one_in(3) {
+            return *self.random.pick(&RAGGED).unwrap_or(&24);
+        }
         *self.random.pick(&WIDTHS).unwrap_or(&32)
     }
 
@@ -427,15 +440,17 @@ impl Build<'_> {
     }
 
     /// A new state; not in the pool, so that only cache ops read it.
-    pub(super) fn state(&mut self, transposed: bool) -> Result<usize, Stop> {
+    fn state(&mut self, transposed: bool) -> Result<usize, Stop> {
         let (rows, columns) = if transposed { (HEAD, SLOTS) } else { (SLOTS, HEAD) };
+        self.state_of(F32, [2, rows, columns])
+    }
+
+    /// A new state of blocks of these dims.
+    pub(super) fn state_of(&mut self, dtype: DType, block: [u64; 3]) -> Result<usize, Stop> {
         let name = format!("state{}", self.states.len());
-        let shape = vec![Dim::sym("N"), 2.into(), rows.into(), columns.into()];
-        let node = self.graph.add(
-            Op::State { name: name.as_str().into(), dtype: F32, shape },
-            &[],
-            BTreeSet::from([name.as_str().into()]),
-        )?;
+        let shape = [Dim::sym("N")].into_iter().chain(block.map(Dim::Const)).collect();
+        let op = Op::State { name: name.as_str().into(), dtype, shape };
+        let node = self.graph.add(op, &[], BTreeSet::from([name.as_str().into()]))?;
         self.states.push((name, Value { node, result: 0 }));
         Ok(self.states.len() - 1)
     }
@@ -445,6 +460,7 @@ impl Build<'_> {
         let source = BTreeSet::from([format!("{}.write", self.states[state].0).as_str().into()]);
         let node = self.graph.add(op, operands, source)?;
         self.states[state].1 = Value { node, result: 0 };
+        self.versions.push(self.states[state].1);
         Ok(self.states[state].1)
     }
 

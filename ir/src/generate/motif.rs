@@ -1,13 +1,11 @@
 //! Shapes that fusions look for, with the detours that models make: planted in random graphs.
 
-use super::build::{Build, Stop};
+use super::build::{Build, F32, POSITIONS, Stop};
 use crate::attr::Real;
 use crate::dtype::DType;
 use crate::graph::Value;
 use crate::op::Op;
 use crate::types::{Dim, TensorType};
-
-const F32: DType = DType::F32;
 
 /// A shape that a fusion looks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +26,18 @@ pub enum Motif {
     Views,
     /// A product by a weight of a block format.
     BlockProduct,
+    /// A norm in quantised activations, read by several products.
+    QuantisedRows,
+    /// Arithmetic on integers, casts from them.
+    Integers,
+    /// A state written again, and attention over any version of it.
+    Versions,
+    /// Products and norms of rows that are folded to more or fewer dims.
+    FoldedRows,
+    /// Dims in any order before ops that want rows.
+    Turned,
+    /// One value read by a fusion and by others.
+    SecondReader,
 }
 
 impl Motif {
@@ -41,6 +51,12 @@ impl Motif {
         Motif::Epilogue,
         Motif::Views,
         Motif::BlockProduct,
+        Motif::QuantisedRows,
+        Motif::Integers,
+        Motif::Versions,
+        Motif::FoldedRows,
+        Motif::Turned,
+        Motif::SecondReader,
     ];
 }
 
@@ -59,6 +75,12 @@ impl Build<'_> {
             Motif::Epilogue => self.epilogue(),
             Motif::Views => self.views(),
             Motif::BlockProduct => self.block_product(),
+            Motif::QuantisedRows => self.quantised_rows(),
+            Motif::Integers => self.integers(),
+            Motif::Versions => self.versions(),
+            Motif::FoldedRows => self.folded_rows(),
+            Motif::Turned => self.turned(),
+            Motif::SecondReader => self.second_reader(),
         }
     }
 
@@ -158,23 +180,41 @@ impl Build<'_> {
 
     fn rotated_cache(&mut self) -> Result<(), Stop> {
         let [positions, ids, tables] = self.pages()?;
-        let (x, table) = (self.heads(2)?, self.rope_table()?);
+        let pick = |build: &mut Self, of: &[u64]| *build.random.pick(of).unwrap_or(&8);
+        let (depth, slots) = (pick(self, &[8, 8, 32, 20]), pick(self, &[8, 8, 16]));
+        let (heads, group) = (pick(self, &[1, 2, 3]), pick(self, &[1, 2, 4]));
+        let rotary = if self.random.one_in(3) { depth / 2 } else { depth };
+        let table = self.push(
+            Op::RopeTable {
+                positions: POSITIONS,
+                dim: rotary as i64,
+                theta: Real(1e4),
+                factor: Real(1.0),
+                low: Real(1.0),
+                high: Real(4.0),
+                original: 16,
+            },
+            &[],
+        )?;
         let interleaved = self.random.one_in(2);
+        let dtype = self.compute();
+        let tokens = |heads: u64| vec![Dim::sym("T"), heads.into(), depth.into()];
+        let x = self.value(dtype, tokens(heads))?;
         let rotated = self.push(Op::Rope { interleaved }, &[x, positions, table])?;
-        let (k, v) = (self.state(true)?, self.state(false)?);
+        let cached = if self.random.one_in(2) { dtype } else { self.compute() };
+        let (k, v) = (self.state_of(cached, [heads, depth, slots])?, self.state_of(cached, [heads, slots, depth])?);
         let old = self.states[k].1;
         let k = self.write(k, Op::CacheWrite { transposed: true }, &[old, rotated, positions, ids, tables])?;
-        let (x, old) = (self.heads(2)?, self.states[v].1);
+        let (x, old) = (self.value(dtype, tokens(heads))?, self.states[v].1);
         let v = self.write(v, Op::CacheWrite { transposed: false }, &[old, x, positions, ids, tables])?;
-        let q = self.heads(4)?;
+        let q = self.value(dtype, tokens(heads * group))?;
         let q = self.push(Op::Rope { interleaved }, &[q, positions, table])?;
-        let dtype = self.compute();
-        let y = self.push(Op::Attention { scale: Real(0.25), dtype }, &[q, k, v, positions, ids, tables])?;
-        let shape = vec![
-            Dim::sym("T"),
-            self.graph.type_of(y).shape[1..].iter().filter_map(Dim::constant).product::<u64>().into(),
-        ];
-        self.push(Op::Reshape { shape }, &[y]).map(drop)
+        let (scale, dtype) = (Real(0.25), self.compute());
+        let y = self.push(Op::Attention { scale, dtype }, &[q, k, v, positions, ids, tables])?;
+        let shape = vec![Dim::sym("T"), (heads * group * depth).into()];
+        let y = self.push(Op::Reshape { shape }, &[y])?;
+        let dtype = self.result();
+        self.push(Op::Cast { dtype }, &[y]).map(drop)
     }
 
     fn epilogue(&mut self) -> Result<(), Stop> {
@@ -199,7 +239,7 @@ impl Build<'_> {
         let activated = self.push(Op::Silu {}, &[turned])?;
         let back = self.push(Op::Transpose { permutation: vec![1, 0, 2] }, &[activated])?;
         let y = self.push(Op::Reshape { shape: t.shape.clone() }, &[back])?;
-        let cut = 8 * (1 + self.random.below(width / 8 - 1)) as i64;
+        let cut = 8 * (1 + self.random.below((width / 8).saturating_sub(1))) as i64;
         let left = self.push(Op::Slice { axis: 1, start: 0, end: cut }, &[y])?;
         let right = self.push(Op::Slice { axis: 1, start: cut, end: width as i64 }, &[y])?;
         let parts = if self.random.one_in(2) { [left, right] } else { [right, left] };
@@ -217,5 +257,142 @@ impl Build<'_> {
         let w = self.weight(stored, &[width, depth])?;
         let dtype = self.compute();
         self.push(Op::Matmul { dtype }, &[x, w]).map(drop)
+    }
+
+    fn quantised_rows(&mut self) -> Result<(), Stop> {
+        let (x, t) = self.matrix()?;
+        let depth = t.last_constant().unwrap_or(32);
+        let (w, eps) = (self.weight(F32, &[depth])?, self.epsilon());
+        let rows = match self.random.below(3) {
+            0 => self.push(Op::RmsNorm { eps, dtype: DType::Q8A }, &[x, w])?,
+            1 => self.push(Op::SiluMul { dtype: DType::Q8A }, &[x, x])?,
+            _ => self.push(Op::Cast { dtype: DType::Q8A }, &[x])?,
+        };
+        for _ in 0..1 + self.random.below(2) {
+            let stored = *self.random.pick(&FORMATS[..5]).unwrap_or(&DType::Q8_0);
+            let (width, dtype) = (self.width(), self.compute());
+            let w = self.weight(stored, &[width, depth])?;
+            self.push(Op::Matmul { dtype }, &[rows, w])?;
+        }
+        Ok(())
+    }
+
+    fn integers(&mut self) -> Result<(), Stop> {
+        let shape = if self.random.one_in(2) { vec![Dim::sym("T")] } else { vec![Dim::sym("T"), Dim::Const(5)] };
+        let mut x = self.value(DType::I32, shape.clone())?;
+        for _ in 0..1 + self.random.below(3) {
+            let y = if self.random.one_in(2) {
+                self.value(DType::I32, shape.clone())?
+            } else {
+                let value = Real(self.random.below(9) as f64 - 4.0);
+                self.push(Op::Constant { value, dtype: DType::I32 }, &[])?
+            };
+            x = match self.random.below(7) {
+                0 => self.push(Op::Add {}, &[x, y])?,
+                1 => self.push(Op::Sub {}, &[y, x])?,
+                2 => self.push(Op::Mul {}, &[x, y])?,
+                3 => self.push(Op::Maximum {}, &[x, y])?,
+                4 => self.push(Op::Minimum {}, &[x, y])?,
+                5 => {
+                    let narrow = self.push(Op::Cast { dtype: DType::I8 }, &[x])?;
+                    self.push(Op::Cast { dtype: DType::I32 }, &[narrow])?
+                }
+                _ => {
+                    let less = self.push(Op::Less {}, &[x, y])?;
+                    self.push(Op::Select {}, &[less, y, x])?
+                }
+            };
+        }
+        let dtype = self.compute();
+        let real = self.push(Op::Cast { dtype }, &[x])?;
+        let scale = self.value(dtype, shape)?;
+        self.push(Op::Mul {}, &[real, scale]).map(drop)
+    }
+
+    fn versions(&mut self) -> Result<(), Stop> {
+        let [positions, ids, tables] = self.pages()?;
+        let many = self.states.len() as u64;
+        if many == 0 {
+            return self.rotated_cache();
+        }
+        let state = self.random.below(many) as usize;
+        let old = self.states[state].1;
+        let shape = self.graph.type_of(old).shape.clone();
+        // Both orders are possible where a block is square.
+        let transposed = self.random.one_in(2);
+        let depth = shape[if transposed { 2 } else { 3 }].clone();
+        let dtype = self.compute();
+        let x = self.value(dtype, vec![Dim::sym("T"), shape[1].clone(), depth.clone()])?;
+        self.write(state, Op::CacheWrite { transposed }, &[old, x, positions, ids, tables])?;
+        let pairs: Vec<(Value, Value)> = self
+            .versions
+            .iter()
+            .flat_map(|k| self.versions.iter().map(move |v| (*k, *v)))
+            .filter(|(k, v)| {
+                let (k, v) = (&self.graph.type_of(*k).shape, &self.graph.type_of(*v).shape);
+                k[1] == v[1] && k[2] == v[3] && k[3] == v[2]
+            })
+            .collect();
+        let Some((k, v)) = self.random.pick(&pairs).copied() else { return Ok(()) };
+        let keys = self.graph.type_of(k).shape.clone();
+        let q = self.value(dtype, vec![Dim::sym("T"), keys[1].clone(), keys[2].clone()])?;
+        let op = Op::Attention { scale: Real(0.5), dtype };
+        self.push(op, &[q, k, v, positions, ids, tables]).map(drop)
+    }
+
+    fn folded_rows(&mut self) -> Result<(), Stop> {
+        let (dtype, width, rows) = (self.compute(), self.width(), 2 + self.random.below(2));
+        let x = self.value(dtype, vec![Dim::sym("T"), rows.into(), width.into()])?;
+        let x = match self.random.below(3) {
+            0 => self.push(Op::Reshape { shape: vec![Dim::sym("T"), 1.into(), rows.into(), width.into()] }, &[x])?,
+            1 => self.push(Op::Slice { axis: 1, start: 1, end: rows as i64 }, &[x])?,
+            _ => x,
+        };
+        if self.random.one_in(2) {
+            let (w, eps) = (self.value(F32, vec![width.into()])?, self.epsilon());
+            let dtype = self.compute();
+            self.push(Op::RmsNorm { eps, dtype }, &[x, w])?;
+        }
+        let features = self.width();
+        let w = self.value(dtype, vec![features.into(), width.into()])?;
+        let y = self.push(Op::Matmul { dtype }, &[x, w])?;
+        let t = self.graph.type_of(y).clone();
+        let shape = if self.random.one_in(2) { t.shape } else { vec![features.into()] };
+        let addend = self.value(dtype, shape)?;
+        self.push(Op::Add {}, &[y, addend]).map(drop)
+    }
+
+    fn turned(&mut self) -> Result<(), Stop> {
+        let (x, t) = self.any()?;
+        let mut permutation: Vec<i64> = (0..t.rank() as i64).collect();
+        for i in (1..permutation.len()).rev() {
+            permutation.swap(i, self.random.below(i as u64 + 1) as usize);
+        }
+        let turned = self.push(Op::Transpose { permutation }, &[x])?;
+        let last = t.rank() as i64 - 1;
+        match self.random.below(4) {
+            0 => self.push(Op::Softmax {}, &[turned]),
+            1 => self.push(Op::ReduceSum { axis: last }, &[turned]),
+            2 => self.push(Op::Concat { axis: 0 }, &[turned, turned]),
+            _ => self.push(Op::Silu {}, &[turned]),
+        }
+        .map(drop)
+    }
+
+    fn second_reader(&mut self) -> Result<(), Stop> {
+        let (x, t) = self.matrix()?;
+        let (depth, width) = (t.last_constant().unwrap_or(32), self.width());
+        let w = self.weight(DType::BF16, &[width, depth])?;
+        let dtype = self.compute();
+        let y = self.push(Op::Matmul { dtype }, &[x, w])?;
+        let addend = self.value(dtype, vec![width.into()])?;
+        self.push(Op::Add {}, &[y, addend])?;
+        // The product itself, or a part of it, is wanted too.
+        match self.random.below(3) {
+            0 => self.push(Op::Tanh {}, &[y]),
+            1 => self.push(Op::Slice { axis: t.rank() as i64 - 1, start: 0, end: 4 }, &[y]),
+            _ => self.push(Op::ReduceMax { axis: t.rank() as i64 - 1 }, &[y]),
+        }
+        .map(drop)
     }
 }

@@ -94,6 +94,7 @@ fn draw_graph(target: &Target, seed: u64, index: u64, random: &mut Random) -> Re
         tokens: max_tokens,
         name: format!("fuzz_{seed}_{index}"),
         prefix: &prefix,
+        ragged: true,
         accepts: &|op, operands, results| library.supports(op, operands, results).is_ok(),
     };
     let broken = |e: IrError| Lost::Broken(e.to_string());
@@ -123,16 +124,20 @@ fn draw_graph(target: &Target, seed: u64, index: u64, random: &mut Random) -> Re
     Err(Lost::Undecided { draws: case.redrawn })
 }
 
-/// A policy, and rules and fusions switched off: none, a few, or all of a class.
+/// A policy, and rules and fusions switched off: none, a few, or all.
 fn random_options(graph: &Graph, random: &mut Random) -> pipeline::Options {
     let policies = [Numerics::Bitwise, Numerics::Reassoc, Numerics::Reassoc, Numerics::Rounding, Numerics::Approx];
     let fp_policy = random.pick(&policies).copied();
     let mut disabled = BTreeSet::new();
     let names: Vec<&str> = rules::GROUPS.iter().copied().chain(rules::all().iter().map(|r| r.name)).collect();
-    if random.one_in(3) {
-        for _ in 0..1 + random.below(4) {
-            disabled.extend(random.pick(&names).map(|n| (*n).to_owned()));
+    match random.below(12) {
+        0 => disabled.extend(names.iter().map(|n| (*n).to_owned())),
+        1..4 => {
+            for _ in 0..1 + random.below(4) {
+                disabled.extend(random.pick(&names).map(|n| (*n).to_owned()));
+            }
         }
+        _ => {}
     }
     let dims = if random.one_in(2) { random_dims(graph, random.bits()) } else { BTreeMap::new() };
     pipeline::Options { fp_policy, disabled, dims, unit_stamping: !random.one_in(4), ..pipeline::Options::default() }

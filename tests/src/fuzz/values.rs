@@ -66,7 +66,9 @@ pub(super) fn draw_dims(graph: &Graph, seed: u64) -> BTreeMap<String, u64> {
 
 fn floats(dtype: DType, shape: &[u64], dyadic: bool, random: &mut Random) -> Stored {
     let count: u64 = shape.iter().product();
-    let scale = 2f32.powi(-(random.below(6) as i32));
+    // Of the order of one, or so small that the epsilon of a norm counts, or large.
+    let exponent = if random.one_in(6) { random.below(18) as i32 - 12 } else { -(random.below(6) as i32) };
+    let scale = 2f32.powi(exponent);
     let full = !dyadic && random.one_in(3);
     let values: Vec<f32> = (0..count)
         .map(|_| match full {
