@@ -1,6 +1,6 @@
 //! Graphs.
 
-use super::{Motif, Random};
+use super::{Motif, Palette, Random};
 use crate::attr::Real;
 use crate::dtype::DType;
 use crate::error::IrError;
@@ -10,10 +10,6 @@ use crate::types::{Dim, MAX_RANK, Shape, TensorType};
 use std::collections::BTreeSet;
 
 pub(super) const F32: DType = DType::F32;
-/// Widths of the last dim: whole blocks of 32.
-const WIDTHS: [u64; 2] = [32, 64];
-/// Widths that are no whole blocks, and one of several loop steps.
-const RAGGED: [u64; 5] = [7, 24, 40, 72, 160];
 /// Elements of a head, positions of a cache block.
 const HEAD: u64 = 8;
 const SLOTS: u64 = 8;
@@ -26,7 +22,8 @@ pub(super) const POSITIONS: i64 = 32;
 /// # Errors
 /// Only on a mistake in this generator: an op refused operands that were built for it.
 pub fn random_graph(seed: u64, nodes: usize) -> Result<Graph, IrError> {
-    let everything = Wanted { nodes, tokens: 6, name: format!("random_{seed}"), prefix: "", ragged: false, accepts: &|_, _, _| true };
+    let (name, palette) = (format!("random_{seed}"), Palette::whole());
+    let everything = Wanted { nodes, tokens: 6, name, prefix: "", palette: &palette, accepts: &|_, _, _| true };
     random_graph_of(seed, &everything, &[])
 }
 
@@ -40,8 +37,8 @@ pub struct Wanted<'a> {
     pub name: String,
     /// What names of weights start with.
     pub prefix: &'a str,
-    /// Also widths that are no whole blocks; ops that do not take them are then left out.
-    pub ragged: bool,
+    /// Sizes and dtypes. Ops that do not take them are left out.
+    pub palette: &'a Palette,
     /// Whether an op is wanted on operands and results of these types. A node is only added where it is.
     pub accepts: &'a dyn Fn(&Op, &[TensorType], &[TensorType]) -> bool,
 }
@@ -91,7 +88,7 @@ impl From<IrError> for Stop {
 pub(super) struct Build<'a> {
     pub(super) graph: Graph,
     pub(super) random: Random,
-    wanted: &'a Wanted<'a>,
+    pub(super) wanted: &'a Wanted<'a>,
     /// Values that later nodes may read.
     pool: Vec<Value>,
     /// Latest version of each state, with its name.
@@ -109,7 +106,7 @@ impl Build<'_> {
         let types: Vec<TensorType> = operands.iter().map(|v| self.graph.type_of(*v).clone()).collect();
         let results = match op.infer(&types) {
             Ok(results) => results,
-            Err(_) if self.wanted.ragged => return Err(Stop::Unwanted),
+            Err(_) if self.wanted.palette.ragged => return Err(Stop::Unwanted),
             Err(e) => return Err(e.into()),
         };
         // Activations are never known ahead of time.
@@ -190,7 +187,7 @@ impl Build<'_> {
     }
 
     pub(super) fn compute(&mut self) -> DType {
-        *self.random.pick(&[F32, F32, F32, DType::BF16, DType::F16]).unwrap_or(&F32)
+        *self.random.pick(&self.wanted.palette.floats).unwrap_or(&F32)
     }
 
     /// A dtype for results whose last dim is whole blocks.
@@ -199,16 +196,24 @@ impl Build<'_> {
     }
 
     pub(super) fn width(&mut self) -> u64 {
-        if self.wanted.ragged && self.random.one_in(3) {
-            return *self.random.pick(&RAGGED).unwrap_or(&24);
-        }
-        *self.random.pick(&WIDTHS).unwrap_or(&32)
+        *self.random.pick(&self.wanted.palette.widths).unwrap_or(&32)
+    }
+
+    /// A stored dtype of matrices, and what their rows are multiples of.
+    pub(super) fn matrix_dtype(&mut self) -> (DType, u64) {
+        let dtype = *self.random.pick(&self.wanted.palette.matrices).unwrap_or(&F32);
+        (dtype, if dtype.is_block() { dtype.block_elements() as u64 } else { 1 })
     }
 
     /// A float matrix [T, width] or a constant one.
     pub(super) fn matrix(&mut self) -> Result<(Value, TensorType), Stop> {
+        self.matrix_of(1)
+    }
+
+    /// As [`Build::matrix`], its width a multiple of `blocks`.
+    pub(super) fn matrix_of(&mut self, blocks: u64) -> Result<(Value, TensorType), Stop> {
         let rows = if self.random.one_in(3) { Dim::Const(2) } else { Dim::sym("T") };
-        let (dtype, width) = (self.compute(), self.width());
+        let (dtype, width) = (self.compute(), self.width().next_multiple_of(blocks));
         let v = self.value(dtype, vec![rows, width.into()])?;
         Ok((v, self.graph.type_of(v).clone()))
     }
@@ -334,7 +339,8 @@ impl Build<'_> {
             }
             OpKind::Gather => {
                 let (rows, width, dtype) = (5 + self.random.below(5), self.width(), self.compute());
-                let stored = *self.random.pick(&[F32, DType::BF16, DType::Q8_0]).unwrap_or(&F32);
+                let (stored, blocks) = self.matrix_dtype();
+                let width = width.next_multiple_of(blocks);
                 let table = self.stored(stored, vec![rows.into(), width.into()])?;
                 let indices = self.leaf(&TensorType::new(DType::I32, vec![Dim::sym("T")]))?;
                 self.push(Op::Gather { dtype }, &[table, indices])?;
@@ -378,11 +384,10 @@ impl Build<'_> {
     }
 
     fn contraction(&mut self, kind: OpKind) -> Result<(), Stop> {
-        let (x, t) = self.matrix()?;
+        let ((stored, blocks), features) = (self.matrix_dtype(), self.width());
+        let (x, t) = self.matrix_of(blocks)?;
         let quantised = self.random.one_in(3);
         let x = if quantised { self.push(Op::Cast { dtype: DType::Q8A }, &[x])? } else { x };
-        let (stored, features) =
-            (*self.random.pick(&[F32, DType::BF16, DType::Q8_0, DType::Q4_1]).unwrap_or(&F32), self.width());
         let weight_shape = vec![features.into(), t.shape[1].clone()];
         // A gated unit's weights are packed together, which is done ahead of time.
         let gated = kind == OpKind::MatmulSiluMul;

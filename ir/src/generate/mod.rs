@@ -2,10 +2,12 @@
 
 mod build;
 mod motif;
+mod palette;
 mod values;
 
 pub use build::{Wanted, random_graph, random_graph_of};
 pub use motif::Motif;
+pub use palette::Palette;
 pub use values::{random_bindings, random_dims};
 
 /// splitmix64: small, seeded, the same everywhere.

@@ -1,5 +1,6 @@
 //! Shapes that fusions look for, with the detours that models make: planted in random graphs.
 
+use super::Palette;
 use super::build::{Build, F32, POSITIONS, Stop};
 use crate::attr::Real;
 use crate::dtype::DType;
@@ -60,10 +61,6 @@ impl Motif {
     ];
 }
 
-/// Formats of weights, block formats with the elements that their rows are multiples of.
-const FORMATS: [DType; 9] =
-    [DType::Q8_0, DType::Q4_0, DType::Q4_1, DType::Q5_0, DType::Q5_1, DType::Q4K, DType::Q5K, DType::Q6K, DType::MxFp4];
-
 impl Build<'_> {
     pub(super) fn motif(&mut self, motif: Motif) -> Result<(), Stop> {
         match motif {
@@ -89,7 +86,7 @@ impl Build<'_> {
     }
 
     fn epsilon(&mut self) -> Real {
-        Real(*self.random.pick(&[1e-5, 1e-6, 1e-3, 0.0625]).unwrap_or(&1e-5))
+        Real(*self.random.pick(&self.wanted.palette.epsilons).unwrap_or(&1e-5))
     }
 
     fn norm_from_parts(&mut self) -> Result<(), Stop> {
@@ -136,9 +133,9 @@ impl Build<'_> {
     }
 
     fn projections(&mut self) -> Result<(), Stop> {
-        let (x, t) = self.matrix()?;
+        let (stored, blocks) = self.matrix_dtype();
+        let (x, t) = self.matrix_of(blocks)?;
         let depth = t.last_constant().unwrap_or(32);
-        let stored = *self.random.pick(&[F32, DType::BF16, DType::Q8_0, DType::Q4_0]).unwrap_or(&F32);
         let dtype = self.compute();
         let biased = self.random.one_in(3);
         for _ in 0..2 + self.random.below(2) {
@@ -158,9 +155,9 @@ impl Build<'_> {
     }
 
     fn gated_unit(&mut self) -> Result<(), Stop> {
-        let (x, t) = self.matrix()?;
-        let (depth, width) = (t.last_constant().unwrap_or(32), self.width());
-        let stored = *self.random.pick(&[F32, DType::BF16, DType::F16, DType::Q4_1]).unwrap_or(&F32);
+        let (stored, blocks) = self.matrix_dtype();
+        let (x, t) = self.matrix_of(blocks)?;
+        let (depth, width) = (t.last_constant().unwrap_or(32), self.width().next_multiple_of(blocks));
         let (gate, up) = (self.weight(stored, &[width, depth])?, self.weight(stored, &[width, depth])?);
         let dtype = self.compute();
         let (gate, up) = (self.push(Op::Matmul { dtype }, &[x, gate])?, self.push(Op::Matmul { dtype }, &[x, up])?);
@@ -180,9 +177,7 @@ impl Build<'_> {
 
     fn rotated_cache(&mut self) -> Result<(), Stop> {
         let [positions, ids, tables] = self.pages()?;
-        let pick = |build: &mut Self, of: &[u64]| *build.random.pick(of).unwrap_or(&8);
-        let (depth, slots) = (pick(self, &[8, 8, 32, 20]), pick(self, &[8, 8, 16]));
-        let (heads, group) = (pick(self, &[1, 2, 3]), pick(self, &[1, 2, 4]));
+        let Palette { depth, slots, heads: [heads, group], .. } = *self.wanted.palette;
         let rotary = if self.random.one_in(3) { depth / 2 } else { depth };
         let table = self.push(
             Op::RopeTable {
@@ -248,9 +243,8 @@ impl Build<'_> {
     }
 
     fn block_product(&mut self) -> Result<(), Stop> {
-        let stored = *self.random.pick(&FORMATS).unwrap_or(&DType::Q8_0);
-        let depth =
-            stored.block_elements() as u64 * if stored.block_elements() == 32 { 1 + self.random.below(3) } else { 1 };
+        let (stored, blocks) = self.matrix_dtype();
+        let depth = if blocks == 256 { blocks } else { 32 * (1 + self.random.below(3)) };
         let dtype = self.compute();
         let x = self.value(dtype, vec![Dim::sym("T"), depth.into()])?;
         let width = self.width() / 2;
@@ -260,7 +254,8 @@ impl Build<'_> {
     }
 
     fn quantised_rows(&mut self) -> Result<(), Stop> {
-        let (x, t) = self.matrix()?;
+        let (stored, blocks) = self.matrix_dtype();
+        let (x, t) = self.matrix_of(blocks)?;
         let depth = t.last_constant().unwrap_or(32);
         let (w, eps) = (self.weight(F32, &[depth])?, self.epsilon());
         let rows = match self.random.below(3) {
@@ -269,7 +264,6 @@ impl Build<'_> {
             _ => self.push(Op::Cast { dtype: DType::Q8A }, &[x])?,
         };
         for _ in 0..1 + self.random.below(2) {
-            let stored = *self.random.pick(&FORMATS[..5]).unwrap_or(&DType::Q8_0);
             let (width, dtype) = (self.width(), self.compute());
             let w = self.weight(stored, &[width, depth])?;
             self.push(Op::Matmul { dtype }, &[rows, w])?;

@@ -7,7 +7,7 @@ use indexmap::IndexMap;
 use std::collections::{BTreeMap, BTreeSet};
 use weldment_codegen::select::KernelLibrary;
 use weldment_codegen::target::Target;
-use weldment_ir::generate::{Motif, Random, Wanted, random_dims, random_graph_of};
+use weldment_ir::generate::{Motif, Palette, Random, Wanted, random_dims, random_graph_of};
 use weldment_ir::interpret::{Bindings, Options, Tensor, interpret};
 use weldment_ir::{DType, Graph, IrError, Op, OpKind, Value};
 use weldment_passes::target::TargetModel;
@@ -17,6 +17,8 @@ use weldment_passes::{Numerics, pipeline, rules};
 pub const TARGET: &str = "x86-64-v3";
 /// Symbols of every generated graph: the slots of the dims block.
 const SYMBOLS: [&str; 4] = ["T", "B", "P", "N"];
+/// Graphs in a module.
+pub const BATCH: u64 = 100;
 /// Draws of values for one graph before another is drawn.
 const DRAWS: u64 = 8;
 /// Graphs drawn for one index before it counts as undecidable.
@@ -89,12 +91,16 @@ fn draw_graph(target: &Target, seed: u64, index: u64, random: &mut Random) -> Re
     let max_tokens = *random.pick(&[1, 6, 6, 19]).unwrap_or(&6);
     let library = KernelLibrary { target: target.clone(), max_tokens };
     let prefix = format!("g{index}.");
+    // The cases of a batch share sizes and dtypes, and so kernels: compiling is most of the time.
+    let palette = Palette::random(Random::new(seed).bits() ^ Random::new(index / BATCH).bits());
+    let deepest = if random.one_in(8) { 24 } else { 8 };
+    let nodes = 2 + random.below(deepest) as usize;
     let wanted = Wanted {
-        nodes: 3 + random.below(14) as usize,
+        nodes,
         tokens: max_tokens,
         name: format!("fuzz_{seed}_{index}"),
         prefix: &prefix,
-        ragged: true,
+        palette: &palette,
         accepts: &|op, operands, results| library.supports(op, operands, results).is_ok(),
     };
     let broken = |e: IrError| Lost::Broken(e.to_string());

@@ -1,7 +1,7 @@
 //! Runs of many cases, and what came of them.
 
 use super::batch::{self, Invalid, Outcome};
-use super::case::{self, Lost};
+use super::case::{self, BATCH, Lost};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,8 +10,6 @@ use std::time::{Duration, Instant};
 use weldment_codegen::target::Target;
 use weldment_ir::{Graph, OpKind};
 
-/// Graphs in a module.
-pub const BATCH: u64 = 100;
 /// Drawing, optimising and planning one graph takes milliseconds; longer than this counts as timed out.
 const PATIENCE: Duration = Duration::from_secs(5);
 
