@@ -119,7 +119,9 @@ impl Row {
             (true, Op::Topk { .. }) => (GPU_SCORES, THREADS),
             (true, _) => (r.results[0].ty.last_constant().unwrap_or(1).next_power_of_two().min(2048) as u32, 1),
         };
-        b.threads(if lanes > 1 { lanes } else { threads_for(u64::from(width), 4) });
+        if r.target.gpu().is_some() {
+            b.threads(threads_for(u64::from(width), 4));
+        }
         let token = b.program_id(0);
         let at = b.scale(token, positions.byte_stride(0));
         let position = load_index(b, position_param, at);
