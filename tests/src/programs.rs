@@ -1,5 +1,6 @@
 //! Runs a graph's tile programs in [`tile_interpreter`], launch by launch.
 
+use crate::cases::Outputs;
 use crate::execute::{Values, collect, element_offsets, packed, plan, resolve, spread};
 use crate::tile_interpreter::{self, Memory};
 use indexmap::IndexMap;
@@ -30,7 +31,7 @@ pub fn interpret_counting(
     dims: &BTreeMap<String, u64>,
     values: &Values,
     target: &str,
-) -> Result<(IndexMap<String, Vec<f64>>, BTreeMap<&'static str, u64>), String> {
+) -> Result<(Outputs, BTreeMap<&'static str, u64>), String> {
     let (target, plan, prepared, statics) = plan(graph, values, target)?;
     let missing = |name: &str| format!("no value for {name}");
     let kernels: Vec<&Kernel> = prepared.kernels().collect();
