@@ -307,6 +307,19 @@ fn topk_of_random_rows_is_a_sort() {
     }
 }
 
+/// Windows of many tiles, beside the two at the border of k.
+#[test]
+fn topk_of_long_rows() {
+    let mut random = Random::new(4);
+    let mut row = |n: usize| -> Vec<f32> { (0..n).map(|_| (random.below(5000) as f32 - 900.0).max(0.0)).collect() };
+    check(&topk(&[row(20_000), row(20_000), row(20_000)], &[19_990, 2047, 2048], 20_000, 2048), 0.0);
+    let (columns, k) = (131_072, 2048);
+    let rows = [row(columns)];
+    let draft = topk(&rows, &[columns as i32 - 1], columns as u64, k as i64);
+    let found = execute(&draft.graph, &draft.dims, &draft.given, "host", 2).unwrap();
+    assert_eq!(found["out0"], sorted(&rows[0], columns as i32 - 1, k));
+}
+
 /// Rows whose window fits load next to nothing of what the same rows load without the short cut.
 #[test]
 fn short_rows_load_their_position() {
