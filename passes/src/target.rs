@@ -168,6 +168,14 @@ mod tests {
         let float = target.cost(&op, &[x.clone(), w.clone()], std::slice::from_ref(&y), &dims);
         let int = target.cost(&op, &[xq, w], std::slice::from_ref(&y), &dims);
         assert!(int < float, "{int} < {float}");
+        // Scores with rows to skip come a little cheaper.
+        let score = |skip: i64| {
+            let types = [[2, 4, 64].as_slice(), &[2, 4], &[9, 1, 64, 16], &[2], &[2], &[1, 9]];
+            let operands: Vec<TensorType> = types.iter().map(|s| TensorType::fixed(DType::F32, s)).collect();
+            let op = Op::IndexScores { columns: vec![Dim::Const(4096)], skip };
+            target.cost(&op, &operands, &[TensorType::fixed(DType::F32, &[2, 4096])], &dims)
+        };
+        assert!(score(16) < score(0));
         let view = Op::Reshape { shape: vec![Dim::Const(576)] };
         assert_eq!(target.cost(&view, &[x], &[TensorType::fixed(DType::F32, &[576])], &dims), 0.0);
     }

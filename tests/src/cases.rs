@@ -130,8 +130,8 @@ pub fn cases() -> Vec<Case> {
             all.push(sparse_attention(tokens, max, heads, kv, d, dtype));
         }
     }
-    for (tokens, max, k) in [(1, 1, 9), (6, 16, 24)] {
-        all.push(topk(tokens, max, k));
+    for (tokens, max, k, columns) in [(1, 1, 9, 50), (3, 16, 300, 4500)] {
+        all.push(topk(tokens, max, k, columns));
     }
     // Tiles of tokens on matrix units.
     for (dtype, heads, kv, d) in
@@ -252,13 +252,15 @@ fn index_scores(tokens: u64, max: u64, heads: u64, d: u64, dtype: DType) -> Case
     c.outputs(&[y])
 }
 
-/// Windows shorter and longer than `k`; scores of few values, so that there are ties.
-fn topk(tokens: u64, max: u64, k: i64) -> Case {
-    let (mut c, [positions, ..]) = paged(format!("topk and window of {k}"), tokens, max, 0.0);
-    let columns = 150;
+/// Windows longer and shorter than `k`, one of them more than a tile of scores; scores of few values, so that there are ties.
+fn topk(tokens: u64, max: u64, k: i64, columns: u64) -> Case {
+    let mut c = Case::new(format!("topk of {columns} and window, {k} each"), tokens, max, 0.0);
     let scores = c.input("scores", DType::F32, rows(columns));
-    let values: Vec<f32> = (0..tokens * columns).map(|i| (i * 37 % 11) as f32 - 5.0).collect();
+    let positions = c.input("positions", DType::I32, vec![sym("T")]);
+    let values: Vec<f32> = (0..tokens * columns).map(|i| (i * 37 % 61) as f32 - 30.0).collect();
     c.given.insert("scores".into(), Stored::floats(DType::F32, &[tokens, columns], &values));
+    let at: Vec<i32> = (0..tokens).map(|t| ((columns - 1) >> (2 * t)) as i32).collect();
+    c.given.insert("positions".into(), Stored::ints(&[tokens], &at));
     let best = c.push(Op::Topk { k }, &[scores, positions]);
     let window = c.push(Op::Window { k }, &[positions]);
     c.outputs(&[best, window])
@@ -271,11 +273,12 @@ fn sparse_attention(tokens: u64, max: u64, heads: u64, kv: u64, d: u64, dtype: D
     let shape = |a: u64, b: u64| vec![sym("N"), Dim::Const(kv), Dim::Const(a), Dim::Const(b)];
     let k = c.push(Op::State { name: "k".into(), dtype, shape: shape(d, 16) }, &[]);
     let v = c.push(Op::State { name: "v".into(), dtype, shape: shape(16, d) }, &[]);
-    let indices = c.input("indices", DType::I32, rows(12));
-    // Some not seen yet, some absent.
-    let row = |t: u64| (0..12).map(move |j| if (t + j) % 5 == 0 { -1 } else { ((t + 5 * j) % 60) as i32 });
-    let rows: Vec<i32> = (0..tokens).flat_map(row).collect();
-    c.given.insert("indices".into(), Stored::ints(&[tokens, 12], &rows));
+    let width = 150;
+    let indices = c.input("indices", DType::I32, rows(width));
+    // Every position once, most of them not seen, absent entries between.
+    let row = |t: u64| (0..width).map(move |j| if j.is_multiple_of(5) { -1 } else { ((7 * j + t) % width) as i32 });
+    let list: Vec<i32> = (0..tokens).flat_map(row).collect();
+    c.given.insert("indices".into(), Stored::ints(&[tokens, width], &list));
     let op = Op::SparseAttention { scale: Real(0.25), dtype };
     let y = c.push(op, &[q, k, v, indices, positions, ids, tables]);
     c.outputs(&[y])

@@ -1,5 +1,6 @@
 //! Runs a graph's tile programs in [`tile_interpreter`], launch by launch.
 
+use crate::cases::Outputs;
 use crate::execute::{Values, collect, element_offsets, packed, plan, resolve, spread};
 use crate::tile_interpreter::{self, Memory};
 use indexmap::IndexMap;
@@ -18,6 +19,19 @@ pub fn interpret_programs(
     values: &Values,
     target: &str,
 ) -> Result<IndexMap<String, Vec<f64>>, String> {
+    interpret_counting(graph, dims, values, target).map(|(outputs, _)| outputs)
+}
+
+/// The same, and the bytes that the kernels of each family loaded.
+///
+/// # Errors
+/// As [`interpret_programs`].
+pub fn interpret_counting(
+    graph: &Graph,
+    dims: &BTreeMap<String, u64>,
+    values: &Values,
+    target: &str,
+) -> Result<(Outputs, BTreeMap<&'static str, u64>), String> {
     let (target, plan, prepared, statics) = plan(graph, values, target)?;
     let missing = |name: &str| format!("no value for {name}");
     let kernels: Vec<&Kernel> = prepared.kernels().collect();
@@ -49,11 +63,13 @@ pub fn interpret_programs(
         };
         (buffer, arg.offset as usize)
     };
+    let mut loaded = BTreeMap::new();
     for (i, launch) in variant.launches.iter().enumerate() {
         let arguments: Vec<(usize, usize)> = launch.args.iter().map(place).collect();
         let kernel = kernels[launch.kernel as usize];
-        tile_interpreter::run(kernel, dims, &arguments, &mut memory, i as u64 + 1)
+        let bytes = tile_interpreter::run(kernel, dims, &arguments, &mut memory, i as u64 + 1)
             .map_err(|e| format!("{e}\n{kernel}"))?;
+        *loaded.entry(kernel.family).or_default() += bytes;
     }
     let mut out = IndexMap::new();
     for o in graph.outputs() {
@@ -65,5 +81,5 @@ pub fn interpret_programs(
         let i = list.iter().position(|e| e.name == o.name).ok_or_else(|| missing(&o.name))?;
         out.insert(o.name.to_string(), collect(&list[i], &memory[first + i].bytes, &shape)?);
     }
-    Ok(out)
+    Ok((out, loaded))
 }

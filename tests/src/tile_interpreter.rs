@@ -3,6 +3,7 @@
 //! inside their buffers, and no program may touch what another program of the launch writes.
 
 use half::{bf16, f16};
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use weldment_codegen::tile::{
@@ -35,7 +36,7 @@ enum Data {
 type Tile = Rc<Data>;
 
 /// Runs every program of `kernel`'s grid at `dims`. `arguments` name a buffer and a byte offset for each parameter; `launch`
-/// numbers the launches on these buffers, from 1.
+/// numbers the launches on these buffers, from 1. Gives the bytes that all programs loaded, masked lanes apart.
 ///
 /// # Errors
 /// The first broken rule: a tile that GPUs do not take, an access outside its buffer, a race between programs.
@@ -45,7 +46,7 @@ pub fn run(
     arguments: &[(usize, usize)],
     memory: &mut [Memory],
     launch: u64,
-) -> Result<(), String> {
+) -> Result<u64, String> {
     check_tiles(kernel)?;
     let size = |axis: &GridAxis| match axis.symbol {
         None => axis.mul,
@@ -56,14 +57,15 @@ pub fn run(
         return Err(format!("a grid of {x} x {y} x {z}; 65535 is accepted along y and z"));
     }
     let values = vec![None; kernel.types.len()];
-    let mut machine = Machine { kernel, dims, arguments, memory, program: [0; 3], stamp: 0, values };
+    let loaded = Cell::new(0);
+    let mut machine = Machine { kernel, dims, arguments, memory, program: [0; 3], stamp: 0, values, loaded };
     for index in 0..x * y * z {
         machine.program = [index % x, index / x % y, index / (x * y)];
         machine.stamp = (launch << 32) + index + 1;
         let program = machine.program;
         machine.block(&kernel.body).map_err(|e| format!("{} program {program:?}: {e}", kernel.name))?;
     }
-    Ok(())
+    Ok(machine.loaded.get())
 }
 
 /// Tiles of GPU programs have power-of-two dims and at most 64 registers of 4 bytes a thread.
@@ -91,6 +93,7 @@ struct Machine<'m> {
     program: [u64; 3],
     stamp: u64,
     values: Vec<Option<Tile>>,
+    loaded: Cell<u64>,
 }
 
 fn count(shape: &[u32]) -> usize {
@@ -240,6 +243,7 @@ impl Machine<'_> {
                 out.push(0);
                 continue;
             };
+            self.loaded.set(self.loaded.get() + size as u64);
             let range = self.range(buffer, at, size, param)?;
             let memory = &self.memory[buffer];
             let writer = memory.writers[range.start];

@@ -3,20 +3,20 @@
 use weldment_ir::generate::Random;
 use weldment_ir::{DType, Dim, Op, Real, Value};
 use weldment_tests::draft::Draft;
-use weldment_tests::execute::{Stored, execute, fill, reference};
-use weldment_tests::programs::interpret_programs;
+use weldment_tests::execute::{Stored, difference_of_scale, execute, fill, reference};
+use weldment_tests::programs::{interpret_counting, interpret_programs};
 
 fn sym(name: &str) -> Dim {
     Dim::sym(name)
 }
 
-/// Asserts that outputs are the interpreter's to `tolerance` (0: exactly) on both hosts, and by the tile programs for GPUs of both
-/// wave sizes.
+/// Asserts that outputs are the interpreter's to `tolerance` (0: exactly) on the host, and by the tile programs for GPUs of both wave
+/// sizes.
 #[track_caller]
 fn check(draft: &Draft, tolerance: f64) {
     let values = fill(&draft.graph, &draft.dims, draft.given.clone(), 1);
     let expected = reference(&draft.graph, &draft.dims, &values).expect("the interpreter takes the case");
-    for target in ["host", "x86-64-v3", "gfx942", "sm_90a"] {
+    for target in ["host", "gfx942", "sm_90a"] {
         let found = match target {
             "gfx942" | "sm_90a" => interpret_programs(&draft.graph, &draft.dims, &values, target),
             _ => execute(&draft.graph, &draft.dims, &values, target, 2),
@@ -110,7 +110,7 @@ fn paged(of: &[(i32, i32)], max: u64) -> (Draft, [Value; 3]) {
     let ids = c.input("sequence_ids", DType::I32, vec![sym("T")]);
     let tables = c.input("block_tables", DType::I32, vec![sym("B"), sym("P")]);
     let furthest = |s: i32| of.iter().filter(|(own, _)| *own == s).map(|(_, p)| p / 16).max().unwrap_or(-1);
-    let stride = (1..).find(|n| n % 7 == 3 && gcd(*n, blocks) == 1).unwrap();
+    let stride = (1..).find(|n| n % 7 == 3 && gcd(*n, blocks) == 1).expect("a stride");
     let table: Vec<i32> = (0..blocks)
         .map(|i| {
             let (s, page) = ((i / pages) as i32, (i % pages) as i32);
@@ -155,9 +155,10 @@ fn index_scores(of: &[(i32, i32)], max: u64, columns: u64, (heads, d): (u64, u64
 
 #[test]
 fn index_scores_of_every_form() {
-    for dtype in [DType::F32, DType::BF16, DType::F16] {
-        for (heads, d) in [(4, 32), (1, 16), (70, 24), (9, 160)] {
-            let mixed = [prompt(0, 14, 9), vec![(1, 0), (2, 63), (3, 64), (4, 200)]].concat();
+    let mixed = [prompt(0, 14, 9), vec![(1, 0), (2, 63), (3, 64), (4, 200)]].concat();
+    check(&index_scores(&mixed, 20, 201, (5, 48), DType::F16), 1e-4);
+    for dtype in [DType::F32, DType::BF16] {
+        for (heads, d) in [(1, 16), (70, 24), (9, 160)] {
             check(&index_scores(&mixed, 20, 201, (heads, d), dtype), 1e-4);
         }
         // Columns that end before the window, and a single one.
@@ -204,10 +205,10 @@ fn rows(of: &[(i32, i32)], width: u64, random: &mut Random) -> Vec<Vec<i32>> {
 fn sparse_attention_of_every_form() {
     let mut random = Random::new(5);
     let mixed = [prompt(0, 30, 5), vec![(1, 0), (2, 15), (3, 16), (4, 300)]].concat();
-    for dtype in [DType::F32, DType::BF16, DType::F16] {
+    check(&sparse_attention(&mixed, 16, (4, 2, 40), DType::F16, &rows(&mixed, 20, &mut random)), 2e-3);
+    for dtype in [DType::F32, DType::BF16] {
         let tolerance = if dtype == DType::F32 { 1e-5 } else { 2e-3 };
-        for (heads, kv, d, width) in [(6, 2, 64, 50), (20, 1, 32, 129), (3, 3, 24, 16), (2, 1, 160, 9), (4, 1, 320, 40)]
-        {
+        for (heads, kv, d, width) in [(6, 2, 64, 50), (20, 1, 32, 129), (2, 1, 160, 9), (4, 1, 320, 40)] {
             let few = rows(&mixed, width, &mut random);
             check(&sparse_attention(&mixed, 16, (heads, kv, d), dtype, &few), tolerance);
         }
@@ -249,6 +250,95 @@ fn a_constant_row_gives_the_bits_of_topk() {
             assert_eq!(found["out0"], found["out1"], "{target}");
             assert_eq!(found["out0"], found["out2"], "{target}");
         }
-        check(&c, 2e-2);
+    }
+}
+
+/// Heads as the host's next product wants them: quantised.
+#[test]
+fn sparse_attention_quantises_its_result() {
+    let of = [(0, 40), (1, 3)];
+    let mut c = sparse_attention(&of, 4, (4, 2, 64), DType::F32, &rows(&of, 20, &mut Random::new(8)));
+    let operands = c.graph.node(c.graph.outputs()[0].value.node).operands.clone();
+    let y = c.push(Op::SparseAttention { scale: Real(0.3), dtype: DType::Q8A }, &operands);
+    let flat = c.push(Op::Reshape { shape: vec![sym("T"), Dim::Const(256)] }, &[y]);
+    let w = c.weight("w", DType::Q8_0, &[16, 256]);
+    let z = c.push(Op::Matmul { dtype: DType::F32 }, &[flat, w]);
+    c.graph.clear_outputs();
+    c.results(&[z]);
+    let values = fill(&c.graph, &c.dims, c.given.clone(), 1);
+    let expected = reference(&c.graph, &c.dims, &values).unwrap();
+    let found = execute(&c.graph, &c.dims, &values, "host", 2).unwrap();
+    let d = difference_of_scale(&expected, &found);
+    assert!(d < 2e-3, "{d}");
+}
+
+/// What `topk` should pick of a row, by a plain sort.
+fn sorted(scores: &[f32], position: i32, k: usize) -> Vec<f64> {
+    let window = &scores[..(position + 1) as usize];
+    let rank = |x: f32| if x.is_nan() { (1, 0.0) } else { (0, x + 0.0) };
+    let mut order: Vec<usize> = (0..window.len()).collect();
+    order.sort_by(|a, b| rank(window[*b]).partial_cmp(&rank(window[*a])).expect("numbers").then(a.cmp(b)));
+    let mut best: Vec<usize> = if order.len() <= k { (0..order.len()).collect() } else { order[..k].to_vec() };
+    best.sort_unstable();
+    (0..k).map(|i| best.get(i).map_or(-1.0, |c| *c as f64)).collect()
+}
+
+/// 10,000 rows of scores of every kind: few values, ramps, any bits of an f32.
+#[test]
+fn topk_of_random_rows_is_a_sort() {
+    let mut random = Random::new(77);
+    for k in [1usize, 8, 50, 128] {
+        let (tokens, columns) = (2500usize, 160usize);
+        let mut draw = |kind: usize, i: usize| match kind {
+            0 => random.below(3) as f32,
+            1 => random.below(40) as f32 - 20.0,
+            2 => f32::from_bits(random.bits() as u32),
+            3 => (i as f32 - 80.0) * 1e-40,
+            4 => -(i as f32),
+            _ => (random.below(1 << 24) as f32 / 65536.0 - 128.0).max(0.0),
+        };
+        let rows: Vec<Vec<f32>> = (0..tokens).map(|t| (0..columns).map(|i| draw(t % 6, i)).collect()).collect();
+        let positions: Vec<i32> = (0..tokens).map(|t| (t * 31 % columns) as i32).collect();
+        let draft = topk(&rows, &positions, columns as u64, k as i64);
+        let found = execute(&draft.graph, &draft.dims, &draft.given, "host", 2).unwrap();
+        for (t, found) in found["out0"].chunks(k).enumerate() {
+            assert_eq!(found, sorted(&rows[t], positions[t], k), "k {k}, row {t} to {}: {:?}", positions[t], rows[t]);
+        }
+    }
+}
+
+/// Windows of many tiles, beside the two at the border of k.
+#[test]
+fn topk_of_long_rows() {
+    let mut random = Random::new(4);
+    let mut row = |n: usize| -> Vec<f32> { (0..n).map(|_| (random.below(5000) as f32 - 900.0).max(0.0)).collect() };
+    check(&topk(&[row(20_000), row(20_000), row(20_000)], &[19_990, 2047, 2048], 20_000, 2048), 0.0);
+    let (columns, k) = (131_072, 2048);
+    let rows = [row(columns)];
+    let draft = topk(&rows, &[columns as i32 - 1], columns as u64, k as i64);
+    let found = execute(&draft.graph, &draft.dims, &draft.given, "host", 2).unwrap();
+    assert_eq!(found["out0"], sorted(&rows[0], columns as i32 - 1, k));
+}
+
+/// Rows whose window fits load next to nothing of what the same rows load without the short cut.
+#[test]
+fn short_rows_load_their_position() {
+    let of: Vec<(i32, i32)> = (0..6).map(|s| (s, 40 + s)).collect();
+    let bytes = |skip: i64, k: i64| {
+        let (mut c, [at, ids, tables]) = paged(&of, 8);
+        let q = c.input("q", DType::BF16, vec![sym("T"), Dim::Const(4), Dim::Const(64)]);
+        let weights = c.input("weights", DType::BF16, vec![sym("T"), Dim::Const(4)]);
+        let keys = cache(&mut c, "keys", DType::BF16, [1, 64, 16]);
+        let op = Op::IndexScores { columns: vec![Dim::Const(64)], skip };
+        let scores = c.push(op, &[q, weights, keys, at, ids, tables]);
+        let best = c.push(Op::Topk { k }, &[scores, at]);
+        c.results(&[best]);
+        let values = fill(&c.graph, &c.dims, c.given.clone(), 1);
+        interpret_counting(&c.graph, &c.dims, &values, "sm_90a").unwrap().1
+    };
+    let (full, short) = (bytes(0, 16), bytes(48, 48));
+    assert_eq!(full.keys().copied().collect::<Vec<_>>(), ["index_scores", "topk"]);
+    for (family, full) in &full {
+        assert!(short[family] * 20 <= *full, "{family}: {} bytes of {full}", short[family]);
     }
 }

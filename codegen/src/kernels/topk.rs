@@ -119,7 +119,9 @@ impl Row {
             (true, Op::Topk { .. }) => (GPU_SCORES, THREADS),
             (true, _) => (r.results[0].ty.last_constant().unwrap_or(1).next_power_of_two().min(2048) as u32, 1),
         };
-        b.threads(if lanes > 1 { lanes } else { threads_for(u64::from(width), 4) });
+        if r.target.gpu().is_some() {
+            b.threads(threads_for(u64::from(width), 4));
+        }
         let token = b.program_id(0);
         let at = b.scale(token, positions.byte_stride(0));
         let position = load_index(b, position_param, at);
@@ -179,6 +181,27 @@ fn total(b: &mut Builder, v: V, axis: u32) -> V {
 }
 
 impl Scores {
+    /// `reached` [candidates, width] and, for each candidate, which scores from column `at` on reach it; past the window where `masked`,
+    /// none does.
+    fn count_tile(&self, b: &mut Builder, at: V, candidates: V, reached: V, masked: bool) -> V {
+        let inside = masked.then(|| {
+            let left = b.sub(self.count, at);
+            let own = b.iota(Elem::I64, self.width);
+            b.compare(Compare::Less, own, left)
+        });
+        let at = b.scale(at, 4);
+        let at = b.add(self.base, at);
+        let scores = b.load(self.param, at, Elem::F32, &[self.width], &[4], inside);
+        let mut key = keys(b, scores);
+        if let Some(inside) = inside {
+            let nothing = b.int_of(Elem::I32, &[], NOTHING);
+            key = b.select(inside, key, nothing);
+        }
+        let reaches = b.compare(Compare::LessEqual, candidates, key);
+        let one = counted(b, reaches);
+        b.add(reached, one)
+    }
+
     /// The key of the `k`-th highest: the largest number that at least `k` keys reach.
     fn threshold(&self, b: &mut Builder, k: i64) -> V {
         let (zero, digits) = (b.int(0), b.int(32 / DIGIT_BITS));
@@ -194,19 +217,15 @@ impl Scores {
             let candidates = b.add(carried[0], step);
             let zero = b.int(0);
             let none = b.int_of(Elem::I32, &[CANDIDATES, self.width], 0);
-            let reached = b.for_loop(zero, self.count, i64::from(self.width), &[none], |b, at, carried| {
-                let left = b.sub(self.count, at);
-                let own = b.iota(Elem::I64, self.width);
-                let inside = b.compare(Compare::Less, own, left);
-                let at = b.scale(at, 4);
-                let at = b.add(self.base, at);
-                let scores = b.load(self.param, at, Elem::F32, &[self.width], &[4], Some(inside));
-                let key = keys(b, scores);
-                let nothing = b.int_of(Elem::I32, &[], NOTHING);
-                let key = b.select(inside, key, nothing);
-                let reaches = b.compare(Compare::LessEqual, candidates, key);
-                let one = counted(b, reaches);
-                vec![b.add(carried[0], one)]
+            let width = b.int(i64::from(self.width));
+            let whole = b.div(self.count, width);
+            let whole = b.mul(whole, width);
+            let step = i64::from(self.width);
+            // Whole tiles need no masks, so that scores load in 16-byte pieces.
+            let reached = b
+                .for_loop(zero, whole, step, &[none], |b, at, c| vec![self.count_tile(b, at, candidates, c[0], false)]);
+            let reached = b.for_loop(whole, self.count, step, &reached, |b, at, c| {
+                vec![self.count_tile(b, at, candidates, c[0], true)]
             });
             let reached = b.reduce(Reduction::Sum, reached[0], 1);
             // The first candidate is what is known already: enough keys reach it.
@@ -312,7 +331,10 @@ fn before(b: &mut Builder, counts: V, lanes: u32) -> V {
     let over = b.reduce(Reduction::Sum, over, 1);
     let over = b.reshape(over, &[groups, 1, 1]);
     let sum = b.add(within, over);
-    b.reshape(sum, &[lanes, 1])
+    let sum = b.reshape(sum, &[lanes, 1]);
+    // What a reduction leaves lies as the reduction does, repeated over threads. A sum with the counts lies as they do.
+    let with_own = b.add(counts, sum);
+    b.sub(with_own, counts)
 }
 
 /// i1 [n, n]: column below row.

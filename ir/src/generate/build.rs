@@ -360,19 +360,19 @@ impl Build<'_> {
                 self.push(Op::Gather { dtype }, &[table, indices])?;
             }
             OpKind::Rope => {
-                let (x, positions, table) = (self.heads(2)?, self.pages()?[0], self.rope_table()?);
+                let (x, positions, table) = (self.heads(2)?, self.positions()?, self.rope_table()?);
                 let interleaved = self.random.one_in(2);
                 self.push(Op::Rope { interleaved }, &[x, positions, table])?;
             }
             OpKind::CacheWrite | OpKind::RopeCacheWrite | OpKind::Attention => self.paged(kind)?,
             OpKind::IndexScores | OpKind::SparseAttention => self.sparse(kind)?,
             OpKind::Topk => {
-                let (k, positions) = (self.top(), self.pages()?[0]);
+                let (k, positions) = (self.top(), self.positions()?);
                 let scores = self.value(F32, vec![Dim::sym("T"), COLUMNS.into()])?;
                 self.push(Op::Topk { k }, &[scores, positions])?;
             }
             OpKind::Window => {
-                let (k, positions) = (self.top(), self.pages()?[0]);
+                let (k, positions) = (self.top(), self.positions()?);
                 self.push(Op::Window { k }, &[positions])?;
             }
         }
@@ -440,10 +440,14 @@ impl Build<'_> {
         self.value(dtype, vec![Dim::sym("T"), heads.into(), HEAD.into()])
     }
 
+    fn positions(&mut self) -> Built {
+        self.named("positions", DType::I32, vec![Dim::sym("T")])
+    }
+
     /// positions, sequence ids, block tables.
     pub(super) fn pages(&mut self) -> Result<[Value; 3], Stop> {
         Ok([
-            self.named("positions", DType::I32, vec![Dim::sym("T")])?,
+            self.positions()?,
             self.named("sequence_ids", DType::I32, vec![Dim::sym("T")])?,
             self.named("block_tables", DType::I32, vec![Dim::sym("B"), Dim::sym("P")])?,
         ])

@@ -95,6 +95,33 @@ fn sparse_ops_read_only_what_they_use() {
 }
 
 #[test]
+fn sparse_ops_say_what_they_accept() {
+    let (scores, positions): (Operand<'_>, Operand<'_>) = ((F32, &[1, 2], &[1., 2.]), (I32, &[1], &[1.]));
+    assert_eq!(message(&Op::Iota { size: 0 }, &[]), "op: iota: size 0; 1..=2147483647 is accepted");
+    assert_eq!(message(&Op::Topk { k: -1 }, &[scores, positions]), "op: topk: k -1; 1..=2147483647 is accepted");
+    let short = message(&Op::Topk { k: 1 }, &[scores, (I32, &[2], &[0., 0.])]);
+    assert_eq!(short, "op: topk: scores' token dim is 1 and positions' dim is 2; they must be equal");
+    let half: Operand<'_> = (DType::F16, &[1, 2], &[1., 2.]);
+    assert_eq!(message(&Op::Topk { k: 1 }, &[half, positions]), "op: topk: scores are f16[1, 2]; f32 is expected");
+
+    let index = |columns: usize, skip: i64, heads: u64| {
+        let keys = vec![0.; heads as usize];
+        let operands: &[Operand<'_>] = &[
+            (F32, &[1, 1, 1], &[1.]),
+            (F32, &[1, 1], &[1.]),
+            (F32, &[1, heads, 1, 1], &keys),
+            (I32, &[1], &[0.]),
+            (I32, &[1], &[0.]),
+            (I32, &[1, 1], &[0.]),
+        ];
+        message(&Op::IndexScores { columns: vec![Dim::Const(1); columns], skip }, operands)
+    };
+    assert_eq!(index(2, 0, 1), "op: index_scores: columns has 2 dims; one is expected");
+    assert_eq!(index(1, -1, 1), "op: index_scores: skip -1; 0 or more is expected");
+    assert_eq!(index(1, 0, 2), "op: index_scores: keys have 2 heads; one is expected");
+}
+
+#[test]
 fn division_by_zero() {
     assert_eq!(message(&Op::Div {}, &[(I32, &[1], &[1.]), (I32, &[1], &[0.])]), "op: div: integer division by zero");
     let operands: &[Operand<'_>] = &[(F32, &[1], &[1.]), (F32, &[1], &[0.])];
