@@ -314,7 +314,8 @@ mod tests {
             list.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect()
         };
         let found = options(&of(&[("target", "host"), ("dtype", "f32")]), &of(&[("target", "host"), ("disable", "x")]));
-        let text: Vec<_> = found.iter().map(|o| (o.name.as_str(), o.values.a.as_deref(), o.values.b.as_deref())).collect();
+        let text: Vec<_> =
+            found.iter().map(|o| (o.name.as_str(), o.values.a.as_deref(), o.values.b.as_deref())).collect();
         assert_eq!(text, [("disable", None, Some("x")), ("dtype", Some("f32"), None)]);
     }
 }
