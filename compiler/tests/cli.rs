@@ -113,7 +113,7 @@ fn artifacts_do_not_depend_on_places_or_threads() {
     let other = b.path("m.weld").to_string_lossy().into_owned();
     assert_eq!(a.ok(&["diff", "m.weld", &other]), "");
     compile(&b, "qwen3", "m.weld", &[]);
-    assert!(a.fails(1, &["diff", "m.weld", &other]).contains("differences"));
+    assert!(a.fails(1, &["diff", "m.weld", &other]).contains("differ"));
 }
 
 #[test]
@@ -133,13 +133,62 @@ fn reports_requirements_and_forms() {
     let stored = place.ok(&["explain", "m.weld", "--format", "json"]);
     let fresh = place.ok(&[["explain", model.as_str(), "--format", "json"].as_slice(), &SMALL].concat());
     assert_eq!(stored, fresh);
-    assert!(place.ok(&["explain", "m.weld", "layers.0.mlp"]).contains("layers.0.mlp"));
+    let text = |model: &[&str]| place.ok(&[&["explain"], model].concat());
+    let cold = [[model.as_str()].as_slice(), &SMALL].concat();
+    assert_eq!(text(&["m.weld"]), text(&cold), "a warm start says what a cold one does");
+    assert!(text(&["m.weld"]).contains("silu_mul"), "{}", text(&["m.weld"]));
+    // One place, in both forms.
+    let here = place.ok(&["explain", "m.weld", "layers.0.mlp"]);
+    assert!(here.contains("matmul_silu_mul by silu_mul, matmul_silu_mul: saves 3 launches"), "{here}");
+    let here = place.ok(&["explain", "m.weld", "layers.0.mlp", "--format", "json"]);
+    let here: serde_json::Value = serde_json::from_str(&here).unwrap();
+    let decode = &here["decode"];
+    assert_eq!(decode["path"], "layers.0.mlp");
+    assert!(decode["nodes"].as_array().is_some_and(|n| !n.is_empty()), "{decode}");
+    assert!(decode["launches_saved"].as_i64().is_some_and(|n| n > 0), "{decode}");
+    let wrong = place.fails(2, &["explain", "m.weld", "layers.0.mpl"]);
+    assert!(wrong.contains("layers.0.mlp"), "{wrong}");
     assert!(place.ok(&["inspect", "m.weld", "kernels"]).contains("matmul"));
     let failed =
         [["compile", model.as_str(), "-o", "n.weld", "--require", "add_rms_norm=999"].as_slice(), &SMALL].concat();
-    assert!(place.fails(1, &failed).contains("999"));
+    let failed = place.fails(1, &failed);
+    assert!(failed.contains("999") && failed.contains("decode"), "{failed}");
+    for wrong in ["add_rms_norm", "no_such_fusion=1", "add_rms_norm>=all", "add_rms_norm=many"] {
+        let failed = [["explain", model.as_str(), "--require", wrong].as_slice(), &SMALL].concat();
+        let said = place.fails(2, &failed);
+        assert!(said.contains(wrong.split(['=', '>']).next().unwrap_or_default()), "{said}");
+    }
     assert!(!place.path("n.weld").exists());
     assert!(place.ok(&[["verify", model.as_str()].as_slice(), &SMALL].concat()).contains("ring equal"));
+}
+
+#[test]
+fn a_difference_is_told_by_option_place_and_reason() {
+    let place = Place::new();
+    compile(&place, "llama", "a.weld", &[]);
+    compile(&place, "llama", "b.weld", &["--disable", "silu_mul"]);
+    let shown = place.run(&["diff", "a.weld", "b.weld"]);
+    assert_eq!(shown.status.code(), Some(1));
+    let text = String::from_utf8(shown.stdout).unwrap();
+    for part in [
+        "disable: not given -> silu_mul",
+        "variant decode",
+        "launches: ",
+        "lost: silu_mul at layers.0.mlp.act_fn and ",
+        "switched off by --disable silu_mul",
+        "kernels: ",
+        "sections with other bytes: code.0, report",
+    ] {
+        assert!(text.contains(part), "{part} in\n{text}");
+    }
+    let json = place.run(&["diff", "a.weld", "b.weld", "--json"]);
+    let json: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert_eq!(json["same"], false);
+    assert_eq!(json["options"][0]["b"], "silu_mul");
+    let lost = json["variants"][0]["fusions"].as_array().unwrap();
+    assert!(lost.iter().any(|f| f["fusion"] == "silu_mul" && f["change"] == "lost"), "{lost:?}");
+    let same = place.ok(&["diff", "a.weld", "a.weld", "--json"]);
+    assert_eq!(serde_json::from_str::<serde_json::Value>(&same).unwrap(), serde_json::json!({"same": true}));
 }
 
 #[test]

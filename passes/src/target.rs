@@ -83,9 +83,17 @@ pub fn traffic(op: &Op, operands: &[TensorType], results: &[TensorType], dims: &
     let written = all(results);
     match (op, operands) {
         (Op::Gather { .. }, [_, indices]) => written.saturating_mul(2).saturating_add(bytes_at(indices, dims)),
-        (Op::CacheWrite { .. } | Op::RopeCacheWrite { .. }, [_, x, rest @ ..]) => {
-            let tables: Vec<TensorType> = rest.iter().filter(|t| t.dtype == DType::I32).cloned().collect();
-            bytes_at(x, dims).saturating_mul(2).saturating_add(all(&tables))
+        (Op::Rope { .. }, [x, positions, table]) => {
+            let rows = rows_of(table, positions, dims);
+            all(&[x.clone(), positions.clone()]).saturating_add(rows).saturating_add(written)
+        }
+        (Op::CacheWrite { .. }, [_, x, indices @ ..]) => {
+            bytes_at(x, dims).saturating_mul(2).saturating_add(all(indices))
+        }
+        (Op::RopeCacheWrite { .. }, [_, x, positions, table, indices @ ..]) => {
+            let indices = all(indices).saturating_add(bytes_at(positions, dims));
+            let rows = rows_of(table, positions, dims);
+            bytes_at(x, dims).saturating_mul(2).saturating_add(indices).saturating_add(rows)
         }
         (Op::Attention { .. }, [q, caches @ .., _, _, tables]) => {
             let blocks = tables.shape.iter().fold(1u64, |n, d| n.saturating_mul(dim_at(d, dims)));
@@ -99,6 +107,13 @@ pub fn traffic(op: &Op, operands: &[TensorType], results: &[TensorType], dims: &
         }
         _ => all(operands).saturating_add(written),
     }
+}
+
+/// Bytes of the rows of a table that an index picks, one each.
+fn rows_of(table: &TensorType, index: &TensorType, dims: &dyn Fn(&str) -> u64) -> u64 {
+    let rows = table.shape.first().map_or(1, |n| dim_at(n, dims)).max(1);
+    let picked = index.shape.iter().fold(1u64, |n, d| n.saturating_mul(dim_at(d, dims)));
+    (bytes_at(table, dims) / rows).saturating_mul(picked)
 }
 
 impl TargetModel for ReferenceTarget {
@@ -157,6 +172,33 @@ impl TargetModel for ReferenceTarget {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn traffic_is_what_a_launch_touches() {
+        let dims = |s: &str| if s == "T" { 3 } else { 8 };
+        let of = |dtype, shape: Vec<Dim>| TensorType::new(dtype, shape);
+        let (t, n) = (Dim::sym("T"), Dim::sym("N"));
+        let x = of(DType::F32, vec![t.clone(), Dim::Const(2), Dim::Const(4)]);
+        let positions = of(DType::I32, vec![t.clone()]);
+        let table = of(DType::F32, vec![Dim::Const(64), Dim::Const(4)]);
+        // Operand and result of 96 bytes, 3 positions, 3 of 64 rows of 16 bytes.
+        let rope = Op::Rope { interleaved: false };
+        let operands = [x.clone(), positions.clone(), table];
+        assert_eq!(traffic(&rope, &operands, std::slice::from_ref(&x), &dims), 96 + 96 + 12 + 48);
+        // The cache of 8 blocks is written at 3 positions.
+        let cache = of(DType::F32, vec![n, Dim::Const(2), Dim::Const(16), Dim::Const(4)]);
+        let tables = of(DType::I32, vec![Dim::Const(1), Dim::Const(2)]);
+        let operands = [cache.clone(), x.clone(), positions.clone(), positions.clone(), tables.clone()];
+        let write = Op::CacheWrite { transposed: false };
+        assert_eq!(traffic(&write, &operands, std::slice::from_ref(&cache), &dims), 96 + 96 + 12 + 12 + 8);
+        // Attention reads the two blocks that its table names, of 512 bytes each, of both caches.
+        let operands = [x.clone(), cache.clone(), cache, positions.clone(), positions, tables];
+        let attention = Op::Attention { scale: weldment_ir::Real(1.0), dtype: DType::F32 };
+        let found = traffic(&attention, &operands, std::slice::from_ref(&x), &dims);
+        assert_eq!(found, 96 + 2 * 2 * 512 + 12 + 12 + 8 + 96);
+        let view = Op::Reshape { shape: vec![Dim::Const(24)] };
+        assert_eq!(traffic(&view, &[x.clone()], &[x], &dims), 0);
+    }
 
     #[test]
     fn integer_matmul_is_cheaper_and_views_are_free() {

@@ -27,3 +27,22 @@ fn report_and_explanation_of_a_layer() {
     insta::assert_snapshot!("llama_report", coverage);
     insta::assert_snapshot!("llama_layer_1", layer);
 }
+
+#[test]
+fn json_of_a_small_graph() {
+    let page = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/report.md")).expect("docs");
+    let start = page.find("```wir\n").expect("the page's example") + 7;
+    let end = start + page[start..].find("```").expect("its end");
+    let graph = weldment_ir::text::parse(&page[start..end]).expect("a graph");
+    let target = weldment_codegen::target::Target::named("x86-64-v3", &["T".to_owned()]).expect("a target");
+    let library = weldment_codegen::select::KernelLibrary { target, max_tokens: 4 };
+    let out = weldment_passes::optimise(&graph, &library, &weldment_passes::Options::default()).expect("fused");
+    insta::assert_snapshot!("small_json", serde_json::to_string_pretty(&out.report).expect("JSON"));
+}
+
+#[test]
+fn coverage_by_range() {
+    let reports = llama();
+    let columns: Vec<(&str, &Report)> = reports.iter().map(|(name, r)| (name.as_str(), r)).collect();
+    insta::assert_snapshot!("llama_coverage", weldment_passes::report::coverage(&columns));
+}

@@ -6,7 +6,7 @@ use crate::target::traffic;
 use crate::units::layer_of;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
-use weldment_ir::{Category, Graph, NodeId, OpKind};
+use weldment_ir::{Category, Graph, Node, NodeId, OpKind};
 
 /// One node of the graph before any rule.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -124,14 +124,12 @@ pub(crate) fn graph_nodes(graph: &Graph, dims: &dyn Fn(&str) -> u64) -> Vec<Grap
         let node = graph.node(id);
         let category = node.op.kind().info().category;
         let launch = !fixed[id.index()] && !matches!(category, Category::Leaf | Category::View);
-        let operands: BTreeSet<u32> = node.operands.iter().map(|v| v.node).filter(listed).map(number).collect();
-        // An elementwise op reads an operand that it is given twice once.
-        let mut read = node.operands.clone();
-        if category == Category::Elementwise {
-            read.sort();
-            read.dedup();
+        let mut operands: Vec<u32> = Vec::with_capacity(node.operands.len());
+        for operand in node.operands.iter().map(|v| v.node).filter(listed).map(number) {
+            if !operands.contains(&operand) {
+                operands.push(operand);
+            }
         }
-        let types: Vec<_> = read.iter().map(|v| graph.type_of(*v).clone()).collect();
         let shown: Vec<String> = node.types.iter().map(ToString::to_string).collect();
         GraphNode {
             node: number(id),
@@ -139,12 +137,24 @@ pub(crate) fn graph_nodes(graph: &Graph, dims: &dyn Fn(&str) -> u64) -> Vec<Grap
             ty: shown.join(", "),
             layer: layer_of(node),
             sources: node.sources.iter().map(|s| s.to_string()).collect(),
-            operands: operands.into_iter().collect(),
-            bytes: if launch { traffic(&node.op, &types, &node.types, dims) } else { 0 },
+            operands,
+            bytes: if launch { bytes_of(graph, node, dims) } else { 0 },
             launch,
         }
     };
     graph.ids().filter(listed).map(describe).collect()
+}
+
+/// Bytes that the launch of a node reads and writes.
+fn bytes_of(graph: &Graph, node: &Node, dims: &dyn Fn(&str) -> u64) -> u64 {
+    let mut read = node.operands.clone();
+    // An elementwise op reads an operand that it is given twice once.
+    if node.op.kind().info().category == Category::Elementwise {
+        read.sort();
+        read.dedup();
+    }
+    let types: Vec<_> = read.iter().map(|v| graph.type_of(*v).clone()).collect();
+    traffic(&node.op, &types, &node.types, dims)
 }
 
 fn number(id: NodeId) -> u32 {
@@ -158,29 +168,35 @@ pub(crate) fn node_reports(
     origins: Vec<Origin>,
     rules: &[Rule],
 ) -> Vec<NodeReport> {
-    let paid: BTreeMap<u32, &GraphNode> = before.iter().map(|n| (n.node, n)).collect();
+    let count = before.iter().map(|n| n.node + 1).max().unwrap_or(0) as usize;
+    let mut paid: Vec<Option<&GraphNode>> = vec![None; count];
+    for node in before {
+        paid[node.node as usize] = Some(node);
+    }
     let origins: BTreeMap<u32, Origin> = origins.into_iter().map(|o| (number(o.node), o)).collect();
-    let launches: BTreeSet<u32> = after.iter().filter(|n| n.launch).map(|n| n.node).collect();
     // The node at which each node before counts: the first launch that stands for it, else the first node.
-    let mut counts_at: BTreeMap<u32, u32> = BTreeMap::new();
-    for (node, origin) in &origins {
-        for stood in origin.stands_for.iter().map(|id| number(*id)) {
-            let at = counts_at.entry(stood).or_insert(*node);
-            if launches.contains(node) && !launches.contains(at) {
-                *at = *node;
+    let mut counts_at: Vec<Option<(u32, bool)>> = vec![None; count];
+    for node in &after {
+        let stands_for = origins.get(&node.node).into_iter().flat_map(|o| &o.stands_for);
+        for id in stands_for {
+            if let Some(at) = counts_at.get_mut(id.index())
+                && at.is_none_or(|(_, launch)| node.launch && !launch)
+            {
+                *at = Some((node.node, node.launch));
             }
         }
     }
     let mut spent: BTreeMap<u32, (i64, i64)> = BTreeMap::new();
-    for (stood, at) in &counts_at {
-        if let Some(node) = paid.get(stood) {
+    for (at, node) in counts_at.iter().zip(&paid) {
+        if let (Some((at, _)), Some(node)) = (at, node) {
             let (launches, bytes) = spent.entry(*at).or_default();
             *launches += i64::from(node.launch);
             *bytes = bytes.saturating_add_unsigned(node.bytes);
         }
     }
+    let rules: BTreeMap<&str, &Rule> = rules.iter().map(|r| (r.name, r)).collect();
     let step = |name: &&'static str| {
-        let rule = rules.iter().find(|r| r.name == *name)?;
+        let rule = rules.get(*name)?;
         Some(RuleStep {
             rule: rule.name.to_owned(),
             class: rule.class.name().to_owned(),
@@ -196,7 +212,7 @@ pub(crate) fn node_reports(
         NodeReport {
             rules: chain.iter().map(|r| (*r).to_owned()).collect(),
             chain: chain.iter().filter_map(step).collect(),
-            stands_for: stands_for.filter(|n| paid.contains_key(n)).collect(),
+            stands_for: stands_for.filter(|n| paid.get(*n as usize).is_some_and(Option::is_some)).collect(),
             launches_saved: launches - i64::from(node.launch),
             bytes_saved: bytes.saturating_sub_unsigned(node.bytes),
             node: node.node,

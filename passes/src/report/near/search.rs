@@ -198,7 +198,7 @@ impl<'a> Ground<'a> {
                 }
                 if out.iter().all(|p| p.cost > from.cost) {
                     out.extend(self.edited_down(tree, *kind, children, class, role, from));
-                    self.step_down(tree, *kind, class, role, from, STEPS, &mut out);
+                    self.step_down(tree, class, role, from, STEPS, &mut out);
                     out.push(from.with(Edit::Other { wanted: *kind, found: class, role }, 1 + tree.size()));
                 }
                 self.best(out)
@@ -275,14 +275,13 @@ impl<'a> Ground<'a> {
     fn step_down(
         &self,
         tree: &Tree,
-        kind: OpKind,
         class: Id,
         role: Option<Role>,
         from: &Partial,
         steps: usize,
         out: &mut Vec<Partial>,
     ) {
-        let Some(reader) = role.map(|r| r.kind) else { return };
+        let (Some(reader), Some(kind)) = (role.map(|r| r.kind), tree.kind()) else { return };
         for by in self.at(class).iter().copied().filter(|n| self.hands_on(*n)) {
             let edit = Edit::Between { by, wanted: kind, reader, class: role.map(|r| r.class) };
             let over = from.with(edit, 1);
@@ -290,7 +289,7 @@ impl<'a> Ground<'a> {
                 if next != class && self.has(next, kind) {
                     out.extend(self.down(tree, next, role, &over));
                 } else if next != class && steps > 1 {
-                    self.step_down(tree, kind, next, role, &over, steps - 1, out);
+                    self.step_down(tree, next, role, &over, steps - 1, out);
                 }
             }
         }
