@@ -10,7 +10,7 @@ use crate::units::{Carried, Instance, Unit, cut, describe, is_shared_leaf};
 use indexmap::IndexMap;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
-use weldment_ir::{Attr, DType, Graph, IrError, NodeId, Op, OpKind, Value};
+use weldment_ir::{Attr, Category, DType, Graph, IrError, NodeId, Op, OpKind, Value};
 
 /// What a user can choose.
 #[derive(Clone, Debug)]
@@ -98,7 +98,7 @@ fn check_names(all: &[Rule], disabled: &BTreeSet<String>) -> Result<(), PassErro
 }
 
 /// Rules that may fire, and the others with the reason.
-fn select<'a>(
+pub(crate) fn select<'a>(
     all: &'a [Rule],
     policy: Numerics,
     disabled: &BTreeSet<String>,
@@ -155,7 +155,10 @@ pub(crate) fn solve_units(graph: &Graph, solver: &Solver<'_>, stamping: bool) ->
 
 /// Can the op that computes a value round it to q8a as it does? A product may turn out to be a norm or a gate.
 fn rounds(graph: &Graph, target: &dyn TargetModel, value: Value) -> bool {
-    let node = graph.node(value.node);
+    let mut node = graph.node(value.node);
+    while let (Category::View, [of]) = (node.op.kind().info().category, node.operands.as_slice()) {
+        node = graph.node(of.node);
+    }
     let kind = node.op.kind();
     if kind == OpKind::Mul {
         return true;
@@ -303,7 +306,7 @@ fn lost(name: &str) -> PassError {
     PassError::Ir(IrError::InvalidGraph { path: name.to_owned(), message: "the output was lost".into() })
 }
 
-fn report(
+pub(crate) fn report(
     before: &Graph,
     after: &Graph,
     policy: Numerics,

@@ -9,7 +9,7 @@ use crate::target::TargetModel;
 use crate::units::{Carried, Operand, Unit};
 use egg::Id;
 use std::collections::{BTreeMap, BTreeSet};
-use weldment_ir::{Attr, Op, OpKind};
+use weldment_ir::{Attr, Category, Op, OpKind};
 
 /// An operand of a recipe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -120,17 +120,19 @@ fn ingest(unit: &Unit) -> (Net, Vec<Vec<Id>>, Vec<Id>) {
 }
 
 /// Which nodes feed a gate, through views, casts and biases.
-fn gates(unit: &Unit) -> Vec<bool> {
+pub(crate) fn gates(unit: &Unit) -> Vec<bool> {
     let mut gates = vec![false; unit.nodes.len()];
-    for node in unit.nodes.iter().rev() {
+    for (i, node) in unit.nodes.iter().enumerate().rev() {
         let kind = node.op.kind();
-        if matches!(kind, OpKind::Silu | OpKind::Sigmoid | OpKind::Gelu | OpKind::SiluMul) {
-            let mut at = node.operands.first().copied();
-            while let Some(Operand::Local(i, _)) = at {
-                gates[i as usize] = true;
-                let fed = &unit.nodes[i as usize];
-                let passes = matches!(fed.op.kind(), OpKind::Add | OpKind::Cast | OpKind::Reshape);
-                at = fed.operands.first().copied().filter(|_| passes);
+        let gate = matches!(kind, OpKind::Silu | OpKind::Sigmoid | OpKind::Gelu | OpKind::SiluMul);
+        // A bias may stand on either side of its sum.
+        let passes = kind.info().category == Category::View || matches!(kind, OpKind::Add | OpKind::Cast);
+        let read = if kind == OpKind::Add { node.operands.len() } else { 1 };
+        if gate || (gates[i] && passes) {
+            for operand in node.operands.iter().take(read) {
+                if let Operand::Local(fed, _) = operand {
+                    gates[*fed as usize] = true;
+                }
             }
         }
     }

@@ -111,22 +111,37 @@ pub fn cut(graph: &Graph, stamping: bool) -> Vec<Vec<NodeId>> {
     units.into_values().collect()
 }
 
-/// For each layer's unit number: the layer's leading nodes of one source path, if they hold a norm.
+/// For each layer's unit number: the layer's leading nodes of one source path, if they hold a norm. Views and casts before
+/// and between them may have any path of the layer; those after the last of them stay in the layer.
 fn heads(graph: &Graph, nodes: &[NodeId]) -> BTreeMap<u32, Vec<NodeId>> {
-    let mut heads: BTreeMap<u32, (Vec<NodeId>, bool)> = BTreeMap::new();
+    #[derive(Default)]
+    struct Head {
+        nodes: Vec<NodeId>,
+        /// Views and casts since the last of `nodes`.
+        renamed: Vec<NodeId>,
+        closed: bool,
+    }
+    let mut heads: BTreeMap<u32, Head> = BTreeMap::new();
     for id in nodes {
         let node = graph.node(*id);
         let Some(unit) = layer_of(node).map(|l| l.saturating_add(1)) else { continue };
-        let (head, open) = heads.entry(unit).or_insert_with(|| (Vec::new(), true));
-        if *open && head.first().is_none_or(|first| graph.node(*first).sources == node.sources) {
-            head.push(*id);
+        let head = heads.entry(unit).or_default();
+        if head.closed {
+            continue;
+        }
+        let kind = node.op.kind();
+        if kind.info().category == Category::View || kind == OpKind::Cast {
+            head.renamed.push(*id);
+        } else if head.nodes.last().is_none_or(|last| graph.node(*last).sources == node.sources) {
+            head.nodes.append(&mut head.renamed);
+            head.nodes.push(*id);
         } else {
-            *open = false;
+            head.closed = true;
         }
     }
     heads
         .into_iter()
-        .map(|(unit, (head, _))| (unit, head))
+        .map(|(unit, head)| (unit, head.nodes))
         .filter(|(_, head)| head.iter().any(|id| matches!(graph.node(*id).op.kind(), OpKind::RmsNorm | OpKind::Rsqrt)))
         .collect()
 }

@@ -2,7 +2,7 @@
 
 use super::{Outcome, Reason};
 use crate::egraph::ENode;
-use crate::solve::{Solved, Solver, Source};
+use crate::solve::{Solved, Solver, Source, gates};
 use crate::units::{Operand, Unit};
 use std::collections::{BTreeMap, BTreeSet};
 use weldment_ir::{Category, DType, Op, OpKind, TensorType};
@@ -43,10 +43,10 @@ impl Anchor {
     }
 }
 
-/// The type of an operand, where it is a slot.
+/// The type of an operand, where it is a view of a slot.
 fn slot_type(unit: &Unit, operand: Option<&Operand>) -> Option<(TensorType, bool)> {
-    match operand {
-        Some(Operand::Slot(i)) => unit.slots.get(*i as usize).map(|s| (s.ty.clone(), s.fixed)),
+    match operand.map(|o| through_views(unit, *o)) {
+        Some(Operand::Slot(i)) => unit.slots.get(i as usize).map(|s| (s.ty.clone(), s.fixed)),
         _ => None,
     }
 }
@@ -70,6 +70,7 @@ pub(crate) fn anchors(unit: &Unit) -> Vec<Anchor> {
     let feeds = |i: u32, kinds: &[OpKind]| {
         users[i as usize].iter().any(|(u, _)| kinds.contains(&unit.nodes[*u as usize].op.kind()))
     };
+    let gates = gates(unit);
     let mut sets: BTreeMap<Operand, Vec<u32>> = BTreeMap::new();
     for (i, node) in unit.nodes.iter().enumerate() {
         let i = i as u32;
@@ -96,9 +97,12 @@ pub(crate) fn anchors(unit: &Unit) -> Vec<Anchor> {
                 add("matmul_epilogue", vec![i], i, &[OpKind::MatmulAdd]);
             }
             OpKind::Cast => {
+                // What a 16-bit value is cast to rounds nothing that its producer computes.
+                let producer = node.operands.first().map(|o| through_views(unit, *o));
+                let single = weldment_ir::Attr::DType(DType::F32);
                 let rounds =
-                    |n: u32| unit.nodes[n as usize].op.attrs().iter().any(|a| matches!(a, weldment_ir::Attr::DType(_)));
-                if from(0).is_some_and(rounds) {
+                    |n: u32| unit.nodes[n as usize].op.attrs().contains(&single) && !node.op.attrs().contains(&single);
+                if matches!(producer, Some(Operand::Local(n, _)) if rounds(n)) {
                     add("cast_into_producer", vec![i], i, &[]);
                 }
             }
@@ -122,13 +126,7 @@ pub(crate) fn anchors(unit: &Unit) -> Vec<Anchor> {
     }
     for members in sets.into_values().filter(|m| m.len() > 1) {
         let subjects: Vec<u32> = members.iter().map(|m| biased(unit, &users, *m)).collect();
-        let gate = subjects.iter().chain(&members).any(|m| {
-            let gates = [OpKind::Silu, OpKind::Sigmoid, OpKind::Gelu];
-            feeds(*m, &gates)
-                || users[*m as usize].iter().any(|(u, _)| {
-                    unit.nodes[*u as usize].op.kind().info().category == Category::View && feeds(*u, &gates)
-                })
-        });
+        let gate = subjects.iter().chain(&members).any(|m| gates[*m as usize]);
         let group = if gate { "merged_gate_up" } else { "merged_qkv" };
         out.push(Anchor { group, at: members, absorbed: subjects, test: Test::Joined });
     }

@@ -216,3 +216,11 @@ pub fn has_rank(vars: Vec<Var>, rank: usize) -> Condition {
         answer(t.as_ref().is_some_and(|t| t.rank() == rank), || show(t), &format!("rank {rank}"))
     })
 }
+
+/// The value's rank is no higher than this.
+pub fn rank_at_most(vars: Vec<Var>, rank: usize) -> Condition {
+    condition("rank", vars, move |net, ids| {
+        let t = ty(net, ids, 0);
+        answer(t.as_ref().is_some_and(|t| t.rank() <= rank), || show(t), &format!("rank {rank} or less"))
+    })
+}
