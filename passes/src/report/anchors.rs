@@ -5,7 +5,7 @@ use crate::egraph::ENode;
 use crate::solve::{Solved, Solver, Source, gates};
 use crate::units::{Operand, Unit};
 use std::collections::{BTreeMap, BTreeSet};
-use weldment_ir::{Category, DType, Op, OpKind, TensorType};
+use weldment_ir::{Attr, Category, DType, Op, OpKind, TensorType};
 
 /// An anchor's place in a unit.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,16 +51,50 @@ fn slot_type(unit: &Unit, operand: Option<&Operand>) -> Option<(TensorType, bool
     }
 }
 
-/// An operand with views of one operand taken off.
+/// An operand with views of one operand and casts that lose nothing taken off.
 fn through_views(unit: &Unit, mut operand: Operand) -> Operand {
     while let Operand::Local(i, _) = operand {
         let node = &unit.nodes[i as usize];
-        match (node.op.kind().info().category, node.operands.as_slice()) {
-            (Category::View, [only]) => operand = *only,
+        match (node.op.kind().info().category, &node.op, node.operands.as_slice()) {
+            (Category::View, _, [only]) => operand = *only,
+            (_, Op::Cast { dtype }, [only]) if dtype_of(unit, *only) == Some(*dtype) => operand = *only,
+            (_, Op::Cast { dtype }, [only]) => match widened(unit, through_views(unit, *only)) {
+                Some(inner) if dtype_of(unit, inner) == Some(*dtype) => operand = inner,
+                _ => break,
+            },
             _ => break,
         }
     }
     operand
+}
+
+/// The 16-bit value that an operand is a cast to f32 of.
+fn widened(unit: &Unit, operand: Operand) -> Option<Operand> {
+    let Operand::Local(i, _) = operand else { return None };
+    let node = &unit.nodes[i as usize];
+    let half = |o: &Operand| matches!(dtype_of(unit, *o), Some(DType::F16 | DType::BF16));
+    match (&node.op, node.operands.as_slice()) {
+        (Op::Cast { dtype: DType::F32 }, [only]) if half(only) => Some(*only),
+        _ => None,
+    }
+}
+
+/// The dtype that an operand's op names, or else that of its own first operand.
+fn dtype_of(unit: &Unit, mut operand: Operand) -> Option<DType> {
+    loop {
+        let node = match operand {
+            Operand::Slot(i) => return unit.slots.get(i as usize).map(|s| s.ty.dtype),
+            Operand::Local(i, _) => unit.nodes.get(i as usize)?,
+        };
+        let named = node.op.attrs().into_iter().find_map(|a| match a {
+            Attr::DType(d) => Some(d),
+            _ => None,
+        });
+        if named.is_some() {
+            return named;
+        }
+        operand = *node.operands.first()?;
+    }
 }
 
 /// Every anchor of a unit, by node order.
@@ -99,9 +133,11 @@ pub(crate) fn anchors(unit: &Unit) -> Vec<Anchor> {
             OpKind::Cast => {
                 // What a 16-bit value is cast to rounds nothing that its producer computes.
                 let producer = node.operands.first().map(|o| through_views(unit, *o));
-                let single = weldment_ir::Attr::DType(DType::F32);
-                let rounds =
-                    |n: u32| unit.nodes[n as usize].op.attrs().contains(&single) && !node.op.attrs().contains(&single);
+                let single = Attr::DType(DType::F32);
+                let rounds = |n: u32| {
+                    let made = &unit.nodes[n as usize].op;
+                    made.attrs().contains(&single) && made.kind() != OpKind::Cast && !node.op.attrs().contains(&single)
+                };
                 if matches!(producer, Some(Operand::Local(n, _)) if rounds(n)) {
                     add("cast_into_producer", vec![i], i, &[]);
                 }
@@ -190,15 +226,15 @@ pub(crate) fn outcome(solver: &Solver<'_>, solved: &Solved<'_>, owners: &[BTreeS
 }
 
 fn reads_int8(solved: &Solved<'_>, step: u32) -> bool {
-    match solved.steps[step as usize].operands.first() {
-        Some(Source::Slot(_, crate::units::Carried::Cast(d))) => *d == DType::Q8A,
-        Some(Source::Node(i, _)) => {
-            let op = &solved.steps[behind_views(solved, *i) as usize].op;
-            let casts = matches!(op, Op::Cast { dtype: DType::Q8A });
-            casts || op.attrs().contains(&weldment_ir::Attr::DType(DType::Q8A))
+    let mut operand = solved.steps[step as usize].operands.first();
+    while let Some(Source::Node(i, _)) = operand {
+        let made = &solved.steps[*i as usize];
+        match (made.op.kind().info().category, made.operands.as_slice()) {
+            (Category::View, [only]) => operand = Some(only),
+            _ => return made.op.attrs().contains(&Attr::DType(DType::Q8A)),
         }
-        _ => false,
     }
+    matches!(operand, Some(Source::Slot(_, crate::units::Carried::Cast(DType::Q8A))))
 }
 
 /// The classes, computed in the end, that nodes went into: their own, or those of their nearest readers.
