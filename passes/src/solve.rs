@@ -234,17 +234,27 @@ fn source_of(net: &Net, extraction: &Extraction, owner: &BTreeMap<Id, u32>, unit
 }
 
 /// Says for each node of the unit which steps stand for it, and records it in the steps: those that compute its value,
-/// else those that compute it rounded, else whatever stands for its readers. A step for which no node stands (a merged
+/// else those that compute it rounded or reshaped, else whatever stands for its readers. A step for which no node stands (a merged
 /// matmul, a cast) takes the nodes of its readers.
 fn attribute(solved: &mut Solved<'_>) -> Vec<BTreeSet<u32>> {
     let unit = solved.unit;
     let users = unit.users();
-    // Steps that compute a value rounded to another dtype.
+    // Steps that compute a value rounded to another dtype or under another shape.
     let mut rounded: BTreeMap<Id, BTreeSet<u32>> = BTreeMap::new();
-    for (class, step) in &solved.owner {
-        for node in solved.net[*class].iter().filter(|n| matches!(n, ENode::Op(OpKind::Cast, _))) {
-            if let ([x], _) = node.split() {
-                rounded.entry(solved.net.find(*x)).or_default().insert(*step);
+    let mut reshaped: BTreeMap<Id, BTreeSet<u32>> = BTreeMap::new();
+    for class in solved.net.classes() {
+        for node in class.iter() {
+            let into = match node {
+                ENode::Op(OpKind::Cast, _) => &mut rounded,
+                ENode::Op(OpKind::Reshape, _) => &mut reshaped,
+                _ => continue,
+            };
+            let ([x], _) = node.split() else { continue };
+            let x = solved.net.find(*x);
+            if let Some(step) = solved.owner.get(&class.id) {
+                into.entry(x).or_default().insert(*step);
+            } else if let (ENode::Op(OpKind::Reshape, _), Some(step)) = (node, solved.owner.get(&x)) {
+                reshaped.entry(class.id).or_default().insert(*step);
             }
         }
     }
@@ -254,6 +264,9 @@ fn attribute(solved: &mut Solved<'_>) -> Vec<BTreeSet<u32>> {
         let mut own: BTreeSet<u32> = results.iter().filter_map(|id| solved.owner.get(id).copied()).collect();
         if own.is_empty() {
             own = results.iter().filter_map(|id| rounded.get(id)).flatten().copied().collect();
+        }
+        if own.is_empty() {
+            own = results.iter().filter_map(|id| reshaped.get(id)).flatten().copied().collect();
         }
         if own.is_empty() {
             own = users[i].iter().flat_map(|(u, _)| owners[*u as usize].iter().copied()).collect();
