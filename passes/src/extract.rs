@@ -181,9 +181,6 @@ impl Extraction {
             for (_, provider) in &providers {
                 self.try_provider(&mut trial, &readers, *provider);
             }
-            for (_, tuple) in &providers {
-                self.try_without(&mut trial, &forms, &readers[*tuple], *tuple);
-            }
             if self.cost == start {
                 break;
             }
@@ -204,31 +201,6 @@ impl Extraction {
                 Some((_, cost)) if cost < self.cost => self.cost = cost,
                 _ => trial.choice[class] = before,
             }
-        }
-    }
-
-    /// Takes all results of a node with several from elsewhere, each then in its best form, and keeps that if it is cheaper.
-    fn try_without(&mut self, trial: &mut Trial<'_>, forms: &[Vec<Form>], readers: &[(usize, usize)], tuple: usize) {
-        let Some((order, _)) = trial.walk() else { return };
-        let picked = |class: &usize, at: usize| {
-            let form = &forms[*class][at];
-            matches!(form.node, ENode::Result(..)) && form.children == [tuple]
-        };
-        let results: Vec<usize> =
-            readers.iter().filter(|(c, at)| trial.choice[*c] == Some(*at) && picked(c, *at)).map(|r| r.0).collect();
-        if results.len() < 2 || !results.iter().all(|r| order.contains(r)) {
-            return;
-        }
-        let (choice, cost) = (trial.choice.clone(), self.cost);
-        for class in &results {
-            trial.choice[*class] = (0..forms[*class].len()).find(|at| !picked(class, *at)).or(trial.choice[*class]);
-        }
-        self.cost = trial.walk().map_or(Cost::MAX, |walk| walk.1);
-        for class in results.iter().chain(results.iter().rev()) {
-            self.try_forms(trial, forms, *class);
-        }
-        if self.cost >= cost {
-            (trial.choice, self.cost) = (choice, cost);
         }
     }
 

@@ -77,7 +77,8 @@ fn obscured_graphs_stay_the_same_function() {
     }
 }
 
-/// A view that another layer's path names stands at a border between units; no match is lost to it.
+/// A view that another layer's path names stands at a border between units; no match is lost to it. Which of two fusions
+/// takes an add is not compared here: the search of a whole obscured graph may end at a form of as many launches.
 #[test]
 fn stamping_loses_nothing_in_obscured_graphs() {
     for (name, decoder) in models() {
@@ -86,7 +87,11 @@ fn stamping_loses_nothing_in_obscured_graphs() {
             let graph = Obscure { one_in: 3 }.graph(&plain, &mut Random(seed * 0x2545_F491_4F6C_DD1D));
             let whole = Options { unit_stamping: false, ..Options::default() };
             let (stamped, whole) = (optimise(&graph, &Options::default()), optimise(&graph, &whole));
-            assert_eq!(coverage(&stamped.report), coverage(&whole.report), "{name}, seed {seed}");
+            let fused = |report: &Report| {
+                let (groups, launches) = coverage(report);
+                (groups.into_iter().map(|(name, [fused, _, of])| (name, fused, of)).collect::<Vec<_>>(), launches)
+            };
+            assert_eq!(fused(&stamped.report), fused(&whole.report), "{name}, seed {seed}");
         }
     }
 }
