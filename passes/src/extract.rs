@@ -62,6 +62,8 @@ struct Form {
     cost: Cost,
     /// Hash of the op and its attributes.
     hash: u64,
+    /// A view: what it shows can be shared under other shapes.
+    view: bool,
 }
 
 /// The best known form of a class while costs settle.
@@ -179,7 +181,7 @@ impl Extraction {
                 self.try_forms(&mut trial, &forms, class);
             }
             for (_, provider) in &providers {
-                self.try_provider(&mut trial, &readers[*provider], *provider);
+                self.try_provider(&mut trial, &readers, *provider);
             }
             if self.cost == start {
                 break;
@@ -204,19 +206,35 @@ impl Extraction {
         }
     }
 
-    /// Switches every needed class that can read `provider` to do so, and keeps that if it is cheaper.
-    fn try_provider(&mut self, trial: &mut Trial<'_>, readers: &[(usize, usize)], provider: usize) {
+    /// Switches every needed class that can read `provider`, itself or as a view of a value that does, and keeps that if
+    /// it is cheaper.
+    fn try_provider(&mut self, trial: &mut Trial<'_>, readers: &[Vec<(usize, usize)>], provider: usize) {
         let Some((order, _)) = trial.walk() else { return };
         let mut needed = vec![false; trial.choice.len()];
         for c in order {
             needed[c] = true;
         }
         let mut before: Vec<(usize, Option<usize>)> = Vec::new();
-        for (class, form) in readers {
-            let again = before.last().is_some_and(|b| b.0 == *class);
-            if *class != provider && needed[*class] && !again && trial.choice[*class] != Some(*form) {
-                before.push((*class, trial.choice[*class]));
-                trial.choice[*class] = Some(*form);
+        let mut last = None;
+        for (class, form) in &readers[provider] {
+            if *class == provider || last == Some(*class) {
+                continue;
+            }
+            // A value that nothing needs may still be what a needed one is a view of.
+            let views = |(outer, at): &&(usize, usize)| needed[*outer] && trial.forms[*outer][*at].view;
+            let shown: Vec<(usize, usize)> = match needed[*class] {
+                true => Vec::new(),
+                false => readers[*class].iter().filter(views).copied().collect(),
+            };
+            if !needed[*class] && shown.is_empty() {
+                continue;
+            }
+            last = Some(*class);
+            for (class, form) in shown.into_iter().chain([(*class, *form)]) {
+                if class != provider && trial.choice[class] != Some(form) {
+                    before.push((class, trial.choice[class]));
+                    trial.choice[class] = Some(form);
+                }
             }
         }
         if before.is_empty() {
@@ -315,7 +333,8 @@ fn forms_of(net: &Net, id: Id, index: &BTreeMap<Id, usize>, log: &Log, prices: &
             ENode::Result(i, _) => (1, hash_of((prices.salt, "result", i))),
             ENode::Attr(_) => continue,
         };
-        forms.push(Form { node, children, cost, hash });
+        let view = matches!(&node, ENode::Op(kind, _) if kind.info().category == Category::View);
+        forms.push(Form { node, children, cost, hash, view });
     }
     forms
 }

@@ -12,7 +12,7 @@ use crate::units::{Carried, Instance, Unit, cut, describe, is_shared_leaf};
 use indexmap::IndexMap;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
-use weldment_ir::{Attr, DType, Graph, IrError, NodeId, Op, OpKind, Value};
+use weldment_ir::{Attr, Category, DType, Graph, IrError, NodeId, Op, OpKind, Value};
 
 /// What a user can choose.
 #[derive(Clone, Debug)]
@@ -154,7 +154,7 @@ fn check_names(all: &[Rule], disabled: &BTreeSet<String>) -> Result<(), PassErro
 }
 
 /// Rules that may fire, and the others with the reason.
-fn select<'a>(all: &'a [Rule], policy: Numerics, options: &Options) -> (Vec<&'a Rule>, Vec<(&'a Rule, String)>) {
+pub(crate) fn select<'a>(all: &'a [Rule], policy: Numerics, options: &Options) -> (Vec<&'a Rule>, Vec<(&'a Rule, String)>) {
     let (mut allowed, mut barred) = (Vec::new(), Vec::new());
     for rule in all {
         let off = [Some(rule.name), rule.group].into_iter().flatten().find(|n| options.disabled.contains(*n));
@@ -220,7 +220,10 @@ pub(crate) fn solve_units(graph: &Graph, solver: &Solver<'_>, stamping: bool) ->
 
 /// Can the op that computes a value round it to q8a as it does? A product may turn out to be a norm or a gate.
 fn rounds(graph: &Graph, target: &dyn TargetModel, value: Value) -> bool {
-    let node = graph.node(value.node);
+    let mut node = graph.node(value.node);
+    while let (Category::View, [of]) = (node.op.kind().info().category, node.operands.as_slice()) {
+        node = graph.node(of.node);
+    }
     let kind = node.op.kind();
     if kind == OpKind::Mul {
         return true;

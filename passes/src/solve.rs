@@ -11,7 +11,7 @@ use crate::target::TargetModel;
 use crate::units::{Carried, Operand, Unit, mark};
 use egg::Id;
 use std::collections::{BTreeMap, BTreeSet};
-use weldment_ir::{Attr, Op, OpKind};
+use weldment_ir::{Attr, Category, Op, OpKind};
 
 /// An operand of a recipe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -125,17 +125,19 @@ fn ingest(unit: &Unit) -> (Net, Vec<Vec<Id>>, Vec<Id>) {
 }
 
 /// Which nodes feed a gate, through views, casts and biases.
-fn gates(unit: &Unit) -> Vec<bool> {
+pub(crate) fn gates(unit: &Unit) -> Vec<bool> {
     let mut gates = vec![false; unit.nodes.len()];
-    for node in unit.nodes.iter().rev() {
+    for (i, node) in unit.nodes.iter().enumerate().rev() {
         let kind = node.op.kind();
-        if matches!(kind, OpKind::Silu | OpKind::Sigmoid | OpKind::Gelu | OpKind::SiluMul) {
-            let mut at = node.operands.first().copied();
-            while let Some(Operand::Local(i, _)) = at {
-                gates[i as usize] = true;
-                let fed = &unit.nodes[i as usize];
-                let passes = matches!(fed.op.kind(), OpKind::Add | OpKind::Cast | OpKind::Reshape);
-                at = fed.operands.first().copied().filter(|_| passes);
+        let gate = matches!(kind, OpKind::Silu | OpKind::Sigmoid | OpKind::Gelu | OpKind::SiluMul);
+        // A bias may stand on either side of its sum.
+        let passes = kind.info().category == Category::View || matches!(kind, OpKind::Add | OpKind::Cast);
+        let read = if kind == OpKind::Add { node.operands.len() } else { 1 };
+        if gate || (gates[i] && passes) {
+            for operand in node.operands.iter().take(read) {
+                if let Operand::Local(fed, _) = operand {
+                    gates[*fed as usize] = true;
+                }
             }
         }
     }
@@ -275,17 +277,27 @@ fn dead_nodes(solved: &Solved<'_>) -> BTreeSet<u32> {
 }
 
 /// Says for each node of the unit which steps stand for it, and records it in the steps: those that compute its value,
-/// else those that compute it rounded, else whatever stands for its readers. A step for which no node stands (a merged
+/// else those that compute it rounded or reshaped, else whatever stands for its readers. A step for which no node stands (a merged
 /// matmul, a cast) takes the nodes of its readers. For dead nodes none stands.
 fn attribute(solved: &mut Solved<'_>, dead: &BTreeSet<u32>) -> Vec<BTreeSet<u32>> {
     let unit = solved.unit;
     let users = unit.users();
-    // Steps that compute a value rounded to another dtype.
+    // Steps that compute a value rounded to another dtype or under another shape.
     let mut rounded: BTreeMap<Id, BTreeSet<u32>> = BTreeMap::new();
-    for (class, step) in &solved.owner {
-        for node in solved.net[*class].iter().filter(|n| matches!(n, ENode::Op(OpKind::Cast, _))) {
-            if let ([x], _) = node.split() {
-                rounded.entry(solved.net.find(*x)).or_default().insert(*step);
+    let mut reshaped: BTreeMap<Id, BTreeSet<u32>> = BTreeMap::new();
+    for class in solved.net.classes() {
+        for node in class.iter() {
+            let into = match node {
+                ENode::Op(OpKind::Cast, _) => &mut rounded,
+                ENode::Op(OpKind::Reshape, _) => &mut reshaped,
+                _ => continue,
+            };
+            let ([x], _) = node.split() else { continue };
+            let x = solved.net.find(*x);
+            if let Some(step) = solved.owner.get(&class.id) {
+                into.entry(x).or_default().insert(*step);
+            } else if let (ENode::Op(OpKind::Reshape, _), Some(step)) = (node, solved.owner.get(&x)) {
+                reshaped.entry(class.id).or_default().insert(*step);
             }
         }
     }
@@ -298,6 +310,9 @@ fn attribute(solved: &mut Solved<'_>, dead: &BTreeSet<u32>) -> Vec<BTreeSet<u32>
         }
         if own.is_empty() {
             own = results.iter().filter_map(|id| rounded.get(id)).flatten().copied().collect();
+        }
+        if own.is_empty() {
+            own = results.iter().filter_map(|id| reshaped.get(id)).flatten().copied().collect();
         }
         if own.is_empty() {
             own = users[i].iter().flat_map(|(u, _)| owners[*u as usize].iter().copied()).collect();

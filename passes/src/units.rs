@@ -114,24 +114,38 @@ pub fn cut(graph: &Graph, stamping: bool) -> Vec<Vec<NodeId>> {
     units.into_values().collect()
 }
 
-/// For each layer's unit number: the layer's leading nodes up to its first contraction, indexed op or state write, if they
-/// hold a norm. Whatever stands between the residual sum and the norm is in one unit with both.
+/// For each layer's unit number: the layer's leading nodes up to its first contraction, indexed op or state write, if they hold a
+/// norm: whatever stands between the residual sum and the norm is in one unit with both. Views and casts behind the last of the
+/// others stay in the layer, with what reads them.
 fn heads(graph: &Graph, nodes: &[NodeId]) -> BTreeMap<u32, Vec<NodeId>> {
-    let mut heads: BTreeMap<u32, (Vec<NodeId>, bool)> = BTreeMap::new();
+    #[derive(Default)]
+    struct Head {
+        nodes: Vec<NodeId>,
+        /// Views and casts since the last of `nodes`.
+        renamed: Vec<NodeId>,
+        closed: bool,
+    }
+    let mut heads: BTreeMap<u32, Head> = BTreeMap::new();
     for id in nodes {
         let node = graph.node(*id);
         let Some(unit) = layer_of(node).map(|l| l.saturating_add(1)) else { continue };
-        let (head, open) = heads.entry(unit).or_insert_with(|| (Vec::new(), true));
-        let ends =
-            matches!(node.op.kind().info().category, Category::Contraction | Category::Indexed | Category::StateWrite);
-        *open &= !ends;
-        if *open {
-            head.push(*id);
+        let head = heads.entry(unit).or_default();
+        if head.closed {
+            continue;
+        }
+        let (kind, category) = (node.op.kind(), node.op.kind().info().category);
+        if category == Category::View || kind == OpKind::Cast {
+            head.renamed.push(*id);
+        } else if matches!(category, Category::Contraction | Category::Indexed | Category::StateWrite) {
+            head.closed = true;
+        } else {
+            head.nodes.append(&mut head.renamed);
+            head.nodes.push(*id);
         }
     }
     heads
         .into_iter()
-        .map(|(unit, (head, _))| (unit, head))
+        .map(|(unit, head)| (unit, head.nodes))
         .filter(|(_, head)| head.iter().any(|id| matches!(graph.node(*id).op.kind(), OpKind::RmsNorm | OpKind::Rsqrt)))
         .collect()
 }

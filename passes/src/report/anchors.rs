@@ -3,10 +3,10 @@
 use super::Outcome;
 use super::near::Ground;
 use super::reasons::reason;
-use crate::solve::{Solved, Solver, Source};
+use crate::solve::{Solved, Solver, Source, gates};
 use crate::units::{Operand, Unit};
 use std::collections::{BTreeMap, BTreeSet};
-use weldment_ir::{Category, DType, Op, OpKind, TensorType};
+use weldment_ir::{Attr, Category, DType, Op, OpKind, TensorType};
 
 /// An anchor's place in a unit.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,10 +46,10 @@ impl Anchor {
     }
 }
 
-/// The type of an operand, where it is a slot.
+/// The type of an operand, where it is a view of a slot.
 fn slot_type(unit: &Unit, operand: Option<&Operand>) -> Option<(TensorType, bool)> {
-    match operand {
-        Some(Operand::Slot(i)) => unit.slots.get(*i as usize).map(|s| (s.ty.clone(), s.fixed)),
+    match operand.map(|o| through_views(unit, *o)) {
+        Some(Operand::Slot(i)) => unit.slots.get(i as usize).map(|s| (s.ty.clone(), s.fixed)),
         _ => None,
     }
 }
@@ -98,6 +98,52 @@ fn squared(unit: &Unit, root: u32) -> Option<Operand> {
     None
 }
 
+/// An operand with views of one operand and casts that lose nothing taken off.
+fn through_views(unit: &Unit, mut operand: Operand) -> Operand {
+    while let Operand::Local(i, _) = operand {
+        let node = &unit.nodes[i as usize];
+        match (node.op.kind().info().category, &node.op, node.operands.as_slice()) {
+            (Category::View, _, [only]) => operand = *only,
+            (_, Op::Cast { dtype }, [only]) if dtype_of(unit, *only) == Some(*dtype) => operand = *only,
+            (_, Op::Cast { dtype }, [only]) => match widened(unit, through_views(unit, *only)) {
+                Some(inner) if dtype_of(unit, inner) == Some(*dtype) => operand = inner,
+                _ => break,
+            },
+            _ => break,
+        }
+    }
+    operand
+}
+
+/// The 16-bit value that an operand is a cast to f32 of.
+fn widened(unit: &Unit, operand: Operand) -> Option<Operand> {
+    let Operand::Local(i, _) = operand else { return None };
+    let node = &unit.nodes[i as usize];
+    let half = |o: &Operand| matches!(dtype_of(unit, *o), Some(DType::F16 | DType::BF16));
+    match (&node.op, node.operands.as_slice()) {
+        (Op::Cast { dtype: DType::F32 }, [only]) if half(only) => Some(*only),
+        _ => None,
+    }
+}
+
+/// The dtype that an operand's op names, or else that of its own first operand.
+fn dtype_of(unit: &Unit, mut operand: Operand) -> Option<DType> {
+    loop {
+        let node = match operand {
+            Operand::Slot(i) => return unit.slots.get(i as usize).map(|s| s.ty.dtype),
+            Operand::Local(i, _) => unit.nodes.get(i as usize)?,
+        };
+        let named = node.op.attrs().into_iter().find_map(|a| match a {
+            Attr::DType(d) => Some(d),
+            _ => None,
+        });
+        if named.is_some() {
+            return named;
+        }
+        operand = *node.operands.first()?;
+    }
+}
+
 /// Every anchor of a unit, by node order.
 pub(crate) fn anchors(unit: &Unit) -> Vec<Anchor> {
     let mut out = Vec::new();
@@ -114,10 +160,10 @@ pub(crate) fn anchors(unit: &Unit) -> Vec<Anchor> {
                 matches!(category, Category::View | Category::Elementwise) && feeds(*u, &[OpKind::Mul])
             })
     };
+    let gates = gates(unit);
     let mut sets: BTreeMap<(Operand, bool), Vec<u32>> = BTreeMap::new();
     for (i, node) in unit.nodes.iter().enumerate() {
         let i = i as u32;
-        let from = |operand: usize| node.operands.get(operand).and_then(|o| unit.origin(*o));
         let behind = |operand: usize, kind| node.operands.get(operand).and_then(|o| comes_from(unit, *o, kind));
         let mut add = |group, at: Vec<u32>, absorbed: u32, kinds: &'static [OpKind]| {
             out.push(Anchor { group, at, absorbed: vec![absorbed], test: Test::Absorbed(kinds) });
@@ -150,19 +196,25 @@ pub(crate) fn anchors(unit: &Unit) -> Vec<Anchor> {
             OpKind::IndexScores if feeds(i, &[OpKind::Topk]) => add("topk_rows", vec![i], i, &[OpKind::Topk]),
             OpKind::SparseAttention => add("dense_window", vec![i], i, &[OpKind::Attention]),
             OpKind::Cast => {
-                let rounds = |n: u32| {
-                    let op = &unit.nodes[n as usize].op;
-                    op.kind() != OpKind::Constant && op.attrs().iter().any(|a| matches!(a, weldment_ir::Attr::DType(_)))
+                // What a 16-bit value is cast to rounds nothing that its producer computes.
+                let single = Attr::DType(DType::F32);
+                let rounds = |operand: Operand| {
+                    let Operand::Local(n, _) = operand else { return false };
+                    let made = &unit.nodes[n as usize].op;
+                    let computes = !matches!(made.kind(), OpKind::Cast | OpKind::Constant);
+                    computes && made.attrs().contains(&single) && !node.op.attrs().contains(&single)
                 };
-                let near = from(0).and_then(|n| {
-                    let node = &unit.nodes[n as usize];
-                    // An elementwise op of one operand may stand between.
-                    match (node.op.kind().info().category, node.operands.as_slice()) {
-                        (Category::Elementwise, [only]) => unit.origin(*only),
+                let producer = node.operands.first().map(|o| through_views(unit, *o));
+                // An elementwise op of one operand may stand between.
+                let near = producer.and_then(|p| {
+                    let Operand::Local(n, _) = p else { return None };
+                    let between = &unit.nodes[n as usize];
+                    match (between.op.kind().info().category, between.operands.as_slice()) {
+                        (Category::Elementwise, [only]) => Some(through_views(unit, *only)),
                         _ => None,
                     }
                 });
-                if from(0).is_some_and(rounds) || near.is_some_and(rounds) {
+                if [producer, near].into_iter().flatten().any(rounds) {
                     add("cast_into_producer", vec![i], i, &[]);
                 }
             }
@@ -179,13 +231,7 @@ pub(crate) fn anchors(unit: &Unit) -> Vec<Anchor> {
     }
     for members in sets.into_values().filter(|m| m.len() > 1) {
         let subjects: Vec<u32> = members.iter().map(|m| biased(unit, &users, *m)).collect();
-        let gate = subjects.iter().chain(&members).any(|m| {
-            let gates = [OpKind::Silu, OpKind::Sigmoid, OpKind::Gelu];
-            feeds(*m, &gates)
-                || users[*m as usize].iter().any(|(u, _)| {
-                    unit.nodes[*u as usize].op.kind().info().category == Category::View && feeds(*u, &gates)
-                })
-        });
+        let gate = subjects.iter().chain(&members).any(|m| gates[*m as usize]);
         let group = if gate { "merged_gate_up" } else { "merged_qkv" };
         out.push(Anchor { group, at: members, absorbed: subjects, test: Test::Joined });
     }
@@ -265,13 +311,13 @@ pub(crate) fn outcome(
 }
 
 fn reads_int8(solved: &Solved<'_>, step: u32) -> bool {
-    match solved.steps[step as usize].operands.first() {
-        Some(Source::Slot(_, crate::units::Carried::Cast(d))) => *d == DType::Q8A,
-        Some(Source::Node(i, _)) => {
-            let op = &solved.steps[behind_views(solved, *i) as usize].op;
-            let casts = matches!(op, Op::Cast { dtype: DType::Q8A });
-            casts || op.attrs().contains(&weldment_ir::Attr::DType(DType::Q8A))
+    let mut operand = solved.steps[step as usize].operands.first();
+    while let Some(Source::Node(i, _)) = operand {
+        let made = &solved.steps[*i as usize];
+        match (made.op.kind().info().category, made.operands.as_slice()) {
+            (Category::View, [only]) => operand = Some(only),
+            _ => return made.op.attrs().contains(&Attr::DType(DType::Q8A)),
         }
-        _ => false,
     }
+    matches!(operand, Some(Source::Slot(_, crate::units::Carried::Cast(DType::Q8A))))
 }

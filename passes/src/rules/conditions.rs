@@ -235,3 +235,17 @@ pub fn window_fits(vars: Vec<Var>) -> Condition {
         answer(fits, || format!("up to {} positions", show(columns)), &accepted)
     })
 }
+
+/// b, x, shape attribute: b is one number, or one for each element of a row, and x's rows stay rows in the shape.
+pub fn row_of_both(vars: Vec<Var>) -> Condition {
+    condition("row", vars, |net, ids| {
+        let (b, x, s) = (ty(net, ids, 0), ty(net, ids, 1), attr(net, ids, 2));
+        let row = match (&b, &x, &s) {
+            (Some(b), Some(x), Some(Attr::Shape(s))) => {
+                b.rank() == 0 || (b.rank() == 1 && !s.is_empty() && x.shape.last() == s.last())
+            }
+            _ => false,
+        };
+        answer(row, || format!("{} beside {} to {}", show(b), show(x), show(s)), "a number or a row, and the same rows")
+    })
+}

@@ -55,9 +55,10 @@ struct Member {
 
 fn merge(net: &Net, ask: &Premises, gate: bool) -> Found {
     let mut sets: BTreeMap<Key, BTreeMap<u32, Member>> = BTreeMap::new();
+    let places = places(net);
     for class in net.classes() {
         // Only values of the graph before any rule: the joined matmul itself is no member.
-        let Some((order, facts)) = class.data.value().and_then(|v| Some((v.order?, v))) else { continue };
+        let Some(&(order, fed_gate)) = places.get(&class.id) else { continue };
         for node in class.iter() {
             let ENode::Op(kind @ (OpKind::Matmul | OpKind::MatmulAdd), _) = node else { continue };
             let (operands, attrs) = node.split();
@@ -68,7 +69,7 @@ fn merge(net: &Net, ask: &Premises, gate: bool) -> Found {
             if !ask.hold(STATIC_WEIGHT, is_static(net, *w)) || !bias.is_none_or(biased) {
                 continue;
             }
-            let member = Member { node: node.clone(), class: class.id, weight: net.find(*w), bias, gate: facts.gate };
+            let member = Member { node: node.clone(), class: class.id, weight: net.find(*w), bias, gate: fed_gate };
             let scoring = net.analysis.scoring.contains(&order);
             let key = (net.find(*x), *dtype, *kind == OpKind::MatmulAdd, scoring);
             sets.entry(key).or_default().entry(order).or_insert(member);
@@ -103,6 +104,26 @@ fn merge(net: &Net, ask: &Premises, gate: bool) -> Found {
         }
     }
     found
+}
+
+/// Where each value stands in the graph before any rule, and whether it feeds a gate there. A value that only a rule made
+/// stands where the graph has a reshape of it.
+fn places(net: &Net) -> BTreeMap<Id, (u32, bool)> {
+    let mut places: BTreeMap<Id, (u32, bool)> = BTreeMap::new();
+    let standing = |id: Id| net[id].data.value().and_then(|v| Some((v.order?, v.gate)));
+    for class in net.classes() {
+        let Some(here) = standing(class.id) else { continue };
+        places.insert(class.id, here);
+        for node in class.iter().filter(|n| matches!(n, ENode::Op(OpKind::Reshape, _))) {
+            if let ([x], _) = node.split()
+                && standing(*x).is_none()
+            {
+                let place = places.entry(net.find(*x)).or_insert(here);
+                *place = (place.0.min(here.0), place.1 || here.1);
+            }
+        }
+    }
+    places
 }
 
 fn is_static(net: &Net, id: Id) -> bool {

@@ -85,6 +85,16 @@ pub(super) fn rules() -> Vec<Rule> {
                 (mul (reshape ?x ?s) (reshape ?y ?s)) => (reshape (mul ?x ?y) ?s)
         },
         rule! {
+            /// A row or a number is added to reshaped rows as to the rows.
+            add_row_past_reshape [Bitwise]:
+                (add (reshape ?x ?s) ?b) => (reshape (add ?x ?b) ?s) if row_of_both(?b, ?x, ?s)
+        },
+        rule! {
+            /// Reshaped rows are multiplied by a row or a number as the rows are.
+            mul_row_past_reshape [Bitwise]:
+                (mul (reshape ?x ?s) ?b) => (reshape (mul ?x ?b) ?s) if row_of_both(?b, ?x, ?s)
+        },
+        rule! {
             /// silu of a reshaped value is a reshaped silu.
             silu_past_reshape [Bitwise]: (silu (reshape ?x ?s)) => (reshape (silu ?x) ?s)
         },

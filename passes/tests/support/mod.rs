@@ -1,6 +1,8 @@
 //! Graphs for tests: a decoder as the front ends build it, and random bindings for any graph.
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+pub mod obscure;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use weldment_ir::graph::OutputKind;

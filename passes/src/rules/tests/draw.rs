@@ -334,8 +334,9 @@ impl Draw<'_> {
                 let other = known.first().cloned().unwrap_or(want);
                 let shape = match self.random.below(16) {
                     0..3 => self.repeated(&other.shape),
-                    3 => self.widened(&other.shape),
+                    3 | 9 => self.widened(&other.shape),
                     4 | 5 => Vec::new(),
+                    10 => other.shape.iter().filter(|d| **d != Dim::Const(1)).cloned().collect(),
                     6..9 => other.shape[other.rank().saturating_sub(1)..].to_vec(),
                     _ => other.shape,
                 };
