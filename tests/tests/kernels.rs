@@ -264,6 +264,26 @@ fn norms() {
     }
 }
 
+/// Heads of a joined projection: from token to token one stride, from head to head another.
+#[test]
+fn norms_of_heads() {
+    for d in [16, 64, 100] {
+        let mut c = Case::new(3, 5);
+        let x = c.input("x", DType::F32, dims(&[sym("T"), Dim::Const(7), Dim::Const(d)]));
+        let w = c.weight("w", DType::F32, &[d]);
+        let (heads, others) = (
+            c.push(Op::Slice { axis: 1, start: 2, end: 5 }, &[x]),
+            c.push(Op::Slice { axis: 1, start: 4, end: 7 }, &[x]),
+        );
+        let eps = Real(1e-5);
+        let norm = c.push(Op::RmsNorm { eps, dtype: DType::F32 }, &[heads, w]);
+        let node =
+            c.graph.add(Op::AddRmsNorm { eps, dtype: DType::F32 }, &[heads, others, w], Default::default()).unwrap();
+        let (both, sum) = (Value { node, result: 0 }, Value { node, result: 1 });
+        c.check(&[norm, both, sum], 1e-5);
+    }
+}
+
 #[test]
 fn norm_to_quantised_activations() {
     let mut c = Case::new(3, 5);

@@ -180,6 +180,19 @@ fn rows_of_every_length() {
     }
 }
 
+/// Heads of a joined projection: from token to token one stride, from head to head another.
+#[test]
+fn norms_of_heads() {
+    for d in [16, 64, 100] {
+        let mut c = Case::new(3, 5);
+        let x = c.input("x", DType::BF16, vec![sym("T"), Dim::Const(7), Dim::Const(d)]);
+        let w = c.weight("w", DType::F32, &[d]);
+        let heads = c.push(Op::Slice { axis: 1, start: 2, end: 5 }, &[x]);
+        let norm = c.push(Op::RmsNorm { eps: Real(1e-5), dtype: DType::F32 }, &[heads, w]);
+        c.check(&[norm], 1e-5);
+    }
+}
+
 /// Copies and broadcasts whose leading dims lie at no common stride.
 #[test]
 fn strided_elementwise() {

@@ -1,6 +1,7 @@
 //! Root-mean-square norms, with or without a residual added first, f32 inside. One program a row, or on GPUs several short ones;
 //! there a row that fits in registers is read once.
 
+use super::pointwise::{coordinates, row_base};
 use super::row::rounded;
 use super::schedule::{Piece, Walk, param};
 use super::{Argument, Built, Request, RowSpace, Tensor, contiguous_last, last_dim, require, row_stride};
@@ -29,7 +30,6 @@ pub fn check(r: &Request<'_>) -> Result<(), Refusal> {
     let (residual, weight, _) = parts(r);
     for t in std::iter::once(x).chain(residual).chain(&r.results).chain(std::iter::once(weight)) {
         contiguous_last(t)?;
-        row_stride(t)?;
     }
     require(x.ty.dtype.is_compute_float(), "activation dtype", x.ty.dtype, "f32, f16 or bf16")?;
     let out = r.results[0].ty.dtype;
@@ -63,10 +63,20 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
         arguments.push(Argument::Result(1));
         (param(&mut b, r.target, "sum", &r.results[1], Access::Write), &r.results[1])
     });
-    let walk = Walk::new(&mut b, r.target, &rows, d, WIDTH);
+    // Heads of a joined projection lie at two strides, one from token to token and one from head to head.
+    let tensors = [Some(x), residual.map(|(_, t)| t), r.results.first(), r.results.get(1)];
+    let folds = tensors.into_iter().flatten().all(|t| row_stride(t).is_ok());
+    let start_walk = if folds { Walk::new } else { Walk::single_rows };
+    let walk = start_walk(&mut b, r.target, &rows, d, WIDTH);
+    let lead = &x.ty.shape[..x.ty.rank() - 1];
+    let index = if folds { Vec::new() } else { coordinates(&mut b, walk.first, lead) };
 
     // A tensor with its parameter, the program's first row and the bytes from row to row.
     let mut place = |param: Param, t: &Tensor| -> Result<(Param, V, DType, i64), Refusal> {
+        if !folds {
+            let strides: Vec<i64> = (0..lead.len()).map(|i| t.byte_stride(i)).collect();
+            return Ok((param, row_base(&mut b, &index, &strides), t.ty.dtype, 0));
+        }
         let stride = row_stride(t)?;
         Ok((param, b.scale(walk.first, stride), t.ty.dtype, stride))
     };

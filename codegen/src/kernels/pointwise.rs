@@ -266,7 +266,7 @@ impl Tile {
 }
 
 /// Coordinates along dims of a row-major index.
-fn coordinates(b: &mut Builder, index: V, lead: &[Dim]) -> Vec<V> {
+pub(super) fn coordinates(b: &mut Builder, index: V, lead: &[Dim]) -> Vec<V> {
     let mut rest = index;
     let mut out = vec![rest; lead.len()];
     for (i, dim) in lead.iter().enumerate().rev() {
@@ -284,7 +284,8 @@ fn coordinates(b: &mut Builder, index: V, lead: &[Dim]) -> Vec<V> {
     out
 }
 
-fn row_base(b: &mut Builder, index: &[V], strides: &[i64]) -> V {
+/// Byte offset of a row by its coordinates.
+pub(super) fn row_base(b: &mut Builder, index: &[V], strides: &[i64]) -> V {
     let mut base = b.int(0);
     for (i, s) in index.iter().zip(strides) {
         if *s != 0 {

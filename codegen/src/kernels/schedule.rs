@@ -133,6 +133,18 @@ impl Walk {
         Walk { n, width, rows: Some(rows as u32), present, first }
     }
 
+    /// As [`Walk::new`], one row a program: for rows that do not lie at one stride.
+    pub fn single_rows(b: &mut Builder, target: &Target, space: &RowSpace, n: u64, widest: u64) -> Walk {
+        space.grid(b, 0, 1);
+        let first = b.program_id(0);
+        if target.gpu().is_none() {
+            return Walk { n, width: widest, rows: None, present: None, first };
+        }
+        let width = n.next_power_of_two().min(WIDEST);
+        b.threads(threads_for(width, 8));
+        Walk { n, width, rows: Some(1), present: None, first }
+    }
+
     /// A walk over `n` elements of rows that the caller chose: `rows` of them (`None` on a host), those in `present` [rows, 1].
     pub fn of(n: u64, width: u64, rows: Option<u32>, present: Option<V>, first: V) -> Walk {
         Walk { n, width, rows, present, first }

@@ -69,9 +69,13 @@ fn family(op: &Op) -> Option<Family> {
             operands: &[Rows, Any],
             result: Rows,
         },
-        OpKind::RmsNorm | OpKind::AddRmsNorm => {
-            Family { shares: Sharing::Rows, check: norm::check, build: norm::build, operands: &[Rows], result: Rows }
-        }
+        OpKind::RmsNorm | OpKind::AddRmsNorm => Family {
+            shares: Sharing::Rows,
+            check: norm::check,
+            build: norm::build,
+            operands: &[Contiguous],
+            result: Contiguous,
+        },
         OpKind::Rope => Family {
             shares: Sharing::Never,
             check: rope::check,

@@ -169,7 +169,7 @@ mod tests {
     /// Lifetimes of all kinds, sizes of one to a thousand lines: 1.1 times the bound holds for every draw.
     #[test]
     fn random_lifetimes_pack_near_the_bound() {
-        let cases = std::env::var("WELDMENT_PACKINGS").map_or(400, |n| n.parse().expect("a number of packings"));
+        let cases = std::env::var("WELDMENT_PACKINGS").map_or(120, |n| n.parse().expect("a number of packings"));
         let mut over = [0u64; 16];
         let mut worst = 0.0f64;
         for seed in 0..cases {

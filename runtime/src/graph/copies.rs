@@ -49,3 +49,51 @@ pub fn launched_copies(manifest: &Manifest, program: &Program, variant: &Variant
     let nodes: Vec<CapturedNode> = (0..variant.launches.len()).map(CapturedNode::Launch).collect();
     copies(manifest, program, variant, &nodes)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::artifact::{Kernel, LaunchCopy};
+
+    /// The manifest of no model, with one kernel that computes and one that moves.
+    fn program() -> (Manifest, Program, Variant) {
+        let kernel = |name: &str, moves_only: bool| {
+            serde_json::from_value::<Kernel>(serde_json::json!({
+                "name": name, "entry": 0, "family": name, "moves_only": moves_only,
+            }))
+        };
+        let launch = |k: u32, copy: Option<LaunchCopy>| serde_json::json!({ "k": k, "g": [], "a": [], "s": k, "c": [8, 0, 0], "copy": copy });
+        let copy = LaunchCopy { source: "layers.0.x".into(), bytes: 256, reason: "a step input".into() };
+        let variant = serde_json::json!({ "launches": [launch(0, None), launch(1, Some(copy)), launch(1, None)] });
+        let manifest = serde_json::json!({
+            "weldment_version": "", "symbols": [], "inputs": [], "outputs": [], "states": [], "programs": [],
+            "model": { "architecture": "", "vocab_size": 1, "max_seq": 1, "kv_block": 1 },
+            "weights": { "mode": { "random": 0 }, "tensors": [] },
+            "sources": [["a"], ["layers.0.y"]],
+        });
+        let program = serde_json::json!({
+            "target": { "name": "", "arch": "" }, "code": "", "arena_bytes": 0, "entries": [],
+            "pack": { "bytes": 0, "key": "", "items": [] },
+            "kernels": [kernel("k0", false).unwrap(), kernel("k1", true).unwrap()],
+        });
+        let parsed =
+            (serde_json::from_value(manifest), serde_json::from_value(program), serde_json::from_value(variant));
+        (parsed.0.unwrap(), parsed.1.unwrap(), parsed.2.unwrap())
+    }
+
+    #[test]
+    fn copies_are_nodes_that_only_move_data() {
+        let (manifest, program, variant) = program();
+        let nodes = [CapturedNode::Launch(0), CapturedNode::Copy, CapturedNode::Launch(1), CapturedNode::Fill];
+        let found = copies(&manifest, &program, &variant, &nodes);
+        let shown: Vec<_> = found.iter().map(|c| (c.source.as_str(), c.bytes, c.by.as_str())).collect();
+        assert_eq!(shown, [("", 0, "copy node"), ("layers.0.x", 256, "k1")]);
+        assert_eq!(found[1].reason, "a step input");
+        // A kernel that moves is a copy whether or not the compiler meant it to be one.
+        let launched = launched_copies(&manifest, &program, &variant);
+        assert_eq!(
+            launched.iter().map(|c| (c.source.as_str(), c.bytes)).collect::<Vec<_>>(),
+            [("layers.0.x", 256), ("layers.0.y", 8)]
+        );
+    }
+}

@@ -50,6 +50,15 @@ fn state(g: &mut Graph, name: &str, dims: &str) -> Value {
     g.push(name, Op::State { name: name.into(), dtype: DType::F32, shape: shape(dims) }, &[]).unwrap()
 }
 
+/// The state that a value is a version of, by leaf and writes.
+fn state_of(g: &Graph, v: Value) -> Option<Arc<str>> {
+    match &g.node(v.node).op {
+        Op::State { name, .. } => Some(name.clone()),
+        op if op.kind().info().category == Category::StateWrite => state_of(g, g.node(v.node).operands[0]),
+        _ => None,
+    }
+}
+
 fn op(g: &mut Graph, op: Op, operands: &[Value]) -> Value {
     let name = op.kind().to_string();
     g.push(&name, op, operands).unwrap()

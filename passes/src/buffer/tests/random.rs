@@ -38,8 +38,8 @@ fn views(dice: &mut Random, steps: u64) -> Graph {
     let weight = |dims: &str| Op::Weight { name: dims.into(), dtype: DType::F32, shape: shape(dims) };
     let norm = op(&mut g, weight("32"), &[]);
     let square = op(&mut g, weight("32 32"), &[]);
-    let mut caches = vec![state(&mut g, "s0", "N 2 4 16"), state(&mut g, "s1", "N 2 4 16")];
-    let again = op(&mut g, Op::State { name: "s0".into(), dtype: DType::F32, shape: shape("N 2 4 16") }, &[]);
+    let mut caches = vec![state(&mut g, "s0", "N 2 16 4"), state(&mut g, "s1", "N 2 16 4")];
+    let again = op(&mut g, Op::State { name: "s0".into(), dtype: DType::F32, shape: shape("N 2 16 4") }, &[]);
     caches.extend(Some(again).filter(|_| dice.one_in(4)));
     let half = if dice.one_in(4) { DType::BF16 } else { DType::F32 };
     let mut pool: Vec<Value> = ["T 32", "T 2 16", "2 T 16", "T 4 8"]
@@ -54,7 +54,7 @@ fn views(dice: &mut Random, steps: u64) -> Graph {
         let other = *dice.pick(&same).unwrap();
         let axis = dice.below(ty.rank() as u64) as usize;
         let size = ty.shape[axis].constant();
-        let made = match dice.below(19) {
+        let made = match dice.below(20) {
             0 | 1 => g.push("r", Op::Reshape { shape: shape(dice.pick(&SHAPES).unwrap()) }, &[v]),
             2 => {
                 let mut permutation: Vec<i64> = (0..ty.rank() as i64).collect();
@@ -83,8 +83,13 @@ fn views(dice: &mut Random, steps: u64) -> Graph {
             11 | 12 => g.push("a", Op::Add {}, &[v, other]),
             13 => g.push("ar", Op::AddRmsNorm { eps: Real(1e-5), dtype: DType::F32 }, &[v, other, norm]),
             14 => g.push("m", Op::Matmul { dtype: DType::F32 }, &[v, square]),
-            15 => {
-                let cache = *dice.pick(&caches).unwrap();
+            15 | 19 => {
+                // The latest version more often than an earlier one.
+                let latest = caches[caches.len() - 1];
+                let cache = if dice.one_in(3) { *dice.pick(&caches).unwrap() } else { latest };
+                let wide: Vec<Value> =
+                    pool.iter().copied().filter(|v| g.type_of(*v).shape == shape("T 2 16")).collect();
+                let v = *dice.pick(&wide).unwrap();
                 let made = g.push("w", Op::CacheWrite { transposed: true }, &[cache, v, p, s, b]);
                 caches.extend(made.as_ref().ok());
                 continue;
@@ -130,7 +135,11 @@ fn views(dice: &mut Random, steps: u64) -> Graph {
     }
     for name in ["s0", "s1"] {
         if !dice.one_in(4) {
-            let v = *dice.pick(&caches).unwrap();
+            // Mostly a version of the state itself.
+            let own = |v: &&Value| super::state_of(&g, **v).as_deref() == Some(name);
+            let versions: Vec<Value> = caches.iter().filter(own).copied().collect();
+            let from = if dice.one_in(5) { &caches } else { &versions };
+            let v = *dice.pick(from).unwrap();
             g.output(name, OutputKind::State, v);
         }
     }
