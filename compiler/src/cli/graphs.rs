@@ -81,7 +81,8 @@ pub fn checkpoint(model: &Path, build: &BuildArgs) -> Result<Checkpoint, Compile
         (true, Some(path)) => path,
         (true, None) => {
             let WeightsArg::Random(seed) = build.weights else {
-                let message = "a .wir graph needs the model whose weights and tokenizer it uses, or --weights random:SEED";
+                let message =
+                    "a .wir graph needs the model whose weights and tokenizer it uses, or --weights random:SEED";
                 return Err(CompileError::option("--checkpoint", message));
             };
             return Ok(random(&read_wir(model)?, model, seed)?);

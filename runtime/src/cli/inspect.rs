@@ -186,7 +186,11 @@ fn ranges(t: &mut String, m: &Manifest, p: &Program, e: &Entry) -> std::fmt::Res
     let guarded = |s: &usize| e.variants.iter().flat_map(|v| &v.guards).any(|g| g.symbol as usize == *s);
     let symbols: Vec<usize> = (0..m.symbols.len()).filter(guarded).collect();
     let count = e.variants.len();
-    writeln!(t, "{} {}: {count} variants; the first whose ranges hold a step's dims is replayed", p.target.name, e.name)?;
+    writeln!(
+        t,
+        "{} {}: {count} variants; the first whose ranges hold a step's dims is replayed",
+        p.target.name, e.name
+    )?;
     write!(t, "{:>5} {:<32}", "", "variant")?;
     symbols.iter().try_for_each(|s| write!(t, " {:>16}", m.symbols[*s].name))?;
     writeln!(t, " {:>9} {:>8}", "launches", "kernels")?;

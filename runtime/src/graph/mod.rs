@@ -2,6 +2,8 @@
 
 mod capture;
 mod dims;
+mod single;
 
 pub use capture::{Regions, StepGraph};
 pub use dims::Dims;
+pub use single::{SingleSteps, Step};

@@ -104,7 +104,10 @@ pub fn manifest() -> Manifest {
             }],
             arena_bytes: 64,
             pack,
-            entries: vec![Entry { name: "step".into(), variants: vec![Variant { name: "step".into(), guards, launches: vec![launch] }] }],
+            entries: vec![Entry {
+                name: "step".into(),
+                variants: vec![Variant { name: "step".into(), guards, launches: vec![launch] }],
+            }],
         }],
         options: vec![("fp-policy".into(), "rounding".into())],
         chat_template: None,
