@@ -107,7 +107,7 @@ fn step_bound(graphs: &[&Graph]) -> f64 {
     types.map(spacing).fold(1e-3, |most, s| if s > 0.0 { most.max((32.0 * s).min(0.1)) } else { most })
 }
 
-/// Runs `tokens` as a prefill of all but the last and a step of that one, on `device`; compares the logits of all with the
+/// Runs `tokens` on `device`, as prefills of all but the last and a step of that one; compares the logits of all with the
 /// interpreter's, and every launch if they differ or `every` is set.
 ///
 /// # Errors
@@ -122,7 +122,8 @@ pub fn compare_artifact(
         return Err(CompileError::option("--tokens", "no tokens; one or more are expected"));
     }
     let (head, last) = tokens.split_at(tokens.len() - 1);
-    let parts: Vec<&[u32]> = [head, last].into_iter().filter(|p| !p.is_empty()).collect();
+    let most = |name: &str| subject.artifact.manifest().symbol(name).map_or(1, |(_, s)| s.max.max(1) as usize);
+    let parts: Vec<&[u32]> = head.chunks(most("T").min(most("R"))).chain([last]).collect();
     let graphs: Vec<&Graph> = subject.planned.iter().flat_map(|t| &t.variants).map(|v| &v.graph).collect();
     let mut out = Comparison { steps: Vec::new(), bound: step_bound(&graphs), compared: 0, first: None };
     run(subject, device, (&parts, tokens.len()), false, &mut out)?;

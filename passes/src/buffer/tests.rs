@@ -624,7 +624,7 @@ fn random(dice: &mut Dice) -> Graph {
 
 #[test]
 fn random_plans_keep_every_tag() {
-    let (mut copies, mut steps, mut in_place) = (0, 0, 0);
+    let (mut copies, mut steps, mut in_place, mut chaotic) = (0, 0, 0, 0);
     for seed in 0..250u64 {
         let g = random(&mut Dice(seed));
         for needs in [&AnyStrides as &dyn KernelNeeds, &Picky] {
@@ -634,11 +634,19 @@ fn random_plans_keep_every_tag() {
                 panic!("seed {seed}: {plan:#?}");
             }
             assert!(plan.arena_bytes >= plan.arena_lower_bound);
+            let other = bufferise_with(&g, needs, Some(seed)).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+            let run = std::panic::AssertUnwindSafe(|| Machine::new(&g, &other, 1 + seed % 20).run());
+            if std::panic::catch_unwind(run).is_err() {
+                panic!("chaos {seed}: {other:#?}");
+            }
+            assert!(other.epochs() == plan.epochs() && other.steps.len() == plan.steps.len());
+            chaotic += usize::from(other != plan);
             copies += plan.copies.len();
             steps += plan.steps.len();
             let writes_state = |s: &&Step| s.writes.iter().any(|w| matches!(w.region, Region::State(_)));
             in_place += plan.steps.iter().filter(writes_state).count();
         }
     }
+    assert!(chaotic > 100, "{chaotic} plans were perturbed");
     assert!(copies > 200 && steps > copies && in_place > 200, "{copies} copies, {steps} steps, {in_place} in place");
 }

@@ -92,9 +92,11 @@ fn rounding_depth(graph: &Graph) -> usize {
     let mut depth: Vec<usize> = Vec::with_capacity(graph.len());
     for id in graph.ids() {
         let node = graph.node(id);
-        let category = node.op.kind().info().category;
-        let rounds = !matches!(category, Category::Leaf | Category::View)
-            && node.types.iter().any(|t| t.dtype.is_float() && t.dtype != DType::F32);
+        let kind = node.op.kind();
+        // What only moves elements leaves them as they are.
+        let moves = matches!(kind.info().category, Category::Leaf | Category::View | Category::StateWrite);
+        let rounds =
+            !moves && kind != OpKind::Gather && node.types.iter().any(|t| t.dtype.is_float() && t.dtype != DType::F32);
         let below = node.operands.iter().map(|v| depth[v.node.index()]).max().unwrap_or(0);
         depth.push(below + usize::from(rounds));
     }

@@ -27,10 +27,10 @@ pub fn verify(args: &VerifyArgs) -> Result<(), CompileError> {
     }
     let (graph, build) = match &opened {
         Some(opened) => artifact::entry(opened, args).map(|(graph, build, _)| (graph, build))?,
-        None => (model(args)?, args.build.clone()),
+        // --chaos gives seeds to try beside the plain form.
+        None => (model(args)?, BuildArgs { chaos: None, ..args.build.clone() }),
     };
-    // What the artifact records may be perturbed or starved once more.
-    let build = BuildArgs { chaos: args.build.chaos.or(build.chaos), fuel: args.build.fuel.or(build.fuel), ..build };
+    let build = BuildArgs { fuel: args.build.fuel.or(build.fuel), ..build };
     match args.bisect_fuel {
         true => fuel::bisect(&graph, &build, args, &mut bars),
         false => regions::verify(&graph, &build, args, &mut bars),
