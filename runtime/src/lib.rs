@@ -47,6 +47,7 @@ pub mod memory;
 pub mod pack;
 pub mod sampler;
 pub mod session;
+pub mod shapes;
 #[cfg(feature = "tokenizer")]
 pub mod text;
 pub mod weights;

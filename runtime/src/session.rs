@@ -8,9 +8,10 @@ use crate::driver::{
 };
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::graph::{Dims, Regions, StepGraph};
+use crate::graph::{CapturedCopy, Dims, Regions, StepGraph, copies};
 use crate::log::{self, Level};
 use crate::memory::{BlockPool, Sequence};
+use crate::shapes::ShapeLog;
 use crate::weights::{self, WeightOptions};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -67,6 +68,9 @@ pub struct SessionOptions {
     pub stream: Option<ExternalStream>,
     /// Memory of the states (KV caches), in the manifest's order; it is used as it is, not zeroed. `None` allocates.
     pub states: Option<Vec<ExternalMemory>>,
+    /// Where a histogram of the steps' shapes is written when the session closes ([`crate::shapes`]); the variable
+    /// `WELDMENT_SHAPES` by default.
+    pub shapes: Option<PathBuf>,
 }
 
 impl Default for SessionOptions {
@@ -78,6 +82,7 @@ impl Default for SessionOptions {
             allocator: None,
             stream: None,
             states: None,
+            shapes: std::env::var_os("WELDMENT_SHAPES").filter(|v| !v.is_empty()).map(PathBuf::from),
         }
     }
 }
@@ -127,6 +132,7 @@ pub struct Session {
     /// `[T]`, derived from `seq_starts`.
     sequence_ids: Vec<i32>,
     dims: Dims,
+    shapes: Option<ShapeLog>,
     program: usize,
     variant: usize,
     threads: usize,
@@ -205,6 +211,7 @@ impl Session {
         let stream = Stream { backend: driver.create_stream(options.stream.as_ref())? };
         let sequence_ids = Vec::with_capacity(tokens.min(1 << 20));
         let threads = device.threads();
+        let shapes = options.shapes.map(|path| ShapeLog::new(path, &manifest, program));
         Ok(Session {
             manifest,
             regions,
@@ -216,6 +223,7 @@ impl Session {
             pool,
             sequence_ids,
             dims,
+            shapes,
             program: index,
             variant: 0,
             threads,
@@ -262,6 +270,15 @@ impl Session {
     /// The captured graph that the last step replayed and the stream it runs on.
     pub fn last_graph(&mut self) -> Option<(&mut (dyn Graph + 'static), &mut Stream)> {
         Some((self.graph.variant(self.variant)?, &mut self.stream))
+    }
+
+    /// Copies in the captured graph that the last step replayed, counted from the graph's nodes. The copy of the step's inputs
+    /// to the device is no part of that graph.
+    pub fn last_copies(&mut self) -> Vec<CapturedCopy> {
+        let nodes = self.graph.variant(self.variant).map(|graph| graph.captured()).unwrap_or_default();
+        let entry = self.program().entries.iter().find(|e| e.name == "step");
+        let variant = entry.and_then(|e| e.variants.get(self.variant));
+        variant.map(|v| copies(&self.manifest, self.program(), v, &nodes)).unwrap_or_default()
     }
 
     /// Bytes that the last step moved by the artifact's own estimate, with `tokens` tokens of sequences of `context` positions
@@ -331,6 +348,13 @@ impl Session {
         let inputs = inputs.get(..self.inputs.len()).unwrap_or_default();
         self.variant = self.graph.replay(&self.manifest, &mut *self.stream.backend, &self.dims, inputs)?;
         self.rows = input.logit_rows.len();
+        if let Some(shapes) = &mut self.shapes {
+            let [tokens, sequences, rows] =
+                [input.tokens.len(), input.seq_starts.len().saturating_sub(1), self.rows].map(|n| n as u64);
+            let width = (input.block_tables.len() as u64).checked_div(sequences).unwrap_or_default();
+            let last = input.positions.iter().copied().max().unwrap_or_default();
+            shapes.record(self.variant, [tokens, sequences, width, rows, u64::from(last.unsigned_abs()) + 1]);
+        }
         Ok(())
     }
 

@@ -1,12 +1,22 @@
 //! Matrix products that a vendor's library may do in place of the generated kernel, which always exists beside them.
 
 use super::{Request, RowSpace, contiguous_last, last_dim, row_stride};
+use crate::select::Choices;
 use crate::target::GpuArch;
 use weldment_ir::{DType, Op};
 
 /// Most tokens of a variant from which on the library is asked. Below, weights bound the time, not arithmetic, and a library
 /// call computes all rows that the variant may have.
-pub const FROM_TOKENS: u64 = 512;
+const FROM_TOKENS: u64 = 512;
+
+/// The same, as the user fixed it: from one token on, or never.
+pub fn from_tokens(choices: &Choices) -> u64 {
+    match choices.library_gemm {
+        Some(0) => u64::MAX,
+        Some(_) => 1,
+        None => FROM_TOKENS,
+    }
+}
 
 /// `out [rows, n] = x [rows, k] w [n, k]^T (+ addend)`; strides in elements.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,7 +41,7 @@ pub struct LibraryGemm {
 pub fn takes(r: &Request<'_>) -> bool {
     let dtype = r.operands[0].ty.dtype;
     r.target.gpu() == Some(GpuArch::Sm90a)
-        && r.max_tokens >= FROM_TOKENS
+        && r.max_tokens >= from_tokens(r.target.choices())
         && matches!(dtype, DType::BF16 | DType::F16)
         && r.operands[1].ty.dtype == dtype
 }

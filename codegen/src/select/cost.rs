@@ -23,6 +23,21 @@ const GPU: Rates = Rates { launch: 1000.0, bandwidth: 4000.0, rate: 20_000.0, ma
 /// Share of the work that is left where rows that need no scores have none.
 const SKIPPING: f64 = 0.95;
 
+impl Rates {
+    /// The target's, with what the user fixed.
+    fn of(target: &Target) -> Rates {
+        let rates = if target.gpu().is_some() { GPU } else { HOST };
+        let choices = target.choices();
+        let fixed = |choice: Option<u32>, default: f64| choice.map_or(default, f64::from);
+        Rates {
+            launch: fixed(choices.cost_launch_ns, rates.launch),
+            bandwidth: fixed(choices.cost_memory_gbps, rates.bandwidth),
+            rate: fixed(choices.cost_vector_rate, rates.rate),
+            matrix: fixed(choices.cost_matrix_rate, rates.matrix),
+        }
+    }
+}
+
 /// Estimated time of one launch of `op` on `target`.
 pub fn nanoseconds(
     target: &Target,
@@ -35,7 +50,7 @@ pub fn nanoseconds(
     if category == Category::Leaf || (category == Category::View && !matches!(op.kind(), OpKind::Concat)) {
         return 0.0;
     }
-    let machine = if target.gpu().is_some() { GPU } else { HOST };
+    let machine = Rates::of(target);
     let bytes = |types: &[TensorType]| types.iter().map(|t| bytes_at(t, dims) as f64).sum::<f64>();
     let elements = |t: &TensorType| t.shape.iter().map(|d| dim_at(d, dims) as f64).product::<f64>();
     let written = bytes(results);

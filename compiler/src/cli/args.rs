@@ -169,6 +169,9 @@ pub struct RunArgs {
     /// The checkpoint that holds an artifact's external weights.
     #[arg(long, value_name = "PATH")]
     pub weights_file: Option<PathBuf>,
+    /// Writes a histogram of the steps' shapes, and of the variants that ran them, when the session closes.
+    #[arg(long, value_name = "FILE")]
+    pub shapes: Option<PathBuf>,
     /// Runs the model definition in the f64 reference interpreter: slow, for debugging.
     #[arg(long, hide = true, requires = "tokens")]
     pub interpret: bool,
@@ -194,6 +197,9 @@ pub struct EvalArgs {
     /// The checkpoint that holds an artifact's external weights.
     #[arg(long, value_name = "PATH")]
     pub weights_file: Option<PathBuf>,
+    /// Writes a histogram of the steps' shapes, and of the variants that ran them, when the session closes.
+    #[arg(long, value_name = "FILE")]
+    pub shapes: Option<PathBuf>,
     /// Evaluates the model definition in the f64 reference interpreter: slow, for debugging.
     #[arg(long, hide = true)]
     pub interpret: bool,
@@ -215,6 +221,9 @@ pub struct ExplainArgs {
     /// Where to, instead of stdout.
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,
+    /// What `bench --ladder --json` printed, to show in the page.
+    #[arg(long, value_name = "FILE")]
+    pub ladder: Option<PathBuf>,
 }
 
 /// `weldment inspect`.
@@ -275,12 +284,27 @@ pub struct BenchArgs {
     /// Tokens of the measured prefill.
     #[arg(long, default_value_t = 512)]
     pub prefill: usize,
+    /// Switches passes on in turn, on one workload: what each of them brings.
+    #[arg(long, conflicts_with = "vs_disable")]
+    pub ladder: bool,
+    /// Compares everything on with this pass off, on one workload.
+    #[arg(long, value_name = "PASS")]
+    pub vs_disable: Vec<String>,
+    /// Turns that every build of a comparison takes.
+    #[arg(long, default_value_t = 7, value_name = "N")]
+    pub rounds: usize,
+    /// Writes a comparison as a page, with the fusion report.
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
     /// JSON on stdout.
     #[arg(long)]
     pub json: bool,
     /// The checkpoint that holds an artifact's external weights.
     #[arg(long, value_name = "PATH")]
     pub weights_file: Option<PathBuf>,
+    /// Writes a histogram of the steps' shapes, and of the variants that ran them, when the session closes.
+    #[arg(long, value_name = "FILE")]
+    pub shapes: Option<PathBuf>,
 }
 
 /// `weldment opt`.
@@ -312,6 +336,9 @@ pub struct DiffArgs {
     pub a: PathBuf,
     /// Another.
     pub b: PathBuf,
+    /// As JSON.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `NAME=MIN..MAX`.

@@ -90,13 +90,17 @@ fn compile_options(build: &BuildArgs, max_seq: u64, emit: Emit) -> Result<Compil
 ///
 /// # Errors
 /// Any bad input; see [`CompileError`].
-pub fn compile_to(model: &Path, build: &BuildArgs, output: &Path, bars: &mut Bars) -> Result<(), CompileError> {
-    let mut front = front(model, build, bars)?;
+pub fn compile_to(
+    model: &Path,
+    build: &BuildArgs,
+    output: &Path,
+    progress: &mut dyn Progress,
+) -> Result<(), CompileError> {
+    let mut front = front(model, build, progress)?;
     let options = compile_options(build, front.max_seq, Emit::default())?;
-    let planned = plan_targets(&front.graph, &options.targets, &options.fusion, &mut front.timeline, bars)?;
+    let planned = plan_targets(&front.graph, &options.targets, &options.fusion, &mut front.timeline, progress)?;
     let Front { graph, checkpoint, timeline, .. } = &mut front;
-    build_artifact(graph, checkpoint, &planned, &options, output, timeline, bars)?;
-    bars.finish();
+    build_artifact(graph, checkpoint, &planned, &options, output, timeline, progress)?;
     Ok(())
 }
 

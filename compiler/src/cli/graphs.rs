@@ -161,13 +161,18 @@ pub fn session(model: &Path, build: &BuildArgs, weights_file: Option<&Path>) -> 
     Ok(SessionArgs { artifact, threads, weights_file: given.or(weights), ..SessionArgs::default() })
 }
 
-/// The cached artifact of a model, and where its weights are.
-fn cached(model: &Path, build: &BuildArgs) -> Result<(PathBuf, Option<PathBuf>), CompileError> {
-    let weights = match (build.weights, has_extension(model, "wir")) {
+/// Where the weights of a model's artifact are, if they are outside of it.
+pub fn weights_of(model: &Path, build: &BuildArgs) -> Option<PathBuf> {
+    match (build.weights, has_extension(model, "wir")) {
         (WeightsArg::External, true) => build.checkpoint.clone(),
         (WeightsArg::External, false) => Some(model.to_owned()),
         _ => None,
-    };
+    }
+}
+
+/// The cached artifact of a model, and where its weights are.
+fn cached(model: &Path, build: &BuildArgs) -> Result<(PathBuf, Option<PathBuf>), CompileError> {
+    let weights = weights_of(model, build);
     let folder = weldment_runtime::weights::cache_dir().ok_or_else(|| {
         let message = "neither it nor HOME is set, so there is no cache; compile to a file and run that";
         CompileError::option("XDG_CACHE_HOME", message)

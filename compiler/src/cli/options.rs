@@ -28,8 +28,12 @@ struct Row {
 }
 
 /// Variables that are read, with what they do.
-const ENVIRONMENT: [(&str, &str); 4] = [
+const ENVIRONMENT: [(&str, &str); 5] = [
     ("WELDMENT_LOG", "log filter on stderr, in RUST_LOG's syntax"),
+    (
+        "WELDMENT_SHAPES",
+        "where a session writes a histogram of its steps' shapes when it closes; off where it is not set",
+    ),
     ("XDG_CACHE_HOME", "the cache is its folder `weldment`; ~/.cache/weldment where it is not set"),
     ("NO_COLOR", "no colours"),
     ("PATH", "where ld.lld-22 and weldmentc are looked for"),
@@ -80,13 +84,13 @@ fn rows() -> Vec<Row> {
         default: None,
         doc: "for --disable, --require and the report's coverage".to_owned(),
     };
-    let setting = |(name, values, doc): &(&str, &[u32], &str)| Row {
-        name: (*name).to_owned(),
+    let setting = |choice: &weldment_codegen::select::Choice| Row {
+        name: choice.name.to_owned(),
         kind: "setting",
         commands: Vec::new(),
-        values: values.iter().map(u32::to_string).collect(),
-        default: None,
-        doc: (*doc).to_owned(),
+        values: choice.accepted.list(),
+        default: Some(choice.default.to_owned()),
+        doc: choice.doc.to_owned(),
     };
     let settings = weldment_codegen::select::Choices::TABLE.iter().map(setting);
     let rules = weldment_passes::rules::all().into_iter().map(rule);

@@ -2,7 +2,7 @@
 
 use super::args::{BenchArgs, EvalArgs, InspectArgs, RunArgs};
 use super::progress::Bars;
-use super::{graphs, put};
+use super::{graphs, ladder, put};
 use crate::driver::{CompileError, Progress, Reference};
 use std::io::stdout;
 use std::path::Path;
@@ -22,7 +22,8 @@ pub fn run(args: &RunArgs) -> Result<(), CompileError> {
     if args.interpret {
         return run_reference(args);
     }
-    let session = graphs::session(&args.model, &args.build, args.weights_file.as_deref())?;
+    let mut session = graphs::session(&args.model, &args.build, args.weights_file.as_deref())?;
+    session.shapes.clone_from(&args.shapes);
     let prompt = match (&args.tokens, &args.prompt) {
         (Some(path), _) => cli::run::Prompt::Tokens(path.clone()),
         (None, Some(text)) => cli::run::Prompt::Text { text: text.clone(), raw: args.raw },
@@ -42,14 +43,25 @@ pub fn eval(args: &EvalArgs) -> Result<(), CompileError> {
     if args.interpret {
         return eval_reference(args);
     }
-    let session = graphs::session(&args.model, &args.build, args.weights_file.as_deref())?;
+    let mut session = graphs::session(&args.model, &args.build, args.weights_file.as_deref())?;
+    session.shapes.clone_from(&args.shapes);
     let (tokens, logits) = (args.tokens.clone(), args.logits.clone());
     Ok(cli::eval::eval(&cli::eval::EvalOptions { session, tokens, logits, stepwise: args.stepwise })?)
 }
 
 /// `weldment bench`.
 pub fn bench(args: &BenchArgs) -> Result<(), CompileError> {
-    let session = graphs::session(&args.model, &args.build, args.weights_file.as_deref())?;
+    if args.ladder || !args.vs_disable.is_empty() {
+        return ladder::bench(args);
+    }
+    if args.html.is_some() {
+        return Err(CompileError::option(
+            "--html",
+            "it shows a comparison: --ladder or --vs-disable is expected with it",
+        ));
+    }
+    let mut session = graphs::session(&args.model, &args.build, args.weights_file.as_deref())?;
+    session.shapes.clone_from(&args.shapes);
     let (context, prefill) = (Some(args.context), Some(args.prefill));
     let options = cli::bench::BenchOptions { session, batch: args.batch, context, prefill, json: args.json };
     cli::bench::bench(&options, &mut stdout())?;

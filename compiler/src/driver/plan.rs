@@ -1,11 +1,14 @@
 //! From a model's graph to a planned variant: fused for a target, every value placed.
 
 use super::{CompileError, Progress, Timeline};
+use crate::models::KV_BLOCK;
 use std::collections::{BTreeMap, BTreeSet};
 use weldment_codegen::VariantPlan;
+use weldment_codegen::select::Choices;
 use weldment_ir::Graph;
 use weldment_passes::Correspondence;
 use weldment_passes::buffer::{BufferPlan, KernelNeeds, bufferise_with};
+use weldment_passes::egraph::Limits;
 use weldment_passes::pipeline::{Optimised, Options, optimise};
 use weldment_passes::regions::{Culprit, Effort, bisect_fuel};
 use weldment_passes::report::Report;
@@ -27,7 +30,7 @@ pub struct FusionOptions {
     /// Rewrites that may happen in a variant.
     pub fuel: Option<u64>,
     /// Choices of kernel selection that the user fixed.
-    pub choices: weldment_codegen::select::Choices,
+    pub choices: Choices,
 }
 
 /// A variant ready for code generation.
@@ -62,15 +65,32 @@ impl Planned {
     }
 }
 
-/// Sizes at which forms of a variant are priced: one sequence in the middle of its context, all tokens of the variant.
-fn typical(graph: &Graph) -> BTreeMap<String, u64> {
+/// Sizes at which forms of a variant are priced: one sequence in the middle of its context, all tokens of the variant, or as
+/// the user fixed them.
+fn typical(graph: &Graph, choices: &Choices) -> BTreeMap<String, u64> {
     let max = |name: &str| graph.symbols().get(name).map(|r| r.max);
+    let within = |name: &str, n: u64| graph.symbols().get(name).map_or(n, |r| n.clamp(r.min, r.max));
+    let tokens = choices.priced_tokens.map(|n| within("T", n.into()));
+    let blocks = choices.priced_context.map(|n| within("P", u64::from(n).div_ceil(KV_BLOCK)));
+    let positions = choices.priced_context.map(|n| within("C", n.into()));
     let mut dims = BTreeMap::new();
-    dims.extend(max("T").map(|t| ("T".to_owned(), t)));
-    dims.extend(["P", "C"].into_iter().filter_map(|s| Some((s.to_owned(), max(s)?.div_ceil(2)))));
+    dims.extend(max("T").map(|t| ("T".to_owned(), tokens.unwrap_or(t))));
+    dims.extend(max("P").map(|p| ("P".to_owned(), blocks.unwrap_or(p.div_ceil(2)))));
+    dims.extend(max("C").map(|c| ("C".to_owned(), positions.unwrap_or(c.div_ceil(2)))));
     dims.extend(max("N").map(|n| ("N".to_owned(), n)));
     dims.extend(["B", "R"].map(|s| (s.to_owned(), 1)));
     dims
+}
+
+/// Where saturation gives up.
+fn limits(choices: &Choices) -> Limits {
+    let defaults = Limits::default();
+    let fixed = |choice: Option<u32>, default| choice.map_or(default, |n| n as usize);
+    Limits {
+        nodes_per_node: fixed(choices.saturation_nodes, defaults.nodes_per_node),
+        iterations: fixed(choices.saturation_rounds, defaults.iterations),
+        ..defaults
+    }
 }
 
 /// The entry's variants for a target: split wherever a rule or a kernel depends on a symbol, fused, joined where neighbours
@@ -136,9 +156,11 @@ fn passes(variant: &Variant, options: &FusionOptions) -> Options {
             .map(|_| "dense_window".to_owned())
             .into_iter()
             .collect(),
-        dims: typical(&variant.graph),
+        dims: typical(&variant.graph, &options.choices),
         chaos: options.chaos,
         fuel: options.fuel,
+        unit_stamping: options.choices.unit_stamping != Some(0),
+        limits: limits(&options.choices),
         ..Options::default()
     }
 }

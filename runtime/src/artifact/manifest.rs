@@ -150,6 +150,9 @@ pub struct Kernel {
     pub entry: u64,
     /// Kernel family (`gemv`, `attention`, ...).
     pub family: String,
+    /// Only moves data from one place to another. Gathers and cache writes are ops of the model and do not count.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub moves_only: bool,
     /// One line for people: shapes, dtypes, tile.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub summary: String,
@@ -245,6 +248,21 @@ pub struct Launch {
     /// The launch is this matrix product, which a vendor's library may do instead of the kernel.
     #[serde(rename = "m", default, skip_serializing_if = "Option::is_none")]
     pub gemm: Option<Gemm>,
+    /// The launch is a copy that the compiler could not avoid.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copy: Option<LaunchCopy>,
+}
+
+/// A copy that was left, and why.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LaunchCopy {
+    /// Source path of what caused it, or the name of an output.
+    pub source: String,
+    /// Bytes moved at the largest dims.
+    pub bytes: u64,
+    /// Why the value could not be written in place.
+    pub reason: String,
 }
 
 /// `out [rows, n] = x [rows, k] w [n, k]^T (+ addend [rows, n])`, sums in f32. The launch's arguments are x, w, (addend,) out.

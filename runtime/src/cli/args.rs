@@ -30,7 +30,8 @@ weldment-rt: runs Weldment artifacts
   weldment-rt doctor  --conformance M.weld [--device ...] [--weights-file FILE|FOLDER]
 
 run, eval and bench take --device auto|host|cuda[:I]|hip[:I] (default auto: the first program of the artifact that a device here
-can run, GPUs first), --threads N (default: physical cores) and --weights-file FILE|FOLDER.
+can run, GPUs first), --threads N (default: physical cores), --weights-file FILE|FOLDER and --shapes FILE (or WELDMENT_SHAPES):
+a histogram of the steps' shapes and of the variants that ran them, written when the session closes.
 Data goes to stdout, messages to stderr (WELDMENT_LOG). Exit code 0: done, 1: a check failed, 2: bad input.
 ";
 
@@ -52,6 +53,7 @@ struct Given {
     batch: Option<usize>,
     context: Option<usize>,
     prefill: Option<usize>,
+    shapes: Option<PathBuf>,
     flags: Vec<String>,
     names: Vec<String>,
 }
@@ -99,7 +101,8 @@ fn dispatch(arguments: Vec<OsString>, open_codec: OpenCodec<'_>, out: &mut dyn W
     };
     let session = || -> Result<SessionArgs> {
         let (threads, weights_file) = (given.threads.unwrap_or(0), given.weights_file.clone());
-        Ok(SessionArgs { artifact: artifact()?, device: given.device, threads, weights_file })
+        let shapes = given.shapes.clone();
+        Ok(SessionArgs { artifact: artifact()?, device: given.device, threads, weights_file, shapes, cache: None })
     };
     let flag = |name: &str| given.flags.iter().any(|f| f == name);
     match command.as_str() {
@@ -109,6 +112,7 @@ fn dispatch(arguments: Vec<OsString>, open_codec: OpenCodec<'_>, out: &mut dyn W
                     "device",
                     "threads",
                     "weights-file",
+                    "shapes",
                     "tokens",
                     "prompt",
                     "raw",
@@ -134,14 +138,14 @@ fn dispatch(arguments: Vec<OsString>, open_codec: OpenCodec<'_>, out: &mut dyn W
             run(&RunOptions { session: session()?, prompt, generate, json: flag("json") }, open_codec, out)
         }
         "eval" => {
-            only(&["device", "threads", "weights-file", "tokens", "logits", "stepwise"], 1)?;
+            only(&["device", "threads", "weights-file", "shapes", "tokens", "logits", "stepwise"], 1)?;
             let missing = |name| usage(format_args!("eval needs --{name}"));
             let tokens = given.tokens.clone().ok_or_else(|| missing("tokens"))?;
             let logits = given.logits.clone().ok_or_else(|| missing("logits"))?;
             eval(&EvalOptions { session: session()?, tokens, logits, stepwise: flag("stepwise") })
         }
         "bench" => {
-            only(&["device", "threads", "weights-file", "batch", "context", "prefill", "json"], 1)?;
+            only(&["device", "threads", "weights-file", "shapes", "batch", "context", "prefill", "json"], 1)?;
             let (batch, context, prefill) = (given.batch.unwrap_or(1), given.context, given.prefill);
             bench(&BenchOptions { session: session()?, batch, context, prefill, json: flag("json") }, out)
         }
@@ -164,7 +168,7 @@ fn dispatch(arguments: Vec<OsString>, open_codec: OpenCodec<'_>, out: &mut dyn W
             only(&["json", "conformance", "device", "threads", "weights-file"], 0)?;
             let conformance = given.conformance.clone().map(|artifact| {
                 let (threads, weights_file) = (given.threads.unwrap_or(0), given.weights_file.clone());
-                SessionArgs { artifact, device: given.device, threads, weights_file }
+                SessionArgs { artifact, device: given.device, threads, weights_file, ..SessionArgs::default() }
             });
             doctor_with(&DoctorOptions { json: flag("json"), conformance }, out)
         }
@@ -189,6 +193,7 @@ fn parse(parser: &mut Parser) -> Result<Option<Given>> {
             "device" => given.device = value(parser)?,
             "threads" => given.threads = Some(value(parser)?),
             "weights-file" => given.weights_file = Some(path(parser)?),
+            "shapes" => given.shapes = Some(path(parser)?),
             "tokens" => given.tokens = Some(path(parser)?),
             "prompt" => given.prompt = Some(value(parser)?),
             "conformance" => given.conformance = Some(path(parser)?),

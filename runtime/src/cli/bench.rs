@@ -1,10 +1,12 @@
 //! `bench`: decode and prefill speed beside the memory bandwidth of the same run.
 
 use super::gpu_bench::{self, GpuResult};
+use super::workload::{self, DecodeStep, Shape};
 use super::{SessionArgs, put, put_json};
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::graph::CapturedCopy;
 use crate::pack::for_each_parallel;
-use crate::session::{Session, StepInput, load_code};
+use crate::session::{Session, load_code};
 use crate::weights;
 use serde_json::{Value, json};
 use std::io::Write;
@@ -50,6 +52,8 @@ pub struct BenchResult {
     pub bytes_per_step: u64,
     /// Read bandwidth of the device, or of all threads together, bytes per second.
     pub read_bandwidth: f64,
+    /// Copies in the captured graph of a decode step, counted from its nodes.
+    pub copies: Vec<CapturedCopy>,
     /// What only a GPU has.
     pub gpu: Option<GpuResult>,
 }
@@ -64,6 +68,7 @@ pub fn bench(options: &BenchOptions, out: &mut dyn Write) -> Result<()> {
     let decode = batch as f64 / r.step.as_secs_f64();
     let prefill_speed = prefill as f64 / r.prefill.as_secs_f64();
     let achieved = r.bytes_per_step as f64 / r.step.as_secs_f64();
+    let copied_bytes: u64 = r.copies.iter().map(|c| c.bytes).sum();
     if options.json {
         let mut report = json!({
             "device": r.device,
@@ -73,6 +78,9 @@ pub fn bench(options: &BenchOptions, out: &mut dyn Write) -> Result<()> {
             "ms_per_step": r.step.as_secs_f64() * 1e3,
             "ms_per_prefill": r.prefill.as_secs_f64() * 1e3,
             "bytes_per_step": r.bytes_per_step,
+            "copies": r.copies.len(),
+            "copied_bytes": copied_bytes,
+            "copy_list": r.copies,
             "read_bandwidth_gbps": r.read_bandwidth / 1e9,
             "open_ms": r.open.as_secs_f64() * 1e3,
         });
@@ -86,15 +94,20 @@ pub fn bench(options: &BenchOptions, out: &mut dyn Write) -> Result<()> {
         &format!(
             "decode   batch {batch}, context {context}: {decode:.1} tokens/s, {:.3} ms a step\n\
              prefill  {prefill} tokens: {prefill_speed:.1} tokens/s, {:.2} ms\n\
-             memory   {:.1} MB a step, {:.1} GB/s of {:.1} GB/s ({:.0} %)\n",
+             memory   {:.1} MB a step, {:.1} GB/s of {:.1} GB/s ({:.0} %)\n\
+             copies   {} in the graph of a decode step, {copied_bytes} bytes\n",
             r.step.as_secs_f64() * 1e3,
             r.prefill.as_secs_f64() * 1e3,
             r.bytes_per_step as f64 / 1e6,
             achieved / 1e9,
             r.read_bandwidth / 1e9,
             100.0 * achieved / r.read_bandwidth,
+            r.copies.len(),
         ),
     )?;
+    for copy in &r.copies {
+        put(out, &format!("         {} bytes, {}: {} ({})\n", copy.bytes, copy.source, copy.reason, copy.by))?;
+    }
     let Some(gpu) = r.gpu else { return Ok(()) };
     let us = |d: Duration| d.as_secs_f64() * 1e6;
     let jit = gpu.jit.map_or_else(|| "cached".to_owned(), |d| format!("{:.0} ms", us(d) / 1e3));
@@ -123,47 +136,27 @@ pub fn bench(options: &BenchOptions, out: &mut dyn Write) -> Result<()> {
 /// # Errors
 /// [`Error::InvalidInput`] naming the compiled range if batch, context or prefill is outside.
 pub fn measure(options: &BenchOptions) -> Result<BenchResult> {
-    let batch = options.batch;
-    if batch == 0 {
-        return Err(Error::InvalidInput("--batch must be at least 1".into()));
-    }
     let started = Instant::now();
     let artifact = crate::Artifact::open(&options.session.artifact)?;
-    let limit = {
-        let manifest = artifact.manifest();
-        let width = manifest.symbol("P").map_or(1, |(_, p)| p.max);
-        width.saturating_mul(u64::from(manifest.model.kv_block)).min(u64::from(manifest.model.max_seq)) as usize
-    };
-    let within = |asked: Option<usize>, default: usize, name: &str| match asked {
-        None => Ok(default.min(limit)),
-        Some(n) if (1..=limit).contains(&n) => Ok(n),
-        Some(n) => Err(Error::InvalidInput(format!("--{name} {n} is outside the compiled range 1..={limit}"))),
-    };
-    let context = within(options.context, 1024, "context")?;
-    let prefill = within(options.prefill, 512, "prefill")?;
+    let shape = Shape::within(artifact.manifest(), options.batch, options.context, options.prefill)?;
+    let Shape { batch, context, prefill } = shape;
     let mut session = options.session.session(&artifact, batch, Some(context.max(prefill)))?;
     let open = started.elapsed();
     let jit = session.module().load_report().jit;
-    let decoded = decode(&mut session, batch, context)?;
-    let vocab = session.model().vocab_size as usize;
-    let tokens: Vec<i32> = (0..prefill).map(|i| (i * 7919 % vocab) as i32).collect();
-    let prefill_time = repeat(|| {
-        let mut sequence = session.new_sequence();
-        let result = session.extend(&mut sequence, &tokens).map(|_| ());
-        session.release(sequence);
-        result
-    })?;
+    let decoded = decode(&mut session, shape)?;
+    let prompt = workload::tokens(&session, prefill);
+    let prefill_time = repeat(|| workload::prefill(&mut session, &prompt))?;
     let device = session.device().driver().name();
-    let shape = (batch, context, prefill);
-    let Decoded { step, bytes: bytes_per_step, gpu } = decoded;
+    let Decoded { step, bytes: bytes_per_step, copies, gpu } = decoded;
     let mut result = BenchResult {
         device,
         open,
-        shape,
+        shape: (batch, context, prefill),
         step,
         prefill: prefill_time,
         bytes_per_step,
         read_bandwidth: 0.0,
+        copies,
         gpu: None,
     };
     let Some(gpu) = gpu else {
@@ -182,34 +175,18 @@ pub fn measure(options: &BenchOptions) -> Result<BenchResult> {
 struct Decoded {
     step: Duration,
     bytes: u64,
+    copies: Vec<CapturedCopy>,
     gpu: Option<GpuResult>,
 }
 
-/// Steps of one token for each of `batch` sequences at position `context - 1`.
-fn decode(session: &mut Session, batch: usize, context: usize) -> Result<Decoded> {
-    let kv_block = session.model().kv_block as usize;
-    let width = context.div_ceil(kv_block).max(session.range("P").0);
-    let mut sequences: Vec<_> = (0..batch).map(|_| session.new_sequence()).collect();
-    let mut tables = Vec::with_capacity(batch * width);
-    for sequence in &mut sequences {
-        session.block_pool().reserve(sequence, context, kv_block)?;
-        tables.extend_from_slice(sequence.blocks());
-        tables.resize(tables.len().next_multiple_of(width), -1);
-    }
-    let vocab = session.model().vocab_size as usize;
-    let tokens: Vec<i32> = (0..batch).map(|i| (i * 7919 % vocab) as i32).collect();
-    let positions = vec![context as i32 - 1; batch];
-    let rows: Vec<i32> = (0..batch as i32).collect();
-    let starts: Vec<i32> = (0..=batch as i32).collect();
-    let input = StepInput {
-        tokens: &tokens,
-        positions: &positions,
-        seq_starts: &starts,
-        block_tables: &tables,
-        logit_rows: &rows,
-    };
+/// Times decode steps of `shape`.
+fn decode(session: &mut Session, shape: Shape) -> Result<Decoded> {
+    let decode = DecodeStep::new(session, shape)?;
+    let input = decode.input();
     let single = repeat(|| session.step(&input).map(|_| ()))?;
-    let mut decoded = Decoded { step: single, bytes: session.bytes_per_step(batch, context), gpu: None };
+    let Shape { batch, context, .. } = shape;
+    let bytes = session.bytes_per_step(batch, context);
+    let mut decoded = Decoded { step: single, bytes, copies: session.last_copies(), gpu: None };
     if session.device().driver().name() != "host" {
         let (step, device_step) = gpu_bench::back_to_back(session, &input, BUDGET)?;
         let (host_work, bare_host_work) = gpu_bench::host_work(session, &input)?;
@@ -227,9 +204,7 @@ fn decode(session: &mut Session, batch: usize, context: usize) -> Result<Decoded
             probe: "",
         });
     }
-    for sequence in sequences {
-        session.release(sequence);
-    }
+    decode.release(session);
     Ok(decoded)
 }
 

@@ -10,6 +10,7 @@ pub mod gpu_bench;
 pub mod inspect;
 pub mod run;
 pub mod verify;
+pub mod workload;
 
 use crate::artifact::Artifact;
 use crate::device::{Device, DeviceChoice};
@@ -31,6 +32,10 @@ pub struct SessionArgs {
     pub threads: usize,
     /// The checkpoint's file or folder.
     pub weights_file: Option<PathBuf>,
+    /// Folder for packs and compiled code instead of the user's cache.
+    pub cache: Option<PathBuf>,
+    /// Where the shapes of all steps are written when the session closes; [`SessionOptions::shapes`].
+    pub shapes: Option<PathBuf>,
 }
 
 impl SessionArgs {
@@ -58,8 +63,10 @@ impl SessionArgs {
             asked.saturating_mul(sequences as u64).clamp(n.min, n.max) as usize
         });
         let weights_file = self.weights_file.clone();
-        let cache = weights::cache_dir();
-        let options = SessionOptions { kv_blocks, weights_file, cache, ..SessionOptions::default() };
+        let cache = self.cache.clone().or_else(weights::cache_dir);
+        let defaults = SessionOptions::default();
+        let shapes = self.shapes.clone().or_else(|| defaults.shapes.clone());
+        let options = SessionOptions { kv_blocks, weights_file, cache, shapes, ..defaults };
         Session::new(artifact, &device, options)
     }
 }

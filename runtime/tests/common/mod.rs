@@ -50,6 +50,7 @@ pub fn manifest() -> Manifest {
         source: 0,
         cost: Cost { bytes: 0, bytes_per_token: 36, flops_per_token: 1 },
         gemm: None,
+        copy: None,
     };
     let tensor = Tensor {
         name: "scale".into(),
@@ -98,6 +99,7 @@ pub fn manifest() -> Manifest {
                 name: "next".into(),
                 entry: 0,
                 family: "test".into(),
+                moves_only: false,
                 summary: String::new(),
                 threads: 0,
                 resources: None,

@@ -70,6 +70,11 @@ const LOWEST: f64 = -1e30;
 /// Tokens of a variant from which tiles of them go to matrix units.
 const MANY_TOKENS: u64 = 65;
 
+/// True for variants whose tokens are too few for that.
+fn few_tokens(max_tokens: u64, target: &Target) -> bool {
+    max_tokens < target.choices().attention_tile_tokens.map_or(MANY_TOKENS, u64::from)
+}
+
 /// Partial softmaxes of the programs that share a context, where they do.
 fn room(operands: [&TensorType; 3], max_tokens: u64, target: &Target) -> Option<Room> {
     let kv_heads = operands[1].shape.get(1)?.constant()?;
@@ -79,7 +84,7 @@ fn room(operands: [&TensorType; 3], max_tokens: u64, target: &Target) -> Option<
 /// The same, of a token with `programs` otherwise.
 fn shared_room(operands: [&TensorType; 3], programs: u64, max_tokens: u64, target: &Target) -> Option<Room> {
     let Target::Gpu(gpu) = target else { return None };
-    tiles::unit(operands).filter(|_| max_tokens < MANY_TOKENS)?;
+    tiles::unit(operands).filter(|_| few_tokens(max_tokens, target))?;
     let q = operands[0];
     let (heads, d) = (q.shape.get(1)?.constant()?, q.last_constant()?);
     // Tokens by any other symbol may be more than the variant's.
@@ -126,7 +131,7 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
             lanes::build(&mut b, &problem, out, &host.choices)
         }
         Target::Gpu(gpu) => match tiles::unit(products) {
-            Some(unit) if r.max_tokens < MANY_TOKENS => {
+            Some(unit) if few_tokens(r.max_tokens, r.target) => {
                 let outcome = match room(products, r.max_tokens, r.target) {
                     Some(room) => {
                         let partials = room.declare(&mut b, Access::Write);

@@ -86,6 +86,7 @@ impl Plan {
             // Waves stand side by side along n.
             let wide = if matrices == 1 { 128 } else { 64 };
             let n = if blocks_of(wide) >= ENOUGH_BLOCKS / 2 { wide } else { 64 };
+            let n = choices.gemm_wide_columns.map_or(n, |fixed| fixed.min(wide));
             let threads = if n == 128 { 256 } else { 128 };
             return Plan { m, n, k: along_k(64), split: 1, elem, threads: threads.max(wave) };
         }
@@ -93,11 +94,13 @@ impl Plan {
         // multiprocessors must have one.
         let k_tile = along_k(if m == 64 { 32 } else { 64 });
         let steps = k.next_power_of_two() / u64::from(k_tile);
-        if blocks_of(64) >= 2 * ENOUGH_BLOCKS && matrices == 1 {
+        let fixed = choices.gemm_tile_columns;
+        if fixed.is_none() && blocks_of(64) >= 2 * ENOUGH_BLOCKS && matrices == 1 {
             let split = steps.clamp(1, 4) as u32;
             return Plan { m, n: 64, k: k_tile, split, elem, threads: (split * wave).max(64) };
         }
         let tile = [64, 32].into_iter().find(|n| blocks_of(*n) >= FEWEST_BLOCKS).unwrap_or(16);
+        let tile = fixed.unwrap_or(tile);
         // A wave takes 16 columns and a part of K, at least four steps of it.
         let waves = if matrices > 1 || m == 64 { 256 } else { 512 } / wave;
         let beside = (tile / 16).min(waves / 2);

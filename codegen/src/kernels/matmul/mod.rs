@@ -198,7 +198,8 @@ fn build_gpu(r: &Request<'_>, arch: GpuArch) -> Result<Built, Refusal> {
         Some("T" | "R") => space.mul.saturating_mul(r.max_tokens),
         Some(_) => u64::MAX,
     };
-    let few = most <= row_sum::MOST_ROWS;
+    let choices = r.target.choices();
+    let few = most <= choices.gemv_tokens.map_or(row_sum::MOST_ROWS, u64::from);
     let mut b = Builder::new(if few { "gemv" } else { "gemm" });
     schedule::round_coarsely(&mut b, r.target, &r.results[0]);
     let bound = Bound::new(&mut b, r)?;
@@ -206,7 +207,6 @@ fn build_gpu(r: &Request<'_>, arch: GpuArch) -> Result<Built, Refusal> {
         Some(Layout::AffineBlocks(blocks)) => Some(blocks),
         _ => None,
     };
-    let choices = r.target.choices();
     let (m_tile, n_tile, plan) = if few {
         let plan = row_sum::Plan::new(choices, [most, n, k], matrices, w.ty.dtype, blocks.as_ref());
         (plan.x_rows, plan.n, Err(plan))
