@@ -170,3 +170,43 @@ fn fuel_is_counted_and_nothing_breaks_a_sound_model() {
     let none = place.ok(&[["verify", model.as_str(), "--fuel", "0"].as_slice(), &SMALL].concat());
     assert!(none.contains(": 0 fused regions"), "{none}");
 }
+
+/// A line without its figures.
+fn shape_of(line: &str) -> String {
+    let figure = |c: char| c.is_ascii_digit() || matches!(c, '.' | '-');
+    let words = line.split_whitespace().map(|w| {
+        if w.starts_with(|c: char| c.is_ascii_digit()) && w.chars().all(|c| figure(c) || c == 'e') { "#" } else { w }
+    });
+    words.collect::<Vec<_>>().join(" ")
+}
+
+#[test]
+fn the_page_shows_what_the_commands_print() {
+    let place = Place::new();
+    std::os::unix::fs::symlink(fixture("llama"), place.path("model")).unwrap();
+    let page = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/verify.md")).unwrap();
+    let (mut commands, mut printed) = (0, Vec::new());
+    for line in page.lines().filter_map(|l| l.strip_prefix("    ")) {
+        if let Some(command) = line.strip_prefix("$ weldment ") {
+            let out = place.ok(&command.split_whitespace().collect::<Vec<_>>());
+            printed = out.lines().map(shape_of).collect();
+            commands += 1;
+        } else if line != "..." {
+            assert!(printed.contains(&shape_of(line)), "{line}\nis not printed:\n{}", printed.join("\n"));
+        }
+    }
+    assert!(commands >= 7, "{commands}");
+}
+
+#[test]
+fn text_graphs_take_chaos_and_fuel() {
+    let place = Place::new();
+    let mlp = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/mlp.wir");
+    let mlp = mlp.to_string_lossy();
+    let fused = place.ok(&["opt", &mlp]);
+    assert_eq!(place.ok(&["opt", &mlp, "--chaos", "5"]), fused);
+    let plain = place.ok(&["opt", &mlp, "--passes", "compact"]);
+    assert_eq!(place.ok(&["opt", &mlp, "--fuel", "0"]).matches(" = ").count(), plain.matches(" = ").count());
+    assert_ne!(fused.matches(" = ").count(), plain.matches(" = ").count());
+    assert!(place.ok(&["verify", &mlp]).contains("fused regions"));
+}

@@ -24,7 +24,7 @@ pub struct Effort {
 
 impl Default for Effort {
     fn default() -> Self {
-        Effort { draws: 2, seed: 1 }
+        Effort { draws: 3, seed: 1 }
     }
 }
 
@@ -310,18 +310,28 @@ pub fn check(region: &Region, own_ranges: bool, effort: &Effort) -> Result<Verdi
     Ok(Verdict { ring: verdict, apart: worst, bound, failed })
 }
 
+/// [`check`]; a region that cannot be interpreted does not hold.
+fn attempt(region: &Region, own_ranges: bool, effort: &Effort) -> Verdict {
+    check(region, own_ranges, effort).unwrap_or_else(|e| Verdict {
+        ring: RingVerdict::Unrelated("a region that cannot be interpreted".into()),
+        apart: f64::INFINITY,
+        bound: bound(region.class, region),
+        failed: Some(e.to_string()),
+    })
+}
+
 /// Compares a region; one that differs is looked at again in the ranges of its own dims, then with what computes its inputs: a
 /// rewrite may rest on either.
 ///
 /// # Errors
-/// As [`check`].
+/// As [`Regions::widened`].
 pub fn judge(regions: &Regions<'_>, region: &Region, effort: &Effort) -> Result<Verdict, PassError> {
-    let first = check(region, false, effort)?;
+    let first = attempt(region, false, effort);
     let mut verdict = first.clone();
     let mut wider = Some(region.clone());
     for _ in 0..super::WIDENINGS {
         let (Some(at), true) = (&wider, verdict.failed.is_some()) else { break };
-        verdict = check(at, true, effort)?;
+        verdict = attempt(at, true, effort);
         if verdict.failed.is_some() {
             wider = regions.widened(at)?;
         }

@@ -181,14 +181,16 @@ impl<'a> Regions<'a> {
         operands.filter(|id| !nodes.contains(id) && !self.is_leaf(*id)).collect()
     }
 
-    /// Adds what computes or reads a value that no value before equals.
+    /// Adds what computes or reads a value that no value before equals; also what computes integers, which no free input stands
+    /// for: they are indices, and only those computed are in range.
     fn close(&self, mut nodes: BTreeSet<NodeId>) -> BTreeSet<NodeId> {
         let named = |v: Value| self.equal.get(&v).is_some_and(|e| !e.is_empty());
         let mut open: Vec<NodeId> = nodes.iter().copied().collect();
         while let Some(id) = open.pop() {
             let mut found = BTreeSet::new();
             for v in &self.after.node(id).operands {
-                if !self.is_leaf(v.node) && (self.constant[v.node.index()] || !named(*v)) {
+                let free = named(*v) && self.after.type_of(*v).dtype.is_float() && !self.constant[v.node.index()];
+                if !self.is_leaf(v.node) && !free {
                     found.insert(v.node);
                 }
             }
