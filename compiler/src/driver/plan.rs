@@ -161,7 +161,6 @@ fn passes(variant: &Variant, options: &FusionOptions) -> Options {
         fuel: options.fuel,
         unit_stamping: options.choices.unit_stamping != Some(0),
         limits: limits(&options.choices),
-        ..Options::default()
     }
 }
 

@@ -82,6 +82,11 @@ fn roundings(graph: &Graph) -> BTreeSet<&'static str> {
     narrow(graph).map(|d| d.name()).collect()
 }
 
+/// False for what only moves elements and leaves them as they are.
+fn rounds(kind: OpKind) -> bool {
+    !matches!(kind.info().category, Category::Leaf | Category::View | Category::StateWrite) && kind != OpKind::Gather
+}
+
 /// Do the sides round to other dtypes, or one after more of its steps than the other?
 pub(super) fn rounds_elsewhere(before: &Graph, after: &Graph) -> bool {
     roundings(before) != roundings(after) || rounding_depth(before) != rounding_depth(after)
@@ -92,11 +97,7 @@ fn rounding_depth(graph: &Graph) -> usize {
     let mut depth: Vec<usize> = Vec::with_capacity(graph.len());
     for id in graph.ids() {
         let node = graph.node(id);
-        let kind = node.op.kind();
-        // What only moves elements leaves them as they are.
-        let moves = matches!(kind.info().category, Category::Leaf | Category::View | Category::StateWrite);
-        let rounds =
-            !moves && kind != OpKind::Gather && node.types.iter().any(|t| t.dtype.is_float() && t.dtype != DType::F32);
+        let rounds = rounds(node.op.kind()) && node.types.iter().any(|t| t.dtype.is_float() && t.dtype != DType::F32);
         let below = node.operands.iter().map(|v| depth[v.node.index()]).max().unwrap_or(0);
         depth.push(below + usize::from(rounds));
     }
@@ -104,7 +105,7 @@ fn rounding_depth(graph: &Graph) -> usize {
 }
 
 fn narrow(graph: &Graph) -> impl Iterator<Item = DType> {
-    let computed = graph.ids().filter(|id| !super::is_named(&graph.node(*id).op));
+    let computed = graph.ids().filter(|id| rounds(graph.node(*id).op.kind()));
     computed.flat_map(|id| graph.node(id).types.iter().map(|t| t.dtype)).filter(|d| d.is_float() && *d != DType::F32)
 }
 

@@ -20,7 +20,7 @@ mod mutants;
 mod mutate;
 mod numbers;
 #[path = "../../../tests/support/mod.rs"]
-mod support;
+pub(crate) mod support;
 mod topk;
 mod views;
 
