@@ -133,6 +133,8 @@ pub struct Prepared {
     pub(crate) target: Target,
     pub(crate) units: Vec<Unit>,
     pub(crate) variants: Vec<format::Variant>,
+    /// For each variant, for each launch: the step of the plan that it belongs to. Empty on GPUs, where launches are joined.
+    pub(crate) steps: Vec<Vec<usize>>,
     pub(crate) pack: Vec<PackItem>,
     pub(crate) pack_bytes: u64,
     pub(crate) sources: Vec<Vec<String>>,
@@ -148,6 +150,11 @@ impl Prepared {
     /// Launches by variant, in the order given.
     pub fn variants(&self) -> &[format::Variant] {
         &self.variants
+    }
+
+    /// For each variant, for each launch: the step of the plan that it belongs to. Empty on GPUs, where launches are joined.
+    pub fn steps(&self) -> &[Vec<usize>] {
+        &self.steps
     }
 
     /// Packed weights, placed, and the bytes of all of them.
@@ -207,14 +214,17 @@ pub fn prepare(
         sources: IndexMap::new(),
     };
     let mut bound = Vec::new();
+    let mut steps = Vec::new();
     let mut arena_bytes = 0;
     for variant in variants {
         arena_bytes = arena_bytes.max(variant.plan.arena_bytes);
         let mut launches: Vec<format::Launch> = Vec::new();
+        let mut turns = Vec::new();
         let copies: BTreeMap<usize, &CopyRecord> = variant.plan.copies.iter().map(|c| (c.step, c)).collect();
         for (index, step) in variant.plan.steps.iter().enumerate() {
             let first = launches.len();
             launches.extend(state.launch(variant, step)?);
+            turns.resize(launches.len(), index);
             if let (Some(launch), Some(copy)) = (launches.get_mut(first), copies.get(&index)) {
                 let CopyRecord { source, bytes, reason, .. } = (*copy).clone();
                 launch.copy = Some(format::LaunchCopy { source, bytes, reason });
@@ -222,7 +232,9 @@ pub fn prepare(
         }
         if target.gpu().is_some() {
             launches = state.join_small(launches);
+            turns.clear();
         }
+        steps.push(turns);
         let guards = variant.guards.iter().map(|(name, min, max)| {
             let symbol = state.symbol(name)?;
             Ok(format::Guard { symbol, min: *min, max: *max })
@@ -241,6 +253,7 @@ pub fn prepare(
         target: target.clone(),
         units: units.collect(),
         variants: bound,
+        steps,
         pack: state.items.into_values().collect(),
         pack_bytes: state.pack_bytes,
         sources: state.sources.into_keys().collect(),

@@ -196,6 +196,15 @@ impl TensorSource for Source<'_> {
     }
 }
 
+/// Where the first file of an artifact's checkpoint is: beside the artifact, else where the compiler last saw it.
+pub fn source_file(artifact: &Artifact, cache: Option<&Path>) -> Option<PathBuf> {
+    let file = artifact.manifest().weights.files.first()?;
+    let beside = artifact.path().parent().map(|folder| folder.join(&file.name));
+    let registered = cache.and_then(|cache| registered_source(cache, &file.id));
+    let fits = |path: &PathBuf| std::fs::metadata(path).is_ok_and(|m| m.len() == file.bytes);
+    beside.into_iter().chain(registered).find(fits)
+}
+
 fn find_file(artifact: &Artifact, index: usize, options: &WeightOptions) -> Result<FileMap> {
     let weights = &artifact.manifest().weights;
     let file = &weights.files[index];

@@ -50,6 +50,8 @@ pub struct Choice {
     pub doc: &'static str,
 }
 
+use weldment_ir::generate::Random;
+
 macro_rules! choices {
     ($($(#[doc = $doc:literal])+ $name:ident: $accepted:expr, $default:literal;)*) => {
         /// Choices that the user fixed; the others stay automatic.
@@ -136,9 +138,36 @@ choices! {
     allow_scratch: OneOf(&[0, 1]), "0, an error";
 }
 
+impl Choices {
+    /// Takes one of the values, by `seed`, for each choice that a user left and that host kernels of any shape accept.
+    pub fn perturb(&mut self, seed: u64) {
+        let mut random = Random::new(seed);
+        let mut take = |slot: &mut Option<u32>, values: &[u32]| {
+            let value = random.pick(values).copied();
+            *slot = slot.or(value);
+        };
+        take(&mut self.gemm_rows, &[1, 2, 4, 8]);
+        take(&mut self.attention_sharing, &[1, 2]);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_seed_takes_listed_values_and_leaves_what_is_fixed() {
+        let mut seen = std::collections::BTreeSet::new();
+        for seed in 0..20 {
+            let mut choices = Choices { attention_sharing: Some(2), ..Choices::default() };
+            choices.perturb(seed);
+            assert_eq!(choices.attention_sharing, Some(2));
+            let value = choices.gemm_rows.unwrap();
+            assert!(Choices::default().set("gemm_rows", &value.to_string()).is_ok());
+            seen.insert(value);
+        }
+        assert!(seen.len() > 2);
+    }
 
     #[test]
     fn only_listed_values_are_taken() {

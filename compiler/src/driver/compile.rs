@@ -2,7 +2,8 @@
 
 use super::statics::Collector;
 use super::{
-    CompileError, FusionOptions, Planned, Progress, Timeline, bindings, model_facts, plan_entry, states, symbols,
+    CompileError, FusionOptions, Planned, Progress, Timeline, bindings, bisect_entry, model_facts, plan_entry, states,
+    symbols,
 };
 use crate::frontend::Checkpoint;
 use indexmap::IndexMap;
@@ -12,6 +13,7 @@ use weldment_codegen::select::KernelLibrary;
 use weldment_codegen::target::Target as MachineTarget;
 use weldment_codegen::{Kernels, Prepared, VariantPlan};
 use weldment_ir::Graph;
+use weldment_passes::regions::Culprit;
 use weldment_passes::report::Report;
 use weldment_runtime::artifact::{
     CONSTANTS_SECTION, Entry, Manifest, Pack, Program, REPORT_SECTION, TOKENIZER_SECTION, Target, WEIGHTS_SECTION,
@@ -72,11 +74,9 @@ pub fn plan_targets(
     timeline: &mut Timeline,
     progress: &mut dyn Progress,
 ) -> Result<Vec<PlannedTarget>, CompileError> {
-    let names: Vec<String> = graph.symbols().keys().map(|s| s.to_string()).collect();
     let mut out: Vec<PlannedTarget> = Vec::new();
     for name in targets {
-        let mut target = MachineTarget::named(name, &names).map_err(|e| CompileError::option("--target", e))?;
-        target.set_choices(fusion.choices);
+        let target = machine(graph, name, fusion)?;
         if out.iter().any(|t| t.target.name() == target.name()) {
             return Err(CompileError::option("--target", format!("{name} is given twice")));
         }
@@ -88,6 +88,37 @@ pub fn plan_targets(
             }
         }
         out.push(PlannedTarget { target, variants: planned });
+    }
+    Ok(out)
+}
+
+/// A target by name, with the choices that were fixed or perturbed.
+fn machine(graph: &Graph, name: &str, fusion: &FusionOptions) -> Result<MachineTarget, CompileError> {
+    let names: Vec<String> = graph.symbols().keys().map(|s| s.to_string()).collect();
+    let mut target = MachineTarget::named(name, &names).map_err(|e| CompileError::option("--target", e))?;
+    let mut choices = fusion.choices;
+    if let Some(seed) = fusion.chaos {
+        choices.perturb(seed);
+    }
+    target.set_choices(choices);
+    Ok(target)
+}
+
+/// For every target and variant: the rewrite that breaks it, if one does.
+///
+/// # Errors
+/// Unknown targets or rules; limits of the passes; a region that cannot be interpreted.
+pub fn bisect_targets(
+    graph: &Graph,
+    targets: &[String],
+    fusion: &FusionOptions,
+) -> Result<Vec<(String, Option<Culprit>)>, CompileError> {
+    let mut out = Vec::new();
+    for name in targets {
+        let target = machine(graph, name, fusion)?;
+        let library = |max_tokens| KernelLibrary { target: target.clone(), max_tokens };
+        let found = bisect_entry(graph, &library, fusion)?;
+        out.extend(found.into_iter().map(|(variant, culprit)| (format!("{name} {variant}"), culprit)));
     }
     Ok(out)
 }

@@ -1,14 +1,16 @@
 //! The driver: a model file in, an artifact out. Stages run in one order, each with a name, a time and a form that can be written.
 
 mod compile;
+mod launches;
 mod manifest;
 mod plan;
 mod reference;
 mod statics;
 
-pub use compile::{Compilation, CompileOptions, PlannedTarget, build_artifact, plan_targets, reports};
+pub use compile::{Compilation, CompileOptions, PlannedTarget, bisect_targets, build_artifact, plan_targets, reports};
+pub use launches::{Comparison, Difference, StepDifference, Subject, compare_artifact};
 pub use manifest::{ModelWeights, bindings, model_facts, runtime_dtype, states, symbols};
-pub use plan::{FusionOptions, Planned, plan_entry};
+pub use plan::{FusionOptions, Planned, bisect_entry, plan_entry};
 pub use reference::Reference;
 
 use crate::frontend::{Checkpoint, FrontendError, WeightSource};

@@ -10,8 +10,9 @@ use weldment_passes::Correspondence;
 use weldment_passes::buffer::{BufferPlan, KernelNeeds, bufferise_with};
 use weldment_passes::egraph::Limits;
 use weldment_passes::pipeline::{Optimised, Options, optimise};
+use weldment_passes::regions::{Culprit, Effort, bisect_fuel};
 use weldment_passes::report::Report;
-use weldment_passes::rules::Numerics;
+use weldment_passes::rules::{self, Numerics};
 use weldment_passes::specialise::{self, Specialised, Variant};
 use weldment_passes::target::TargetModel;
 
@@ -122,8 +123,30 @@ pub fn plan_entry<T: TargetModel + KernelNeeds>(
     Ok(planned)
 }
 
-fn fuse(variant: &Variant, target: &dyn TargetModel, options: &FusionOptions) -> Result<Optimised, CompileError> {
-    let passes = Options {
+/// The rewrite of each of an entry's variants that breaks it, by the variant's name: none where no region differs.
+///
+/// # Errors
+/// As [`plan_entry`]; a region that cannot be interpreted.
+pub fn bisect_entry<T: TargetModel + KernelNeeds>(
+    entry: &Graph,
+    library: &dyn Fn(u64) -> T,
+    options: &FusionOptions,
+) -> Result<Vec<(String, Option<Culprit>)>, CompileError> {
+    let most_tokens = |graph: &Graph| graph.symbols().get("T").map_or(1, |r| r.max);
+    let whole = library(most_tokens(entry));
+    let variants = specialise::split(entry, &specialise::thresholds(entry, &whole));
+    let rules = rules::all();
+    let culprit = |variant: Variant| {
+        let target = library(most_tokens(&variant.graph));
+        let found = bisect_fuel(&variant.graph, &target, &passes(&variant, options), &rules, &Effort::default())?;
+        Ok((variant.name, found))
+    };
+    variants.into_iter().map(culprit).collect()
+}
+
+/// The passes' options for a variant.
+fn passes(variant: &Variant, options: &FusionOptions) -> Options {
+    Options {
         fp_policy: options.fp_policy,
         disabled: options.disabled.clone(),
         enabled: options
@@ -138,7 +161,9 @@ fn fuse(variant: &Variant, target: &dyn TargetModel, options: &FusionOptions) ->
         fuel: options.fuel,
         unit_stamping: options.choices.unit_stamping != Some(0),
         limits: limits(&options.choices),
-        ..Options::default()
-    };
-    Ok(optimise(&variant.graph, target, &passes)?)
+    }
+}
+
+fn fuse(variant: &Variant, target: &dyn TargetModel, options: &FusionOptions) -> Result<Optimised, CompileError> {
+    Ok(optimise(&variant.graph, target, &passes(variant, options))?)
 }

@@ -6,6 +6,7 @@
 //! region are right, so are those that leave, from the leaves to the outputs.
 
 mod bisect;
+mod canonical;
 mod check;
 mod cone;
 #[cfg(test)]
@@ -20,6 +21,7 @@ use crate::pipeline::Optimised;
 use crate::report::{Report, RuleStep};
 use crate::rules::Numerics;
 use crate::units::{Carried, is_shared_leaf};
+use canonical::canonical;
 use cone::{Cones, Names};
 use std::collections::{BTreeMap, BTreeSet};
 use weldment_ir::{Category, Graph, NodeId, Op, OpKind, Value};
@@ -49,12 +51,12 @@ pub struct Region {
 impl Region {
     /// True if both sides are the same graph: nothing was rewritten.
     pub fn is_unchanged(&self) -> bool {
-        weldment_ir::text::print(&self.before) == weldment_ir::text::print(&self.after)
+        canonical(&self.before) == canonical(&self.after)
     }
 
     /// What makes two regions equal: layers of one shape have the same.
     pub fn key(&self) -> String {
-        format!("{} {}{}", self.class, weldment_ir::text::print(&self.before), weldment_ir::text::print(&self.after))
+        format!("{} {}\n{}", self.class, canonical(&self.before), canonical(&self.after))
     }
 }
 
@@ -179,14 +181,16 @@ impl<'a> Regions<'a> {
         operands.filter(|id| !nodes.contains(id) && !self.is_leaf(*id)).collect()
     }
 
-    /// Adds what computes or reads a value that no value before equals.
+    /// Adds what computes or reads a value that no value before equals; also what computes integers, which no free input stands
+    /// for: they are indices, and only those computed are in range.
     fn close(&self, mut nodes: BTreeSet<NodeId>) -> BTreeSet<NodeId> {
         let named = |v: Value| self.equal.get(&v).is_some_and(|e| !e.is_empty());
         let mut open: Vec<NodeId> = nodes.iter().copied().collect();
         while let Some(id) = open.pop() {
             let mut found = BTreeSet::new();
             for v in &self.after.node(id).operands {
-                if !self.is_leaf(v.node) && (self.constant[v.node.index()] || !named(*v)) {
+                let free = named(*v) && self.after.type_of(*v).dtype.is_float() && !self.constant[v.node.index()];
+                if !self.is_leaf(v.node) && !free {
                     found.insert(v.node);
                 }
             }

@@ -2,15 +2,11 @@
 
 use super::{Effort, Regions, RingVerdict, bisect_fuel, check, judge, smallest_failing};
 use crate::pipeline::{Optimised, Options, optimise_by};
+use crate::rules::tests::support::{self, Decoder, TINY, assert_ring_equal};
 use crate::rules::{self, Rule, rule};
 use crate::target::ReferenceTarget;
 use std::collections::{BTreeMap, BTreeSet};
 use weldment_ir::{Category, DType, Graph};
-
-#[path = "../../tests/support/mod.rs"]
-mod support;
-
-use support::{Decoder, TINY, assert_ring_equal};
 
 const QUANTISED: Decoder =
     Decoder { weights: DType::Q4_1, v_weights: DType::Q4_1, hidden: 256, heads: 4, inner: 256, ..TINY };
@@ -78,8 +74,11 @@ fn every_rewritten_node_is_in_a_small_region_that_holds() {
     }
 }
 
+/// A fusion, with the places where it could happen and whether it did.
+type Covered = (String, Vec<(BTreeSet<String>, bool)>);
+
 /// What was fused where.
-fn coverage(out: &Optimised) -> Vec<(String, Vec<(BTreeSet<String>, bool)>)> {
+fn coverage(out: &Optimised) -> Vec<Covered> {
     let kept = |o: &crate::report::Outcome| matches!(o, crate::report::Outcome::Kept { .. });
     let anchors =
         |g: &crate::report::GroupReport| g.anchors.iter().map(|a| (a.paths.clone(), !kept(&a.outcome))).collect();

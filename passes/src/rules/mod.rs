@@ -9,7 +9,7 @@ pub(crate) mod merge;
 mod norms;
 mod quantise;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod topk;
 mod views;
 

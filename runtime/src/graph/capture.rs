@@ -21,7 +21,7 @@ pub struct Regions {
 }
 
 impl Regions {
-    fn resolve(&self, arg: &Arg) -> Result<CaptureArg<'_>> {
+    pub(super) fn resolve(&self, arg: &Arg) -> Result<CaptureArg<'_>> {
         let offset = usize::try_from(arg.offset).map_err(|_| Error::Driver("an offset overflows".into()))?;
         let buffer = match arg.region {
             Region::Arena => Some(&self.arena),
@@ -142,7 +142,7 @@ impl StepGraph {
 }
 
 /// The largest value of every symbol in `variant`: its guards narrow the compiled ranges, and N is what the session has.
-fn max_dims(manifest: &Manifest, variant: &Variant, blocks: usize) -> Vec<i64> {
+pub(super) fn max_dims(manifest: &Manifest, variant: &Variant, blocks: usize) -> Vec<i64> {
     let mut max: Vec<u64> =
         manifest.symbols.iter().map(|s| if s.name == "N" { s.max.min(blocks as u64) } else { s.max }).collect();
     for guard in &variant.guards {
@@ -154,7 +154,7 @@ fn max_dims(manifest: &Manifest, variant: &Variant, blocks: usize) -> Vec<i64> {
 }
 
 /// Bytes of a binding at these dims, symbols rounded up as [`Manifest::max_bytes`] does. `None` on overflow.
-fn padded_bytes(manifest: &Manifest, binding: &Binding, dims: &[i64]) -> Option<u64> {
+pub(super) fn padded_bytes(manifest: &Manifest, binding: &Binding, dims: &[i64]) -> Option<u64> {
     let elements = binding.shape.iter().try_fold(1u64, |n, dim| {
         let dim = match dim {
             Dim::Const(n) => *n,

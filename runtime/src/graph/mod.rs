@@ -3,7 +3,9 @@
 mod capture;
 mod copies;
 mod dims;
+mod single;
 
 pub use capture::{Regions, StepGraph};
 pub use copies::{CapturedCopy, copies, launched_copies};
 pub use dims::Dims;
+pub use single::{SingleSteps, Step};

@@ -1,5 +1,7 @@
 //! `weldment verify`: is what was rewritten still the same function, and does an artifact compute it?
 
+mod artifact;
+mod fuel;
 mod regions;
 
 use super::args::{BuildArgs, VerifyArgs};
@@ -7,6 +9,7 @@ use super::graphs;
 use super::progress::Bars;
 use crate::driver::CompileError;
 use weldment_ir::Graph;
+use weldment_runtime::Artifact;
 use weldment_runtime::cli::verify as hashes;
 
 /// `weldment verify`.
@@ -16,16 +19,28 @@ pub fn verify(args: &VerifyArgs) -> Result<(), CompileError> {
         return Ok(hashes::verify(&options, &mut std::io::stdout())?);
     }
     let mut bars = Bars::new();
-    let (graph, build) = model(args)?;
-    regions::verify(&graph, &build, args, &mut bars)
+    let opened = graphs::has_extension(&args.model, "weld").then(|| Artifact::open(&args.model)).transpose()?;
+    if let Some(tokens) = &args.tokens {
+        let missing =
+            || CompileError::option("--tokens", "it is for an artifact; compile the model to a .weld file first");
+        return artifact::verify(opened.as_ref().ok_or_else(missing)?, tokens, args, &mut bars);
+    }
+    let (graph, build) = match &opened {
+        Some(opened) => artifact::entry(opened, args).map(|(graph, build, _)| (graph, build))?,
+        // --chaos gives seeds to try beside the plain form.
+        None => (model(args)?, BuildArgs { chaos: None, ..args.build.clone() }),
+    };
+    let build = BuildArgs { fuel: args.build.fuel.or(build.fuel), ..build };
+    match args.bisect_fuel {
+        true => fuel::bisect(&graph, &build, args, &mut bars),
+        false => regions::verify(&graph, &build, args, &mut bars),
+    }
 }
 
-/// The graph to check and how it is compiled.
-fn model(args: &VerifyArgs) -> Result<(Graph, BuildArgs), CompileError> {
-    // A text graph says all that regions need, with or without weights.
-    let graph = match graphs::has_extension(&args.model, "wir") {
-        true => graphs::ranged_wir(&args.model, &args.build)?,
-        false => graphs::graph(&args.model, &graphs::checkpoint(&args.model, &args.build)?, &args.build)?,
-    };
-    Ok((graph, args.build.clone()))
+/// The graph of a model. A text graph says all that regions need, with or without weights.
+fn model(args: &VerifyArgs) -> Result<Graph, CompileError> {
+    match graphs::has_extension(&args.model, "wir") {
+        true => graphs::ranged_wir(&args.model, &args.build),
+        false => graphs::graph(&args.model, &graphs::checkpoint(&args.model, &args.build)?, &args.build),
+    }
 }

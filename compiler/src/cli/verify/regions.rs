@@ -118,8 +118,7 @@ fn coverage(planned: &[PlannedTarget]) -> Vec<(String, String, Vec<String>, bool
 /// Checks the regions of every variant of every target.
 pub fn verify(graph: &Graph, build: &BuildArgs, args: &VerifyArgs, bars: &mut Bars) -> Result<(), CompileError> {
     let given = graphs::fusion_options(build)?;
-    let plain = FusionOptions { chaos: None, ..given.clone() };
-    let planned = plan(graph, build, &plain, bars)?;
+    let planned = plan(graph, build, &given, bars)?;
     let (mut known, mut failed, mut text, mut json) = (Known::new(), Vec::new(), String::new(), Vec::new());
     for (target, variant) in planned.iter().flat_map(|t| t.variants.iter().map(move |v| (t.target.name(), v))) {
         let rows = rows(variant, &mut known, bars)?;
@@ -151,7 +150,7 @@ pub fn verify(graph: &Graph, build: &BuildArgs, args: &VerifyArgs, bars: &mut Ba
         }));
     }
     let table = coverage(&planned);
-    let seeds = given.chaos.unwrap_or(0);
+    let seeds = args.build.chaos.unwrap_or(0);
     for seed in 1..=seeds {
         let perturbed = plan(graph, build, &FusionOptions { chaos: Some(seed), ..given.clone() }, bars)?;
         if coverage(&perturbed) != table {

@@ -230,6 +230,22 @@ fn arenas_of_large_graphs_are_near_the_bound() {
     assert!(totals.steps as u64 > 20 * count);
 }
 
+/// Schedules and places that a seed perturbs are others, of as many steps and epochs, and compute the same.
+#[test]
+fn chaos_gives_other_plans_that_compute_the_same() {
+    let mut others = 0;
+    for seed in 0..200 {
+        let g = any(seed);
+        let plan = bufferise(&g, &AnyStrides).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+        let chaotic = bufferise_with(&g, &AnyStrides, Some(seed)).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+        assert_eq!((chaotic.steps.len(), chaotic.epochs()), (plan.steps.len(), plan.epochs()), "seed {seed}");
+        let pure = Pure::new(&g, random_dims(&g, seed), seed);
+        execute(&pure, &chaotic, &AnyStrides, true).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+        others += u64::from(chaotic != plan);
+    }
+    assert!(others > 80, "{others} of 200 plans are others");
+}
+
 fn one(seed: u64, totals: &mut Totals) {
     let g = any(seed);
     let dims = match seed % 8 {

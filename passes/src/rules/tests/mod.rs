@@ -11,7 +11,7 @@ mod mutate;
 mod numbers;
 mod orders;
 #[path = "../../../tests/support/mod.rs"]
-mod support;
+pub(crate) mod support;
 
 use super::{GROUPS, Numerics, all};
 use std::collections::BTreeSet;
