@@ -53,3 +53,16 @@ pub enum PassError {
         found: String,
     },
 }
+
+impl PassError {
+    /// A requirement that does not hold, with the variant in which it does not.
+    #[must_use]
+    pub fn in_variant(self, name: &str) -> PassError {
+        match self {
+            PassError::Required { required, found } => {
+                PassError::Required { required, found: format!("{found}, in variant {name}") }
+            }
+            other => other,
+        }
+    }
+}

@@ -3,7 +3,7 @@
 use crate::egraph::Limits;
 use crate::error::PassError;
 use crate::probe::{Probe, Rewrite};
-use crate::report::{AnchorReport, Origin, Report, UnitReport, graph_nodes, node_reports};
+use crate::report::{AnchorReport, Origin, Outcome, Place, Report, UnitReport, graph_nodes, node_reports};
 use crate::rules::{self, GROUPS, Numerics, Rule};
 use crate::solve::{Recipe, Solver, Source};
 use crate::target::TargetModel;
@@ -90,7 +90,8 @@ pub fn optimise(graph: &Graph, target: &dyn TargetModel, options: &Options) -> R
     let before = graph_nodes(&graph, &dims);
     let nodes = node_reports(&before, graph_nodes(&out, &dims), origins, &all);
     let values = graph.symbols().keys().map(|s| (s.to_string(), dims(s))).collect();
-    let mut report = Report::new((policy, &options.disabled), values, before, nodes);
+    let ranges = graph.symbols().iter().map(|(s, r)| (s.to_string(), (r.min, r.max))).collect();
+    let mut report = Report::new((policy, &options.disabled), (ranges, values), before, nodes);
     account(&mut report, &graph, &units);
     Ok(Optimised { graph: out, report, rewrites: probe.used(), last_rewrite: units.last_rewrite })
 }
@@ -356,7 +357,24 @@ fn account(report: &mut Report, before: &Graph, units: &Units) {
             let ids = site.nodes.iter().filter_map(|i| instance.nodes.get(*i as usize));
             let paths = ids.clone().flat_map(|id| before.node(*id).sources.iter().map(|s| s.to_string())).collect();
             let nodes = ids.map(|id| id.index() as u32).collect();
-            report.place(site.group, AnchorReport { nodes, paths, outcome: outcome.clone() });
+            report.add_place(site.group, AnchorReport { nodes, paths, outcome: located(outcome, before, instance) });
         }
     }
+}
+
+/// A unit's outcome at one of its places.
+fn located(outcome: &Outcome, graph: &Graph, instance: &Instance) -> Outcome {
+    let Outcome::Kept { reason } = outcome else { return outcome.clone() };
+    let path = |id: NodeId| graph.node(id).sources.iter().next().map_or_else(String::new, |s| s.to_string());
+    let name = |place: Place| match place {
+        Place::Slot(i) => instance.slots.get(i as usize).map(|v| path(v.node)).unwrap_or_default(),
+        Place::Node(i) => instance.nodes.get(i as usize).map(|id| path(*id)).unwrap_or_default(),
+        Place::Output(i) => {
+            let value = instance.outputs.get(i as usize).map(|(value, _)| *value);
+            let output = graph.outputs().iter().find(|o| Some(o.value) == value);
+            output.map_or_else(|| "another layer".to_owned(), |o| format!("output {}", o.name))
+        }
+    };
+    let node = |i: u32| instance.nodes.get(i as usize).map(|id| id.index() as u32);
+    Outcome::Kept { reason: reason.located(&node, &name) }
 }

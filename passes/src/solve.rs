@@ -4,7 +4,7 @@ use crate::egraph::{ENode, Facts, LeafFacts, Limits, Log, Net, saturate, typed_o
 use crate::error::PassError;
 use crate::extract::{Extraction, Prices};
 use crate::probe::Probe;
-use crate::report::{Outcome, Site, anchors, outcome};
+use crate::report::{Anchor, Ground, Outcome, Site, anchors, outcome};
 use crate::rules::Rule;
 use crate::target::TargetModel;
 use crate::units::{Carried, Operand, Unit, mark};
@@ -158,7 +158,9 @@ impl Solver<'_> {
         let mut solved = Solved { unit, net, log, extraction, classes, owner, steps };
         let unneeded = dead_nodes(&solved);
         let owners = attribute(&mut solved, &unneeded);
-        let sites = anchors(unit).into_iter().map(|a| (a.site(), outcome(self, &solved, &owners, &a))).collect();
+        let ground = Ground::new(&solved.net, unit, &solved.classes);
+        let told = |a: Anchor| (a.site(), outcome(self, &solved, &ground, &owners, &a));
+        let sites = anchors(unit).into_iter().map(told).collect();
         let matches = solved.log.matches.iter().filter_map(|(i, n)| Some((self.rules.get(*i)?.name, *n))).collect();
         Ok(Recipe {
             steps: solved.steps,

@@ -114,17 +114,19 @@ pub fn cut(graph: &Graph, stamping: bool) -> Vec<Vec<NodeId>> {
     units.into_values().collect()
 }
 
-/// For each layer's unit number: the layer's leading nodes of one source path, if they hold a norm.
+/// For each layer's unit number: the layer's leading nodes up to its first contraction, indexed op or state write, if they
+/// hold a norm. Whatever stands between the residual sum and the norm is in one unit with both.
 fn heads(graph: &Graph, nodes: &[NodeId]) -> BTreeMap<u32, Vec<NodeId>> {
     let mut heads: BTreeMap<u32, (Vec<NodeId>, bool)> = BTreeMap::new();
     for id in nodes {
         let node = graph.node(*id);
         let Some(unit) = layer_of(node).map(|l| l.saturating_add(1)) else { continue };
         let (head, open) = heads.entry(unit).or_insert_with(|| (Vec::new(), true));
-        if *open && head.first().is_none_or(|first| graph.node(*first).sources == node.sources) {
+        let ends =
+            matches!(node.op.kind().info().category, Category::Contraction | Category::Indexed | Category::StateWrite);
+        *open &= !ends;
+        if *open {
             head.push(*id);
-        } else {
-            *open = false;
         }
     }
     heads

@@ -122,6 +122,17 @@ pub fn cases() -> Vec<Case> {
         all.push(reductions(3, 16, 77, dtype));
         all.push(gather(4, 16, 96, dtype, dtype));
     }
+    for dtype in [DType::BF16, DType::F32] {
+        for (tokens, max, heads, d) in [(1, 1, 4, 64), (4, 16, 20, 24)] {
+            all.push(index_scores(tokens, max, heads, d, dtype));
+        }
+        for (tokens, max, heads, kv, d) in [(1, 1, 4, 1, 64), (6, 16, 6, 2, 40), (3, 80, 2, 1, 160)] {
+            all.push(sparse_attention(tokens, max, heads, kv, d, dtype));
+        }
+    }
+    for (tokens, max, k) in [(1, 1, 9), (6, 16, 24)] {
+        all.push(topk(tokens, max, k));
+    }
     // Tiles of tokens on matrix units.
     for (dtype, heads, kv, d) in
         [(DType::BF16, 6, 2, 64), (DType::BF16, 4, 4, 80), (DType::BF16, 2, 1, 128), (DType::F16, 2, 1, 128)]
@@ -223,6 +234,50 @@ fn attention(tokens: u64, max: u64, heads: u64, kv: u64, d: u64, dtype: DType) -
     let k = c.push(Op::State { name: "k".into(), dtype, shape: shape(d, 16) }, &[]);
     let v = c.push(Op::State { name: "v".into(), dtype, shape: shape(16, d) }, &[]);
     let y = c.push(Op::Attention { scale: Real(0.25), dtype }, &[q, k, v, positions, ids, tables]);
+    c.outputs(&[y])
+}
+
+fn index_scores(tokens: u64, max: u64, heads: u64, d: u64, dtype: DType) -> Case {
+    let name = format!("index scores of {heads} heads of {d} {dtype}");
+    let (mut c, [positions, ids, tables]) = paged(name, tokens, max, 1e-4);
+    c.graph.declare_symbol("C", 1, 64);
+    c.dims.insert("C".into(), 55);
+    let q = c.input("q", dtype, vec![sym("T"), Dim::Const(heads), Dim::Const(d)]);
+    let weights = c.input("weights", dtype, vec![sym("T"), Dim::Const(heads)]);
+    let shape = vec![sym("N"), Dim::Const(1), Dim::Const(d), Dim::Const(16)];
+    let keys = c.push(Op::State { name: "keys".into(), dtype, shape }, &[]);
+    // Windows of the first sequence are below 20.
+    let op = Op::IndexScores { columns: vec![sym("C")], skip: 20 };
+    let y = c.push(op, &[q, weights, keys, positions, ids, tables]);
+    c.outputs(&[y])
+}
+
+/// Windows shorter and longer than `k`; scores of few values, so that there are ties.
+fn topk(tokens: u64, max: u64, k: i64) -> Case {
+    let (mut c, [positions, ..]) = paged(format!("topk and window of {k}"), tokens, max, 0.0);
+    let columns = 150;
+    let scores = c.input("scores", DType::F32, rows(columns));
+    let values: Vec<f32> = (0..tokens * columns).map(|i| (i * 37 % 11) as f32 - 5.0).collect();
+    c.given.insert("scores".into(), Stored::floats(DType::F32, &[tokens, columns], &values));
+    let best = c.push(Op::Topk { k }, &[scores, positions]);
+    let window = c.push(Op::Window { k }, &[positions]);
+    c.outputs(&[best, window])
+}
+
+fn sparse_attention(tokens: u64, max: u64, heads: u64, kv: u64, d: u64, dtype: DType) -> Case {
+    let name = format!("sparse attention {heads} heads over {kv} of {d} {dtype}");
+    let (mut c, [positions, ids, tables]) = paged(name, tokens, max, rounding(dtype));
+    let q = c.input("q", dtype, vec![sym("T"), Dim::Const(heads), Dim::Const(d)]);
+    let shape = |a: u64, b: u64| vec![sym("N"), Dim::Const(kv), Dim::Const(a), Dim::Const(b)];
+    let k = c.push(Op::State { name: "k".into(), dtype, shape: shape(d, 16) }, &[]);
+    let v = c.push(Op::State { name: "v".into(), dtype, shape: shape(16, d) }, &[]);
+    let indices = c.input("indices", DType::I32, rows(12));
+    // Some not seen yet, some absent.
+    let row = |t: u64| (0..12).map(move |j| if (t + j) % 5 == 0 { -1 } else { ((t + 5 * j) % 60) as i32 });
+    let rows: Vec<i32> = (0..tokens).flat_map(row).collect();
+    c.given.insert("indices".into(), Stored::ints(&[tokens, 12], &rows));
+    let op = Op::SparseAttention { scale: Real(0.25), dtype };
+    let y = c.push(op, &[q, k, v, indices, positions, ids, tables]);
     c.outputs(&[y])
 }
 

@@ -220,3 +220,35 @@ fn sparse_attention_of_every_form() {
         check(&sparse_attention(&mixed, 100, (4, 2, 16), dtype, &many), tolerance);
     }
 }
+
+/// Attention to what `topk` picked, and over the first positions as a constant row that all tokens share: the same bits where windows fit.
+#[test]
+fn a_constant_row_gives_the_bits_of_topk() {
+    for (dtype, max) in [(DType::BF16, 16), (DType::BF16, 100), (DType::F32, 16)] {
+        let of = [prompt(0, 30, 5), vec![(1, 0), (2, 15), (3, 16), (4, 39)]].concat();
+        let (mut c, [at, ids, tables]) = paged(&of, max);
+        let q = c.input("q", dtype, vec![sym("T"), Dim::Const(4), Dim::Const(32)]);
+        let scores = c.input("scores", DType::F32, vec![sym("T"), Dim::Const(48)]);
+        let (k, v) = (cache(&mut c, "k", dtype, [1, 32, 16]), cache(&mut c, "v", dtype, [1, 16, 32]));
+        let best = c.push(Op::Topk { k: 40 }, &[scores, at]);
+        let window = c.push(Op::Window { k: 40 }, &[at]);
+        let row = c.push(Op::Iota { size: 40 }, &[]);
+        let shared = c.push(Op::Broadcast { shape: vec![sym("T"), Dim::Const(40)] }, &[row]);
+        let outputs = [best, window, shared].map(|indices| {
+            c.push(Op::SparseAttention { scale: Real(0.3), dtype }, &[q, k, v, indices, at, ids, tables])
+        });
+        c.results(&outputs);
+        let values = fill(&c.graph, &c.dims, c.given.clone(), 1);
+        for target in ["host", "gfx942", "sm_90a"] {
+            let found = match target {
+                "host" => execute(&c.graph, &c.dims, &values, target, 2),
+                _ => interpret_programs(&c.graph, &c.dims, &values, target),
+            };
+            let found = found.unwrap_or_else(|e| panic!("{target}: {e}"));
+            assert!(found["out0"].iter().any(|x| *x != 0.0));
+            assert_eq!(found["out0"], found["out1"], "{target}");
+            assert_eq!(found["out0"], found["out2"], "{target}");
+        }
+        check(&c, 2e-2);
+    }
+}

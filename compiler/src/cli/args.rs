@@ -320,6 +320,9 @@ pub struct DiffArgs {
     pub a: PathBuf,
     /// Another.
     pub b: PathBuf,
+    /// As JSON.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `NAME=MIN..MAX`.

@@ -24,16 +24,17 @@ pub fn explain(args: &ExplainArgs) -> Result<(), CompileError> {
         true => stored(&args.model)?,
         false => compile::reports(&args.model, &args.build)?,
     };
+    if let Some(path) = args.path.as_deref() {
+        known(&reports, path)?;
+    }
     let text = match args.format {
-        ReportFormat::Json => {
-            let text = serde_json::to_string_pretty(&reports);
-            text.map_err(|e| CompileError::option("--format", e.to_string()))? + "\n"
-        }
+        ReportFormat::Json => json(&reports, args.path.as_deref())?,
         ReportFormat::Text => text(&reports, args.path.as_deref()),
         ReportFormat::Html => {
             let ladder = args.ladder.as_deref().map(ladder::read).transpose()?;
             let before = ladder.as_ref().map(ladder::section).unwrap_or_default();
-            page::page(&title(&args.model), &reports, &text(&reports, None), &before)?
+            let start = args.path.as_deref();
+            page::page(&title(&args.model), &reports, start, &text(&reports, start), &before)?
         }
     };
     put_or_write(args.output.as_deref(), &text)
@@ -45,19 +46,36 @@ pub fn title(model: &std::path::Path) -> String {
     format!("Fusion report: {}", name.unwrap_or_default())
 }
 
-pub fn text(reports: &Reports, path: Option<&str>) -> String {
-    let mut out = String::new();
-    for (variant, report) in reports {
-        out += &format!("{variant}: ");
-        match path {
-            Some(path) => {
-                let found = report.explain(path);
-                out += "\n";
-                out += if found.is_empty() { "no node has this source path\n" } else { &found };
-            }
-            None => out += &report.to_string(),
-        }
-        out += "\n";
+/// Refuses a source path that no variant has.
+fn known(reports: &Reports, path: &str) -> Result<(), CompileError> {
+    if reports.values().any(|r| r.place(path).is_some()) {
+        return Ok(());
     }
-    out
+    const SHOWN: usize = 12;
+    let like: std::collections::BTreeSet<String> = reports.values().flat_map(|r| r.paths_like(path)).collect();
+    let more = if like.len() > SHOWN { ", ..." } else { "" };
+    let like = like.into_iter().take(SHOWN).collect::<Vec<_>>().join(", ");
+    Err(CompileError::option(path, format!("no node has this source path; there are {like}{more}")))
+}
+
+/// Reports by variant, or those of one place.
+fn json(reports: &Reports, path: Option<&str>) -> Result<String, CompileError> {
+    let text = match path {
+        None => serde_json::to_string_pretty(reports),
+        Some(path) => {
+            let places: IndexMap<&String, _> = reports.iter().filter_map(|(v, r)| Some((v, r.place(path)?))).collect();
+            serde_json::to_string_pretty(&places)
+        }
+    };
+    Ok(text.map_err(|e| CompileError::option("--format", e.to_string()))? + "\n")
+}
+
+/// Coverage of all variants, or what is known of one place.
+pub fn text(reports: &Reports, path: Option<&str>) -> String {
+    let Some(path) = path else {
+        let columns: Vec<(&str, &Report)> = reports.iter().map(|(name, r)| (name.as_str(), r)).collect();
+        return weldment_passes::report::coverage(&columns);
+    };
+    let places = reports.iter().map(|(variant, report)| format!("{variant}:\n{}\n", report.explain(path)));
+    places.collect()
 }

@@ -3,14 +3,16 @@
 
 use super::facts::Net;
 use super::language::ENode;
+use super::provenance::Provenance;
 use super::term::Term;
 use crate::PassError;
 use crate::probe::Probe;
-use crate::rules::{Answer, Body, Rule};
+use crate::rules::{Answer, Body, Premises, Rule};
 use crate::target::TargetModel;
-use egg::{Id, Language, Subst};
-use indexmap::IndexMap;
+use egg::{Id, Language, PatternAst, Subst, Var};
+use indexmap::{IndexMap, IndexSet};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use weldment_ir::Attr;
 
 /// Where saturation stops with an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,26 +31,12 @@ impl Default for Limits {
     }
 }
 
-/// A place where a rule's pattern matched and a condition or a kernel said no.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct NearMiss {
-    /// The rule, by its place in the list given to [`saturate`].
-    pub rule: usize,
-    /// The predicate.
-    pub predicate: String,
-    /// Found.
-    pub found: String,
-    /// Accepted.
-    pub accepted: String,
-}
-
 /// What happened while saturating.
 #[derive(Clone, Debug, Default)]
 pub struct Log {
-    /// For each e-node a rule made (canonical): the rules that led to it.
-    pub made: IndexMap<ENode, BTreeSet<usize>>,
-    /// Near misses by class (canonical).
-    pub misses: IndexMap<Id, BTreeSet<NearMiss>>,
+    /// For each e-node that only rules made (canonical): the rules that led to it, in the order in which one built on the
+    /// other.
+    pub made: IndexMap<ENode, Vec<usize>>,
     /// Rules that fired, by root class (canonical).
     pub fired: IndexMap<Id, BTreeSet<usize>>,
     /// Values that a rule which fired at a class (canonical) has no use for any more.
@@ -59,43 +47,16 @@ pub struct Log {
     pub iterations: usize,
 }
 
-impl Log {
-    /// Rewrites every key to its canonical class.
-    fn canonicalise(&mut self, net: &Net) {
-        let mut made: IndexMap<ENode, BTreeSet<usize>> = IndexMap::with_capacity(self.made.len());
-        for (node, rules) in self.made.drain(..) {
-            let node = node.map_children(|c| net.find(c));
-            // Two derivations of one node: the shorter chain explains it, ties by rule order.
-            let keep = made.entry(node).or_insert_with(|| rules.clone());
-            if (rules.len(), &rules) < (keep.len(), keep) {
-                *keep = rules;
-            }
-        }
-        self.made = made;
-        let mut fired: IndexMap<Id, BTreeSet<usize>> = IndexMap::new();
-        for (id, rules) in self.fired.drain(..) {
-            fired.entry(net.find(id)).or_default().extend(rules);
-        }
-        self.fired = fired;
-        let mut misses: IndexMap<Id, BTreeSet<NearMiss>> = IndexMap::new();
-        for (id, found) in self.misses.drain(..) {
-            misses.entry(net.find(id)).or_default().extend(found);
-        }
-        self.misses = misses;
-        let mut dropped: IndexMap<Id, BTreeSet<Id>> = IndexMap::new();
-        for (id, values) in self.dropped.drain(..) {
-            dropped.entry(net.find(id)).or_default().extend(values.iter().map(|v| net.find(*v)));
-        }
-        self.dropped = dropped;
-    }
-}
+/// What tells a match from others: rule, root class, classes bound.
+type Key = (usize, Id, Vec<Id>);
 
 /// One match to apply.
 struct Match {
-    rule: usize,
-    root: Id,
+    key: Key,
     subst: Option<Subst>,
     equal: Vec<(Id, Term)>,
+    /// The nodes matched.
+    from: Vec<ENode>,
 }
 
 /// Applies `rules` until nothing changes, or the probe's fuel is spent.
@@ -111,19 +72,23 @@ pub fn saturate(
     graph_nodes: usize,
 ) -> Result<Log, PassError> {
     let mut log = Log::default();
-    let mut done: HashSet<(usize, Id, Vec<Id>)> = HashSet::new();
+    let mut done: IndexSet<Key> = IndexSet::new();
     let budget = limits.nodes + limits.nodes_per_node * graph_nodes;
     net.rebuild();
+    let mut provenance = Provenance::new(net);
+    let mut distinct: IndexSet<Key> = IndexSet::new();
+    let mut unused: Vec<(usize, Id, Id)> = Vec::new();
     loop {
-        let mut matches = search(net, rules, &mut log);
+        let mut matches = search(net, rules, &done);
         probe.shuffle(&mut matches, log.iterations);
         let mut changed = false;
         for m in matches {
             if probe.is_spent() {
                 break;
             }
-            let (rule, root) = (m.rule, m.root);
-            if apply(net, rules, target, m, &mut log, &mut done) {
+            let (rule, root) = (m.key.0, m.key.1);
+            unused.extend(unused_values(rules, &m));
+            if apply(net, rules, target, m, &mut provenance, &mut done) {
                 changed = true;
                 probe.spend(rules.get(rule).map_or("none", |r| r.name), place(net, root));
             }
@@ -132,53 +97,69 @@ pub fn saturate(
             }
         }
         net.rebuild();
-        log.canonicalise(net);
         if let Some(message) = net.analysis.conflict.take() {
             return Err(PassError::Unsound { message });
         }
         log.iterations += 1;
+        let full = net.total_number_of_nodes() > budget;
+        if changed && !full && log.iterations < limits.iterations {
+            continue;
+        }
+        // The same match may have been seen before and after classes were merged.
+        for (rule, root, bound) in done {
+            let key = (rule, net.find(root), bound.into_iter().map(|id| net.find(id)).collect::<Vec<Id>>());
+            if distinct.insert(key) {
+                log.fired.entry(net.find(root)).or_default().insert(rule);
+                *log.matches.entry(rule).or_default() += 1;
+            }
+        }
+        for (rule, root, value) in unused {
+            if log.fired.get(&net.find(root)).is_some_and(|fired| fired.contains(&rule)) {
+                log.dropped.entry(net.find(root)).or_default().insert(net.find(value));
+            }
+        }
         if !changed {
+            log.made = provenance.chains(net, rules);
             return Ok(log);
         }
-        let full = net.total_number_of_nodes() > budget;
-        if full || log.iterations >= limits.iterations {
-            let (rule, matches) = log
-                .matches
-                .iter()
-                .max_by_key(|(rule, n)| (**n, std::cmp::Reverse(**rule)))
-                .map_or((0, 0), |(r, n)| (*r, *n));
-            return Err(PassError::Limit {
-                limit: if full { format!("{budget} e-nodes") } else { format!("{} iterations", limits.iterations) },
-                rule: rules.get(rule).map_or("none", |r| r.name),
-                matches,
-            });
-        }
+        let name = |rule: &usize| rules.get(*rule).map_or("none", |r| r.name);
+        let most = log.matches.iter().max_by_key(|(rule, n)| (**n, std::cmp::Reverse(name(rule))));
+        return Err(PassError::Limit {
+            limit: if full { format!("{budget} e-nodes") } else { format!("{} iterations", limits.iterations) },
+            rule: most.map_or("none", |(rule, _)| name(rule)),
+            matches: most.map_or(0, |(_, n)| *n),
+        });
     }
 }
 
-fn search(net: &Net, rules: &[&Rule], log: &mut Log) -> Vec<Match> {
+/// Matches not applied yet whose conditions hold. Nothing is applied before all are found, so that what is found does not
+/// depend on the order of rules.
+fn search(net: &Net, rules: &[&Rule], done: &IndexSet<Key>) -> Vec<Match> {
     let mut out = Vec::new();
     for (i, rule) in rules.iter().enumerate() {
         match &rule.body {
-            Body::Rewrite { left, .. } => out.extend(Rule::search(left, net).into_iter().map(|(root, subst)| Match {
-                rule: i,
-                root,
-                subst: Some(subst),
-                equal: Vec::new(),
-            })),
-            Body::Custom(find) => {
-                let found = find(net);
-                for m in found.misses {
-                    let miss =
-                        NearMiss { rule: i, predicate: m.predicate.into(), found: m.found, accepted: m.accepted };
-                    log.misses.entry(m.root).or_default().insert(miss);
+            Body::Rewrite { left, sources, conditions, .. } => {
+                for (root, subst) in Rule::search(left, net) {
+                    let key = (i, net.find(root), bound(rule, &subst, net));
+                    if done.contains(&key) || conditions.iter().any(|c| c.holds(net, &subst) != Answer::Proven) {
+                        continue;
+                    }
+                    let mut from = Vec::new();
+                    for term in sources.iter().filter_map(|(_, source)| Term::instantiate(source, &subst)) {
+                        term.nodes(net, &mut from);
+                    }
+                    out.push(Match { key, subst: Some(subst), equal: Vec::new(), from });
                 }
-                out.extend(found.proposals.into_iter().map(|p| Match {
-                    rule: i,
-                    root: p.root,
-                    subst: None,
-                    equal: p.equal,
-                }));
+            }
+            Body::Custom { find, .. } => {
+                for p in find(net, &Premises::default()).proposals {
+                    let classes =
+                        p.equal.iter().flat_map(|(id, t)| [net.find(*id)].into_iter().chain(term_classes(t, net)));
+                    let key = (i, net.find(p.root), classes.collect());
+                    if !done.contains(&key) {
+                        out.push(Match { key, subst: None, equal: p.equal, from: p.from });
+                    }
+                }
             }
         }
     }
@@ -191,85 +172,44 @@ fn apply(
     rules: &[&Rule],
     target: &dyn TargetModel,
     m: Match,
-    log: &mut Log,
-    done: &mut HashSet<(usize, Id, Vec<Id>)>,
+    provenance: &mut Provenance,
+    done: &mut IndexSet<Key>,
 ) -> bool {
-    let Some(rule) = rules.get(m.rule) else { return false };
-    let key = match &m.subst {
-        Some(subst) => bound(rule, subst, net),
-        None => m.equal.iter().flat_map(|(id, t)| [net.find(*id)].into_iter().chain(term_classes(t, net))).collect(),
-    };
-    let key = (m.rule, net.find(m.root), key);
-    if done.contains(&key) {
-        return false;
-    }
-    let mut miss = |predicate: String, found: String, accepted: String| {
-        let miss = NearMiss { rule: m.rule, predicate, found, accepted };
-        log.misses.entry(m.root).or_default().insert(miss);
-        false
-    };
+    let (index, root, _) = m.key;
+    let Some(rule) = rules.get(index) else { return false };
     let mut equal = m.equal;
-    let (mut origins, mut unused) = (BTreeSet::new(), Vec::new());
-    if let (Body::Rewrite { sources, right, derived, conditions, dropped, .. }, Some(mut subst)) = (&rule.body, m.subst)
-    {
-        unused.extend(dropped.iter().filter_map(|v| subst.get(*v).copied()));
-        for c in conditions {
-            if let Answer::Unknown { found, accepted } = c.holds(net, &subst) {
-                return miss(c.predicate.to_owned(), found, accepted);
-            }
-        }
+    if let (Body::Rewrite { right, derived, .. }, Some(mut subst)) = (&rule.body, m.subst) {
         if !derived.iter().all(|d| d.bind(net, &mut subst)) {
             return false;
         }
-        for (var, pattern) in right {
-            let class = match var {
-                Some(v) => subst.get(*v).copied(),
-                None => Some(m.root),
-            };
-            if let (Some(class), Some(term)) = (class, Term::instantiate(pattern, &subst)) {
-                equal.push((class, term));
-            }
-        }
-        let mut matched = Vec::new();
-        for source in sources {
-            if let Some(term) = Term::instantiate(source, &subst) {
-                term.nodes(net, &mut matched);
-            }
-        }
-        for node in &matched {
-            origins.extend(log.made.get(node).into_iter().flatten().copied());
-        }
+        equal.extend(sides(right, root, &subst, &[]));
     }
     for (class, term) in &equal {
-        match term.check(net, target) {
-            Err(r) => return miss(r.predicate, r.found, r.accepted),
-            Ok(facts) => {
-                if net[*class].data.value().is_none_or(|v| v.types != facts.types) {
-                    let message = format!("rule {} gives {:?} for {:?}", rule.name, facts.types, net[*class].data);
-                    net.analysis.conflict.get_or_insert(message);
-                    return false;
-                }
-            }
+        let Ok(facts) = term.check(net, target) else { return false };
+        if net[*class].data.value().is_none_or(|v| v.types != facts.types) {
+            let message = format!("rule {} gives {:?} for {:?}", rule.name, facts.types, net[*class].data);
+            net.analysis.conflict.get_or_insert(message);
+            return false;
         }
     }
-    origins.insert(m.rule);
-    let before = net.number_of_classes();
-    let mut changed = false;
+    let (mut changed, mut made) = (false, Vec::new());
     for (class, term) in &equal {
-        let id = term.add(net, &mut |node| {
-            changed = true;
-            log.made.entry(node.clone()).or_insert_with(|| origins.clone());
-        });
+        let before = net.total_size();
+        let id = term.add(net, &mut made);
+        changed |= net.total_size() != before;
         changed |= net.union(*class, id);
     }
-    changed |= net.number_of_classes() != before;
-    done.insert(key);
-    log.fired.entry(m.root).or_default().insert(m.rule);
-    if !unused.is_empty() {
-        log.dropped.entry(m.root).or_default().extend(unused);
-    }
-    *log.matches.entry(m.rule).or_default() += 1;
+    provenance.record(made, index, &m.from);
+    done.insert(m.key);
     changed
+}
+
+/// Rule, root and value for each value of a match that the rule has no use for any more.
+fn unused_values(rules: &[&Rule], m: &Match) -> Vec<(usize, Id, Id)> {
+    let (Some(Body::Rewrite { dropped, .. }), Some(subst)) = (rules.get(m.key.0).map(|r| &r.body), &m.subst) else {
+        return Vec::new();
+    };
+    dropped.iter().filter_map(|v| Some((m.key.0, m.key.1, *subst.get(*v)?))).collect()
 }
 
 /// The unit node that a class stands for: its own, else the last that it is computed from.
@@ -287,10 +227,27 @@ fn place(net: &Net, root: Id) -> Option<u32> {
     None
 }
 
+/// The right side's terms, each with the class that it equals.
+pub(crate) fn sides(
+    right: &[(Option<Var>, PatternAst<ENode>)],
+    root: Id,
+    subst: &Subst,
+    derived: &[(Var, Attr)],
+) -> Vec<(Id, Term)> {
+    let side = |(var, pattern): &(Option<Var>, PatternAst<ENode>)| {
+        let class = match var {
+            Some(v) => subst.get(*v).copied(),
+            None => Some(root),
+        };
+        class.zip(Term::instantiate_with(pattern, subst, derived))
+    };
+    right.iter().filter_map(side).collect()
+}
+
 fn bound(rule: &Rule, subst: &Subst, net: &Net) -> Vec<Id> {
     let Body::Rewrite { sources, .. } = &rule.body else { return Vec::new() };
     let mut ids = Vec::new();
-    for node in sources.iter().flat_map(|p| p.iter()) {
+    for node in sources.iter().flat_map(|(_, p)| p.iter()) {
         if let egg::ENodeOrVar::Var(v) = node {
             ids.extend(subst.get(*v).map(|id| net.find(*id)));
         }

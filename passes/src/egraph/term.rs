@@ -3,7 +3,7 @@
 use super::facts::{Net, ValueFacts, value_facts};
 use super::language::ENode;
 use crate::target::TargetModel;
-use egg::{ENodeOrVar, Id, PatternAst, Subst};
+use egg::{ENodeOrVar, Id, PatternAst, Subst, Var};
 use std::sync::Arc;
 use weldment_ir::{Attr, Category, OpKind};
 
@@ -45,10 +45,18 @@ impl Term {
 
     /// A pattern with its variables bound; `None` if one is not.
     pub fn instantiate(pattern: &PatternAst<ENode>, subst: &Subst) -> Option<Term> {
+        Term::instantiate_with(pattern, subst, &[])
+    }
+
+    /// A pattern with its variables bound to classes or to attributes; `None` if one is not.
+    pub fn instantiate_with(pattern: &PatternAst<ENode>, subst: &Subst, attrs: &[(Var, Attr)]) -> Option<Term> {
         let mut terms: Vec<Term> = Vec::with_capacity(pattern.len());
         for node in pattern {
             terms.push(match node {
-                ENodeOrVar::Var(v) => Term::Class(*subst.get(*v)?),
+                ENodeOrVar::Var(v) => match attrs.iter().find(|(named, _)| named == v) {
+                    Some((_, attr)) => Term::Attr(attr.clone()),
+                    None => Term::Class(*subst.get(*v)?),
+                },
                 ENodeOrVar::ENode(ENode::Attr(a)) => Term::Attr(a.clone()),
                 ENodeOrVar::ENode(ENode::Leaf(_)) => return None,
                 ENodeOrVar::ENode(ENode::Op(kind, children)) => {
@@ -122,21 +130,16 @@ impl Term {
         }
     }
 
-    /// Adds the term and gives its class; `made` is called with each node that was not there before.
-    pub fn add(&self, net: &mut Net, made: &mut dyn FnMut(&ENode)) -> Id {
+    /// Adds the term and gives its class; its nodes, attributes left out, are appended to `nodes`, innermost first.
+    pub fn add(&self, net: &mut Net, nodes: &mut Vec<ENode>) -> Id {
         let node = match self {
             Term::Class(id) => return net.find(*id),
             Term::Attr(a) => return net.add(ENode::Attr(a.clone())),
-            Term::Op(kind, children) => ENode::Op(*kind, children.iter().map(|c| c.add(net, made)).collect()),
-            Term::Result(i, inner) => ENode::Result(*i, [inner.add(net, made)]),
+            Term::Op(kind, children) => ENode::Op(*kind, children.iter().map(|c| c.add(net, nodes)).collect()),
+            Term::Result(i, inner) => ENode::Result(*i, [inner.add(net, nodes)]),
         };
-        match net.lookup(node.clone()) {
-            Some(id) => id,
-            None => {
-                made(&node);
-                net.add(node)
-            }
-        }
+        nodes.push(node.clone());
+        net.add(node)
     }
 
     /// The e-nodes of a term that is in the e-graph already, innermost first.

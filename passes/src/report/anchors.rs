@@ -1,7 +1,8 @@
 //! Anchors: where each fusion could happen, counted on a unit before any rule, and what became of them.
 
-use super::{Outcome, Reason};
-use crate::egraph::ENode;
+use super::Outcome;
+use super::near::Ground;
+use super::reasons::reason;
 use crate::solve::{Solved, Solver, Source};
 use crate::units::{Operand, Unit};
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,17 +19,17 @@ pub(crate) struct Site {
 /// An anchor.
 #[derive(Clone, Debug)]
 pub(crate) struct Anchor {
-    group: &'static str,
+    pub group: &'static str,
     /// Nodes that name it.
-    at: Vec<u32>,
+    pub at: Vec<u32>,
     /// Nodes that the fusion absorbs.
-    absorbed: Vec<u32>,
-    test: Test,
+    pub absorbed: Vec<u32>,
+    pub test: Test,
 }
 
 /// When an anchor is fused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Test {
+pub(crate) enum Test {
     /// No absorbed node is still computed by an op of its own kind; these ops are the fusion's own.
     Absorbed(&'static [OpKind]),
     /// The absorbed node is computed by an op of its own kind no more, if it is computed at all.
@@ -53,16 +54,48 @@ fn slot_type(unit: &Unit, operand: Option<&Operand>) -> Option<(TensorType, bool
     }
 }
 
-/// An operand with views of one operand taken off.
-fn through_views(unit: &Unit, mut operand: Operand) -> Operand {
+/// What a matmul's operand is, apart from its dtype and the shape of its rows.
+fn operand_root(unit: &Unit, mut operand: Operand) -> Operand {
     while let Operand::Local(i, _) = operand {
         let node = &unit.nodes[i as usize];
-        match (node.op.kind().info().category, node.operands.as_slice()) {
-            (Category::View, [only]) => operand = *only,
+        match (node.op.kind(), node.operands.as_slice()) {
+            (OpKind::Reshape | OpKind::Cast, [only]) => operand = *only,
             _ => break,
         }
     }
     operand
+}
+
+/// The node of this kind that an operand comes from: through views, casts and at most one other op that hands its operand on,
+/// which is in the way of a fusion and does not make the place another one.
+fn comes_from(unit: &Unit, operand: Operand, kind: OpKind) -> Option<u32> {
+    let is = |n: &u32| unit.nodes[*n as usize].op.kind() == kind;
+    let near = unit.origin(operand)?;
+    if is(&near) {
+        return Some(near);
+    }
+    let between = &unit.nodes[near as usize];
+    let category = between.op.kind().info().category;
+    let passes = matches!(category, Category::Elementwise | Category::View | Category::Reduction)
+        && !matches!(between.op.kind(), OpKind::Add | OpKind::RmsNorm | OpKind::AddRmsNorm);
+    between.operands.iter().filter(|_| passes).find_map(|o| unit.origin(*o).filter(is))
+}
+
+/// The value whose mean square a root is taken of: the operand of the nearest product of a value with itself.
+fn squared(unit: &Unit, root: u32) -> Option<Operand> {
+    let mut open = vec![(root, 0)];
+    while let Some((node, depth)) = open.pop() {
+        let local = &unit.nodes[node as usize];
+        if let (OpKind::Mul, [a, b]) = (local.op.kind(), local.operands.as_slice())
+            && a == b
+        {
+            return Some(*a);
+        }
+        // Root, epsilon, mean, product, with room for a view or a cast.
+        let next = local.operands.iter().filter_map(|o| unit.origin(*o));
+        open.extend(next.filter(|_| depth < 5).map(|n| (n, depth + 1)));
+    }
+    None
 }
 
 /// Every anchor of a unit, by node order.
@@ -73,29 +106,42 @@ pub(crate) fn anchors(unit: &Unit) -> Vec<Anchor> {
         users[i as usize].iter().any(|(u, _)| kinds.contains(&unit.nodes[*u as usize].op.kind()))
     };
     let scoring = unit.scoring();
+    // A node feeds a product at once, or with a view, a cast or one elementwise op between.
+    let near_product = |i: u32| {
+        feeds(i, &[OpKind::Mul])
+            || users[i as usize].iter().any(|(u, _)| {
+                let category = unit.nodes[*u as usize].op.kind().info().category;
+                matches!(category, Category::View | Category::Elementwise) && feeds(*u, &[OpKind::Mul])
+            })
+    };
     let mut sets: BTreeMap<(Operand, bool), Vec<u32>> = BTreeMap::new();
     for (i, node) in unit.nodes.iter().enumerate() {
         let i = i as u32;
         let from = |operand: usize| node.operands.get(operand).and_then(|o| unit.origin(*o));
-        let kind_of = |n: Option<u32>| n.map(|n| unit.nodes[n as usize].op.kind());
+        let behind = |operand: usize, kind| node.operands.get(operand).and_then(|o| comes_from(unit, *o, kind));
         let mut add = |group, at: Vec<u32>, absorbed: u32, kinds: &'static [OpKind]| {
             out.push(Anchor { group, at, absorbed: vec![absorbed], test: Test::Absorbed(kinds) });
         };
         match node.op.kind() {
-            OpKind::Rsqrt => add("rms_norm", vec![i], i, &[OpKind::RmsNorm, OpKind::AddRmsNorm]),
+            OpKind::Rsqrt => {
+                add("rms_norm", vec![i], i, &[OpKind::RmsNorm, OpKind::AddRmsNorm]);
+                if let Some(sum) = squared(unit, i).and_then(|x| comes_from(unit, x, OpKind::Add)) {
+                    add("add_rms_norm", vec![i], sum, &[OpKind::AddRmsNorm]);
+                }
+            }
             OpKind::RmsNorm => {
-                if let (Some(sum), Some(OpKind::Add)) = (from(0), kind_of(from(0))) {
+                if let Some(sum) = behind(0, OpKind::Add) {
                     add("add_rms_norm", vec![i], sum, &[OpKind::AddRmsNorm]);
                 }
             }
             OpKind::Silu => add("silu_mul", vec![i], i, &[OpKind::SiluMul]),
-            OpKind::Sigmoid if feeds(i, &[OpKind::Mul]) => add("silu_mul", vec![i], i, &[OpKind::SiluMul]),
+            OpKind::Sigmoid if near_product(i) => add("silu_mul", vec![i], i, &[OpKind::SiluMul]),
             OpKind::CacheWrite => {
-                if let (Some(rope), Some(OpKind::Rope)) = (from(1), kind_of(from(1))) {
+                if let Some(rope) = behind(1, OpKind::Rope) {
                     add("rope_cache_write", vec![rope], rope, &[OpKind::RopeCacheWrite]);
                 }
             }
-            OpKind::Add if [from(0), from(1)].into_iter().any(|n| kind_of(n) == Some(OpKind::Matmul)) => {
+            OpKind::Add if [0, 1].into_iter().any(|o| behind(o, OpKind::Matmul).is_some()) => {
                 add("matmul_epilogue", vec![i], i, &[OpKind::MatmulAdd]);
             }
             OpKind::Topk => {
@@ -104,25 +150,28 @@ pub(crate) fn anchors(unit: &Unit) -> Vec<Anchor> {
             OpKind::IndexScores if feeds(i, &[OpKind::Topk]) => add("topk_rows", vec![i], i, &[OpKind::Topk]),
             OpKind::SparseAttention => add("dense_window", vec![i], i, &[OpKind::Attention]),
             OpKind::Cast => {
-                let rounds =
-                    |n: u32| unit.nodes[n as usize].op.attrs().iter().any(|a| matches!(a, weldment_ir::Attr::DType(_)));
-                if from(0).is_some_and(rounds) {
+                let rounds = |n: u32| {
+                    let op = &unit.nodes[n as usize].op;
+                    op.kind() != OpKind::Constant && op.attrs().iter().any(|a| matches!(a, weldment_ir::Attr::DType(_)))
+                };
+                let near = from(0).and_then(|n| {
+                    let node = &unit.nodes[n as usize];
+                    // An elementwise op of one operand may stand between.
+                    match (node.op.kind().info().category, node.operands.as_slice()) {
+                        (Category::Elementwise, [only]) => unit.origin(*only),
+                        _ => None,
+                    }
+                });
+                if from(0).is_some_and(rounds) || near.is_some_and(rounds) {
                     add("cast_into_producer", vec![i], i, &[]);
                 }
             }
             OpKind::Matmul => {
-                if let Some((w, true)) = slot_type(unit, node.operands.get(1)) {
-                    if let Some(x) = node.operands.first() {
-                        sets.entry((through_views(unit, *x), scoring.contains(&i))).or_default().push(i);
-                    }
-                    if w.dtype.is_block() {
-                        out.push(Anchor {
-                            group: "int8_activations",
-                            at: vec![i],
-                            absorbed: vec![i],
-                            test: Test::Int8,
-                        });
-                    }
+                if let Some(x) = node.operands.first() {
+                    sets.entry((operand_root(unit, *x), scoring.contains(&i))).or_default().push(i);
+                }
+                if slot_type(unit, node.operands.get(1)).is_some_and(|(w, _)| w.dtype.is_block()) {
+                    out.push(Anchor { group: "int8_activations", at: vec![i], absorbed: vec![i], test: Test::Int8 });
                 }
             }
             _ => {}
@@ -170,7 +219,13 @@ fn behind_views(solved: &Solved<'_>, mut step: u32) -> u32 {
 }
 
 /// What became of an anchor.
-pub(crate) fn outcome(solver: &Solver<'_>, solved: &Solved<'_>, owners: &[BTreeSet<u32>], anchor: &Anchor) -> Outcome {
+pub(crate) fn outcome(
+    solver: &Solver<'_>,
+    solved: &Solved<'_>,
+    ground: &Ground<'_>,
+    owners: &[BTreeSet<u32>],
+    anchor: &Anchor,
+) -> Outcome {
     let mut into: BTreeSet<u32> = BTreeSet::new();
     for node in &anchor.absorbed {
         into.extend(owners[*node as usize].iter().map(|o| behind_views(solved, *o)));
@@ -189,17 +244,23 @@ pub(crate) fn outcome(solver: &Solver<'_>, solved: &Solved<'_>, owners: &[BTreeS
         Test::Dropped => !anchor.absorbed.iter().any(standing),
         Test::Absorbed(kinds) => {
             let gone = !anchor.absorbed.iter().any(standing);
-            if gone && !kinds.is_empty() && !into.iter().any(|s| kinds.contains(&kind(*s))) {
+            let elsewhere = gone && !kinds.is_empty() && !into.iter().any(|s| kinds.contains(&kind(*s)));
+            // A rule of the fusion may have come half way: silu stands where its parts were.
+            let half_way = into.iter().any(|s| {
+                let last = solved.steps[*s as usize].chain.last();
+                last.is_some_and(|name| solver.rules.iter().any(|r| r.name == *name && r.group == Some(anchor.group)))
+            });
+            if elsewhere && !half_way {
                 return Outcome::Elsewhere { into: names };
             }
-            gone
+            gone && !elsewhere
         }
         Test::Joined => into.len() == 1,
         Test::Int8 => into.iter().all(|s| reads_int8(solved, *s)) && !into.is_empty(),
     };
     match fused {
         true => Outcome::Fused { into: if names.is_empty() { "nothing".into() } else { names } },
-        false => Outcome::Kept { reason: reason(solver, solved, anchor, names) },
+        false => Outcome::Kept { reason: reason(solver, solved, ground, anchor, &into) },
     }
 }
 
@@ -213,64 +274,4 @@ fn reads_int8(solved: &Solved<'_>, step: u32) -> bool {
         }
         _ => false,
     }
-}
-
-/// The classes, computed in the end, that nodes went into: their own, or those of their nearest readers.
-fn standing(solved: &Solved<'_>, nodes: &[u32]) -> BTreeSet<egg::Id> {
-    let users = solved.unit.users();
-    let mut open: Vec<u32> = nodes.to_vec();
-    let mut seen: BTreeSet<u32> = nodes.iter().copied().collect();
-    let mut out = BTreeSet::new();
-    while let Some(node) = open.pop() {
-        match solved.class(node).filter(|c| solved.owner.contains_key(c)) {
-            Some(class) => {
-                out.insert(class);
-            }
-            None => open.extend(users[node as usize].iter().map(|u| u.0).filter(|u| seen.insert(*u))),
-        }
-    }
-    out
-}
-
-fn reason(solver: &Solver<'_>, solved: &Solved<'_>, anchor: &Anchor, chosen: String) -> Reason {
-    let in_group = |rule: &crate::rules::Rule| rule.group == Some(anchor.group);
-    let live: Vec<usize> = (0..solver.rules.len()).filter(|i| in_group(solver.rules[*i])).collect();
-    if live.is_empty() {
-        let text = solver.barred.iter().find(|(r, _)| in_group(r)).map(|(_, why)| why.clone());
-        return text.map_or(Reason::NoPattern, |text| Reason::Barred { text });
-    }
-    let places: Vec<egg::Id> = anchor.at.iter().chain(&anchor.absorbed).filter_map(|n| solved.class(*n)).collect();
-    let fired = places
-        .iter()
-        .any(|class| solved.log.fired.get(class).is_some_and(|rules| rules.iter().any(|r| live.contains(r))));
-    for class in &standing(solved, &anchor.absorbed) {
-        let made = |node: &ENode| solved.log.made.get(node).is_some_and(|rules| rules.iter().any(|r| live.contains(r)));
-        let taken = solved.extraction.chosen(*class).is_some_and(made);
-        if fired
-            && !taken
-            && let Some(cost) = solved.extraction.cost_with(*class, &made)
-        {
-            let extra_ns = cost.saturating_sub(solved.extraction.cost) / 1024;
-            return Reason::Dearer { chosen, extra_ns };
-        }
-    }
-    for class in &places {
-        let near = solved.log.misses.get(class).and_then(|m| m.iter().find(|m| live.contains(&m.rule)));
-        if let Some(m) = near {
-            return Reason::NearMiss {
-                rule: solver.rules[m.rule].name.to_owned(),
-                predicate: m.predicate.clone(),
-                found: m.found.clone(),
-                accepted: m.accepted.clone(),
-                change: change(&m.predicate, &m.found, &m.accepted),
-            };
-        }
-    }
-    let text = solver.barred.iter().find(|(r, _)| in_group(r)).map(|(_, why)| why.clone());
-    text.map_or(Reason::NoPattern, |text| Reason::Barred { text })
-}
-
-/// The default change for a predicate: what is accepted, in place of what was found.
-fn change(predicate: &str, found: &str, accepted: &str) -> String {
-    format!("make {predicate} {accepted} ({found} now)")
 }

@@ -1,12 +1,21 @@
 //! The match report: for every fusion, the places counted on the graph before any rule, and what became of each.
 
 mod anchors;
+mod compare;
 mod graph;
+mod near;
+mod place;
+mod reasons;
 mod render;
+mod table;
 
-pub(crate) use anchors::{Site, anchors, outcome};
+pub(crate) use anchors::{Anchor, Site, anchors, outcome};
+pub use compare::{Change, FusionChange, compare};
 pub use graph::{GraphNode, NodeReport, RuleStep};
+pub use place::{FusionAt, PlaceReport};
+pub use table::{coverage, size};
 pub(crate) use graph::{Origin, graph_nodes, node_reports};
+pub(crate) use near::{Ground, Place, resolve};
 
 use crate::rules::{GROUPS, Numerics};
 use serde::{Deserialize, Serialize};
@@ -54,6 +63,9 @@ pub enum Reason {
         accepted: String,
         /// The smallest change that would let the rule match, as an instruction.
         change: String,
+        /// Nodes of the graph before any rule where it fails.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        at: Vec<u32>,
     },
     /// The rule fired and another form was cheaper.
     Dearer {
@@ -61,9 +73,46 @@ pub enum Reason {
         chosen: String,
         /// Nanoseconds that a step would take longer with the fusion.
         extra_ns: u64,
+        /// Other readers of what the fusion would absorb: source paths, or names of outputs.
+        #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+        by: BTreeSet<String>,
+        /// What would let the fusion win, as an instruction.
+        change: String,
     },
-    /// No rule of the fusion found its pattern here.
-    NoPattern,
+    /// The fusion is there, and what it absorbs is computed beside it as others read it too.
+    AlsoRead {
+        /// Those readers: source paths, or names of outputs.
+        by: BTreeSet<String>,
+        /// What would let the op go, as an instruction.
+        change: String,
+    },
+}
+
+impl Reason {
+    /// A unit's reason at its place in the graph: nodes by number, marks by name.
+    pub(crate) fn located(&self, node: &dyn Fn(u32) -> Option<u32>, name: &dyn Fn(Place) -> String) -> Reason {
+        let text = |t: &String| resolve(t, name);
+        match self {
+            Reason::Barred { .. } => self.clone(),
+            Reason::NearMiss { rule, predicate, found, accepted, change, at } => Reason::NearMiss {
+                rule: rule.clone(),
+                predicate: text(predicate),
+                found: text(found),
+                accepted: text(accepted),
+                change: text(change),
+                at: at.iter().filter_map(|n| node(*n)).collect::<BTreeSet<u32>>().into_iter().collect(),
+            },
+            Reason::Dearer { chosen, extra_ns, by, change } => Reason::Dearer {
+                chosen: chosen.clone(),
+                extra_ns: *extra_ns,
+                by: by.iter().map(text).collect(),
+                change: text(change),
+            },
+            Reason::AlsoRead { by, change } => {
+                Reason::AlsoRead { by: by.iter().map(text).collect(), change: text(change) }
+            }
+        }
+    }
 }
 
 /// One place.
@@ -111,6 +160,8 @@ pub struct Report {
     pub policy: String,
     /// What was switched off.
     pub disabled: Vec<String>,
+    /// Smallest and largest value of each symbol.
+    pub ranges: BTreeMap<String, (u64, u64)>,
     /// Values of the symbols at which forms were priced and bytes are counted.
     pub dims: BTreeMap<String, u64>,
     /// Ops that run in a step (no leaves, views or static values) before.
@@ -134,13 +185,14 @@ pub struct Report {
 impl Report {
     pub(crate) fn new(
         (policy, disabled): (Numerics, &BTreeSet<String>),
-        dims: BTreeMap<String, u64>,
+        (ranges, dims): (BTreeMap<String, (u64, u64)>, BTreeMap<String, u64>),
         before: Vec<GraphNode>,
         nodes: Vec<NodeReport>,
     ) -> Report {
         Report {
             policy: policy.name().to_owned(),
             disabled: disabled.iter().cloned().collect(),
+            ranges,
             dims,
             launches_before: before.iter().filter(|n| n.launch).count(),
             launches_after: nodes.iter().filter(|n| n.launch).count(),
@@ -153,7 +205,7 @@ impl Report {
         }
     }
 
-    pub(crate) fn place(&mut self, group: &str, anchor: AnchorReport) {
+    pub(crate) fn add_place(&mut self, group: &str, anchor: AnchorReport) {
         if let Some(g) = self.groups.iter_mut().find(|g| g.name == group) {
             g.anchors.push(anchor);
         }
@@ -162,11 +214,5 @@ impl Report {
     /// The report of a fusion.
     pub fn group(&self, name: &str) -> Option<&GroupReport> {
         self.groups.iter().find(|g| g.name == name)
-    }
-
-    /// Nodes of the optimised graph whose source is `path` or lies below it.
-    pub fn at(&self, path: &str) -> Vec<&NodeReport> {
-        let below = |s: &String| s == path || s.strip_prefix(path).is_some_and(|rest| rest.starts_with('.'));
-        self.nodes.iter().filter(|n| n.sources.iter().any(below)).collect()
     }
 }

@@ -2,25 +2,80 @@
 
 use super::{GroupReport, Outcome, Reason, Report};
 use crate::error::PassError;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+
+fn list(names: &BTreeSet<String>) -> String {
+    names.iter().map(String::as_str).collect::<Vec<_>>().join(", ")
+}
 
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Reason::Barred { text } => f.write_str(text),
-            Reason::NearMiss { rule, predicate, found, accepted, change } => {
+            Reason::NearMiss { rule, predicate, found, accepted, change, .. } => {
                 write!(f, "{rule}: {predicate} is {found}, {accepted} is accepted; {change}")
             }
-            Reason::Dearer { chosen, extra_ns } => {
-                write!(f, "extraction preferred {chosen}: the fusion costs {extra_ns} ns more")
+            Reason::Dearer { chosen, extra_ns, by, change } => {
+                match extra_ns {
+                    0 => write!(f, "extraction kept {chosen}: the fusion saves nothing")?,
+                    _ => write!(f, "extraction preferred {chosen}: the fusion costs {extra_ns} ns more")?,
+                }
+                if !by.is_empty() {
+                    write!(f, ", as what it absorbs is also read by {}", list(by))?;
+                }
+                write!(f, "; {change}")
             }
-            Reason::NoPattern => f.write_str("no rule of this fusion found its pattern"),
+            Reason::AlsoRead { by, change } => {
+                write!(f, "computed beside the fusion, as it is also read by {}; {change}", list(by))
+            }
         }
     }
 }
 
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Outcome::Fused { into } => write!(f, "fused into {into}"),
+            Outcome::Elsewhere { into } => write!(f, "absorbed by {into}"),
+            Outcome::Kept { reason } => write!(f, "kept: {reason}"),
+        }
+    }
+}
+
+/// A text that is the same for every layer: numbers in `layers.N.` left open.
+pub(super) fn any_layer(text: &str) -> String {
+    let mut parts = text.split("layers.");
+    let mut out = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let rest = part.trim_start_matches(|c: char| c.is_ascii_digit());
+        out += if rest.len() == part.len() { "layers." } else { "layers.N" };
+        out += rest;
+    }
+    out
+}
+
 impl GroupReport {
+    /// Why places were left, with the first path of each place: reasons that differ by layer alone are one.
+    pub fn kept(&self) -> BTreeMap<String, Vec<String>> {
+        let mut kept: BTreeMap<String, Vec<(String, String)>> = BTreeMap::new();
+        for anchor in &self.anchors {
+            if let Outcome::Kept { reason } = &anchor.outcome {
+                let text = reason.to_string();
+                let path = anchor.paths.iter().next().cloned().unwrap_or_default();
+                kept.entry(any_layer(&text)).or_default().push((text, path));
+            }
+        }
+        let shown = |(open, places): (String, Vec<(String, String)>)| {
+            let text = match places.as_slice() {
+                [(text, _)] => text.clone(),
+                _ => open,
+            };
+            (text, places.into_iter().map(|(_, path)| path).collect())
+        };
+        kept.into_iter().map(shown).collect()
+    }
+
     /// Anchors absorbed, by this fusion or another.
     pub fn fused(&self) -> usize {
         self.anchors.iter().filter(|a| !matches!(a.outcome, Outcome::Kept { .. })).count()
@@ -39,15 +94,10 @@ impl fmt::Display for GroupReport {
         let all = if fused == total { "all: " } else { "" };
         write!(f, "{}: {all}{fused} of {total}", self.name)?;
         let mut elsewhere: BTreeMap<&str, usize> = BTreeMap::new();
-        let mut kept: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for a in &self.anchors {
             match &a.outcome {
-                Outcome::Fused { .. } => {}
+                Outcome::Fused { .. } | Outcome::Kept { .. } => {}
                 Outcome::Elsewhere { into } => *elsewhere.entry(into).or_default() += 1,
-                Outcome::Kept { reason } => {
-                    let path = a.paths.iter().next().cloned().unwrap_or_default();
-                    kept.entry(reason.to_string()).or_default().push(path);
-                }
             }
         }
         if !elsewhere.is_empty() {
@@ -57,7 +107,7 @@ impl fmt::Display for GroupReport {
         if fused != total {
             write!(f, "; {} kept", total - fused)?;
         }
-        for (reason, paths) in &kept {
+        for (reason, paths) in &self.kept() {
             let first = paths.first().map_or("", String::as_str);
             let more = if paths.len() > 1 { format!(" and {} more", paths.len() - 1) } else { String::new() };
             write!(f, "\n    {first}{more}: {reason}")?;
@@ -109,31 +159,5 @@ impl Report {
             true => Ok(()),
             false => Err(PassError::Required { required: requirement.to_owned(), found: group.to_string() }),
         }
-    }
-
-    /// What is known of a source path: the nodes it became, and its places in each fusion.
-    pub fn explain(&self, path: &str) -> String {
-        let mut out = String::new();
-        for n in self.at(path) {
-            let rules = n.rules.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
-            let sources = n.sources.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
-            let by = if rules.is_empty() { String::new() } else { format!(" by {rules}") };
-            out.push_str(&format!("%{} {}{by}  [{sources}]\n", n.node, n.op));
-        }
-        for g in &self.groups {
-            for a in &g.anchors {
-                let here = |p: &String| p == path || p.strip_prefix(path).is_some_and(|r| r.starts_with('.'));
-                if a.paths.iter().any(here) {
-                    let what = match &a.outcome {
-                        Outcome::Fused { into } => format!("fused into {into}"),
-                        Outcome::Elsewhere { into } => format!("absorbed by {into}"),
-                        Outcome::Kept { reason } => format!("kept: {reason}"),
-                    };
-                    let paths = a.paths.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
-                    out.push_str(&format!("{} at {paths}: {what}\n", g.name));
-                }
-            }
-        }
-        out
     }
 }

@@ -11,7 +11,7 @@ pub(super) fn rules() -> Vec<Rule> {
         rule! {
             /// g * (sigmoid(g) * u) is silu(g) * u; moved: the rounding of the inner product.
             silu_mul_from_sigmoid [Rounding, silu_mul]:
-                (mul ?g (mul (sigmoid ?g) ?u)) => (mul (silu ?g) ?u) if same_type(?g, ?u)
+                (mul ?g (mul (sigmoid ?g) ?u)) => (mul (silu ?g) ?u)
         },
         rule! {
             /// silu and the product that reads it are one pass.

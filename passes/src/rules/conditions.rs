@@ -10,7 +10,7 @@ fn condition(
     vars: Vec<Var>,
     check: impl Fn(&Net, &[Id]) -> Answer + Send + Sync + 'static,
 ) -> Condition {
-    Condition { predicate, vars, check: Box::new(check) }
+    Condition { predicate, change: None, vars, check: Box::new(check) }
 }
 
 fn answer(holds: bool, found: impl FnOnce() -> String, accepted: &str) -> Answer {
@@ -39,6 +39,7 @@ pub fn fixed(vars: Vec<Var>) -> Condition {
         let known = data(net, ids, 0).is_some_and(|d| d.value().is_some_and(|v| v.fixed));
         answer(known, || "a value computed in the step".into(), "a value of weights and constants alone")
     })
+    .advise("make it a weight of the model, or compute it from weights alone")
 }
 
 /// Two values have the same type.
@@ -47,6 +48,7 @@ pub fn same_type(vars: Vec<Var>) -> Condition {
         let (a, b) = (ty(net, ids, 0), ty(net, ids, 1));
         answer(a.is_some() && a == b, || format!("{} and {}", show(a), show(b)), "equal types")
     })
+    .advise("give both one shape and one dtype")
 }
 
 /// The value has this dtype.
@@ -72,6 +74,7 @@ pub fn block_format(vars: Vec<Var>) -> Condition {
         let block = t.as_ref().is_some_and(|t| t.dtype.is_block() && t.dtype != DType::Q8A);
         answer(block, || show(t.map(|t| t.dtype)), "a block-quantised format")
     })
+    .advise("quantise the weight to a block format")
 }
 
 /// The dtype attribute is a 16-bit float.
@@ -160,6 +163,7 @@ pub fn last_axis(vars: Vec<Var>) -> Condition {
             matches!((&t, &a), (Some(t), Some(Attr::Int(n))) if usize::try_from(*n).is_ok_and(|n| n + 1 == t.rank()));
         answer(last, || format!("{} of {}", show(a), show(t)), "the last axis")
     })
+    .advise("work along the last axis, or transpose before")
 }
 
 /// x, shape attribute: the last dim stays, so rows are the same rows.
@@ -169,21 +173,7 @@ pub fn keeps_last_dim(vars: Vec<Var>) -> Condition {
         let same = matches!((&t, &a), (Some(t), Some(Attr::Shape(s))) if !s.is_empty() && t.shape.last() == s.last());
         answer(same, || format!("{} to {}", show(t), show(a)), "the same last dim")
     })
-}
-
-/// x, shape attribute, dtype attribute: a cast to the dtype commutes with the reshape. Plain dtypes always do; blocks
-/// of the last dim do where both last dims are whole blocks, as then a block is the same 32 row-major neighbours.
-pub fn blocks_survive(vars: Vec<Var>) -> Condition {
-    condition("whole blocks", vars, |net, ids| {
-        let (t, s, d) = (ty(net, ids, 0), attr(net, ids, 1), attr(net, ids, 2));
-        let (Some(t), Some(Attr::Shape(s)), Some(Attr::DType(d))) = (t, s, d) else {
-            return answer(false, || "unknown types".into(), "known types");
-        };
-        let block = d.block_elements() as u64;
-        let whole = |dim: Option<&Dim>| dim.and_then(Dim::constant).is_some_and(|n| n % block == 0);
-        let found = || format!("last dims {} and {}", show(t.shape.last()), show(s.last()));
-        answer(block == 1 || (whole(t.shape.last()) && whole(s.last())), found, "whole blocks")
-    })
+    .advise("reshape the leading dims alone")
 }
 
 /// Every element of the value is this number.
@@ -200,6 +190,7 @@ pub fn known_nonnegative(vars: Vec<Var>) -> Condition {
         let found = data(net, ids, 0).and_then(|d| d.value().and_then(|v| v.uniform));
         answer(found.is_some_and(|r| r.0 >= 0.0), || show(found), "a known number >= 0")
     })
+    .advise("make the epsilon a constant of the graph, 0 or more")
 }
 
 /// a, b: b broadcasts to a's shape, so that an elementwise op of both has a's type.
@@ -209,6 +200,7 @@ pub fn broadcasts_into(vars: Vec<Var>) -> Condition {
         let fits = matches!((&a, &b), (Some(a), Some(b)) if fits(a, b));
         answer(fits, || format!("{} into {}", show(b), show(a)), "equal dims or 1")
     })
+    .advise("give the addend the dims of the product, or dims of 1")
 }
 
 fn fits(a: &TensorType, b: &TensorType) -> bool {
@@ -230,6 +222,7 @@ pub fn has_rank(vars: Vec<Var>, rank: usize) -> Condition {
         let t = ty(net, ids, 0);
         answer(t.as_ref().is_some_and(|t| t.rank() == rank), || show(t), &format!("rank {rank}"))
     })
+    .advise(format!("reshape it to rank {rank}"))
 }
 
 /// scores, k: no window is longer than k, as the scores have at most k columns.

@@ -1,6 +1,6 @@
 //! Matmuls of one operand by several static weights become one matmul by the joined weight.
 
-use super::{Body, Found, Miss, Numerics, Proposal, Rule};
+use super::{Body, Found, Miss, Numerics, Premises, Proposal, Rule};
 use crate::egraph::{ENode, Net, Term};
 use egg::Id;
 use std::collections::BTreeMap;
@@ -15,7 +15,7 @@ pub(super) fn rules() -> Vec<Rule> {
             class: Numerics::Bitwise,
             group: Some("merged_qkv"),
             text: TEXT.into(),
-            body: Body::Custom(|net| merge(net, false)),
+            body: Body::Custom { find: |net, ask| merge(net, ask, false), premises: PREMISES },
         },
         Rule {
             name: "merge_gate_up",
@@ -23,7 +23,7 @@ pub(super) fn rules() -> Vec<Rule> {
             class: Numerics::Bitwise,
             group: Some("merged_gate_up"),
             text: TEXT.into(),
-            body: Body::Custom(|net| merge(net, true)),
+            body: Body::Custom { find: |net, ask| merge(net, ask, true), premises: PREMISES },
         },
     ]
 }
@@ -31,21 +31,29 @@ pub(super) fn rules() -> Vec<Rule> {
 const TEXT: &str = "(matmul ?x ?w_i ?dtype) for every i => (slice (matmul ?x (concat ?w_0 ?w_1 .. 0) ?dtype) ?last \
                     ?offset_i ?offset_i+1) if static(?w_i), same dtype and depth";
 
+// Premises of the search.
+const STATIC_WEIGHT: &str = "the weight is static";
+const STATIC_BIAS: &str = "the bias is static";
+const ROW_BIAS: &str = "one bias for each row of the weight";
+const ALIKE: &str = "same weight dtype and depth";
+const PREMISES: &[&str] = &[STATIC_WEIGHT, STATIC_BIAS, ROW_BIAS, ALIKE];
+
 /// Matmuls that may be merged: operand, result dtype, whether a bias is added, whether it only feeds a top-k's scores (such a matmul dies
 /// where windows fit, and the others must be the same product with and without it). Class order makes the key's order
 /// irrelevant to the result: sets do not interact.
 type Key = (Id, DType, bool, bool);
 
 /// One member, by its place in the graph before any rule.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 struct Member {
+    node: ENode,
     class: Id,
     weight: Id,
     bias: Option<Id>,
     gate: bool,
 }
 
-fn merge(net: &Net, gate: bool) -> Found {
+fn merge(net: &Net, ask: &Premises, gate: bool) -> Found {
     let mut sets: BTreeMap<Key, BTreeMap<u32, Member>> = BTreeMap::new();
     for class in net.classes() {
         // Only values of the graph before any rule: the joined matmul itself is no member.
@@ -56,10 +64,11 @@ fn merge(net: &Net, gate: bool) -> Found {
             let Some(Attr::DType(dtype)) = attrs.first().and_then(|a| net[*a].data.attr()) else { continue };
             let ([x, w] | [x, w, _]) = operands else { continue };
             let bias = operands.get(2).copied();
-            if !is_static(net, *w) || bias.is_some_and(|b| !is_static(net, b) || !is_row(net, b, *w)) {
+            let biased = |b| ask.hold(STATIC_BIAS, is_static(net, b)) && ask.hold(ROW_BIAS, is_row(net, b, *w));
+            if !ask.hold(STATIC_WEIGHT, is_static(net, *w)) || !bias.is_none_or(biased) {
                 continue;
             }
-            let member = Member { class: class.id, weight: net.find(*w), bias, gate: facts.gate };
+            let member = Member { node: node.clone(), class: class.id, weight: net.find(*w), bias, gate: facts.gate };
             let scoring = net.analysis.scoring.contains(&order);
             let key = (net.find(*x), *dtype, *kind == OpKind::MatmulAdd, scoring);
             sets.entry(key).or_default().entry(order).or_insert(member);
@@ -76,14 +85,16 @@ fn merge(net: &Net, gate: bool) -> Found {
             let Some(ty) = net[m.weight].data.ty() else { continue };
             let depth = TensorType::new(ty.dtype, ty.shape.get(1..).unwrap_or_default().to_vec());
             let bias = m.bias.and_then(|b| net[b].data.ty()).map(|t| t.dtype);
-            alike.entry((depth, bias)).or_default().push(m);
+            let (key, first) = ((depth, bias), alike.keys().next().cloned());
+            let joins = first.filter(|first| ask.hold(ALIKE, *first == key));
+            alike.entry(joins.unwrap_or(key)).or_default().push(m);
         }
         let largest = alike.iter().max_by_key(|(_, v)| v.len()).map(|(k, _)| k.0.clone());
         for ((depth, _), members) in &alike {
             match members.as_slice() {
                 [lone] => found.misses.push(Miss {
                     root: lone.class,
-                    predicate: "same weight dtype and depth",
+                    predicate: ALIKE,
                     found: depth.to_string(),
                     accepted: largest.as_ref().filter(|l| *l != depth).map_or("two alike".into(), ToString::to_string),
                 }),
@@ -101,6 +112,23 @@ fn is_static(net: &Net, id: Id) -> bool {
 /// A bias: one number for each row of w.
 fn is_row(net: &Net, bias: Id, w: Id) -> bool {
     matches!((net[bias].data.ty(), net[w].data.ty()), (Some(b), Some(w)) if b.rank() == 1 && b.shape.first() == w.shape.first())
+}
+
+/// Matmuls of one operand, by class and weight, that a report asks about.
+pub(crate) struct Set {
+    pub operand: Id,
+    pub dtype: DType,
+    pub members: Vec<(Id, Id)>,
+}
+
+/// What would stand for the members of a set if they were merged.
+pub(crate) fn propose(net: &Net, set: &Set) -> Option<Vec<(Id, Term)>> {
+    let member = |(class, weight): &(Id, Id)| {
+        let node = net[*class].iter().find(|n| matches!(n, ENode::Op(OpKind::Matmul, _)))?.clone();
+        Some(Member { node, class: *class, weight: *weight, bias: None, gate: false })
+    };
+    let members: Option<Vec<Member>> = set.members.iter().map(member).collect();
+    join(net, set.operand, set.dtype, &members?).map(|p| p.equal)
 }
 
 fn join(net: &Net, x: Id, dtype: DType, members: &[Member]) -> Option<Proposal> {
@@ -127,5 +155,6 @@ fn join(net: &Net, x: Id, dtype: DType, members: &[Member]) -> Option<Proposal> 
         equal.push((m.class, Term::op(OpKind::Slice, vec![joined.clone()], attrs)));
         offset = end;
     }
-    Some(Proposal { root: members.first()?.class, equal })
+    let from = members.iter().map(|m| m.node.clone()).collect();
+    Some(Proposal { root: members.first()?.class, equal, from })
 }

@@ -5,7 +5,7 @@ mod attention;
 pub mod conditions;
 mod derive;
 mod matmul;
-mod merge;
+pub(crate) mod merge;
 mod norms;
 mod quantise;
 mod topk;
@@ -93,11 +93,25 @@ type Check = Box<dyn Fn(&Net, &[Id]) -> Answer + Send + Sync>;
 pub struct Condition {
     /// Its name in near-miss texts.
     pub predicate: &'static str,
+    /// The smallest change that would let it hold, as an instruction; derived from what was found and what is accepted
+    /// where none is given.
+    pub change: Option<String>,
     vars: Vec<Var>,
     check: Check,
 }
 
 impl Condition {
+    /// With a change of its own.
+    #[must_use]
+    pub fn advise(self, change: impl Into<String>) -> Condition {
+        Condition { change: Some(change.into()), ..self }
+    }
+
+    /// True if all of its variables are bound.
+    pub fn is_bound(&self, subst: &Subst) -> bool {
+        self.vars.iter().all(|v| subst.get(*v).is_some())
+    }
+
     /// Evaluates it for one match.
     pub fn holds(&self, net: &Net, subst: &Subst) -> Answer {
         match self.vars.iter().map(|v| subst.get(*v).copied()).collect::<Option<Vec<Id>>>() {
@@ -117,6 +131,17 @@ pub struct Derive {
 }
 
 impl Derive {
+    /// The variable's value, without adding it to the e-graph.
+    pub fn value(&self, net: &Net, subst: &Subst) -> Option<(Var, Attr)> {
+        let ids = self.args.iter().map(|v| subst.get(*v).copied()).collect::<Option<Vec<Id>>>()?;
+        Some((self.var, (self.compute)(net, &ids)?))
+    }
+
+    /// Variables that it is computed from.
+    pub fn args(&self) -> &[Var] {
+        &self.args
+    }
+
     /// Binds the variable; false if it cannot be computed.
     pub fn bind(&self, net: &mut Net, subst: &mut Subst) -> bool {
         let Some(ids) = self.args.iter().map(|v| subst.get(*v).copied()).collect::<Option<Vec<Id>>>() else {
@@ -151,6 +176,8 @@ pub struct Proposal {
     pub root: Id,
     /// Equalities.
     pub equal: Vec<(Id, Term)>,
+    /// The nodes that it was found at.
+    pub from: Vec<ENode>,
 }
 
 /// A near miss of a custom rule.
@@ -181,8 +208,8 @@ pub enum Body {
     Rewrite {
         /// Left side.
         left: Box<Left>,
-        /// The left side's patterns with the variable of their class, for provenance.
-        sources: Vec<PatternAst<ENode>>,
+        /// The left side's patterns with the variable of their class, for provenance and near misses.
+        sources: Vec<(Option<Var>, PatternAst<ENode>)>,
         /// Right side: each pattern equals the class of its variable, or the root.
         right: Vec<(Option<Var>, PatternAst<ENode>)>,
         /// Computed attributes.
@@ -193,7 +220,31 @@ pub enum Body {
         dropped: Vec<Var>,
     },
     /// A search that patterns cannot say (a variable number of operands or users).
-    Custom(fn(&Net) -> Found),
+    Custom {
+        /// The search.
+        find: fn(&Net, &Premises) -> Found,
+        /// The premises that it asks, by name.
+        premises: &'static [&'static str],
+    },
+}
+
+/// What the conditions of a custom search go through, by name: so that the law's mutator can take one for granted and see
+/// that something wrong is then found.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Premises {
+    granted: Option<&'static str>,
+}
+
+impl Premises {
+    /// Every premise is asked but this one.
+    pub fn without(premise: &'static str) -> Premises {
+        Premises { granted: Some(premise) }
+    }
+
+    /// True if the fact holds or its premise is taken for granted.
+    pub fn hold(&self, premise: &'static str, fact: bool) -> bool {
+        fact || self.granted == Some(premise)
+    }
 }
 
 /// A named, classed rewrite.
@@ -265,23 +316,22 @@ pub(crate) fn pattern_rule(
     derived: Vec<Derive>,
     conditions: Vec<Condition>,
 ) -> Rule {
-    let parsed: Vec<(Option<Var>, PatternAst<ENode>)> =
+    let sources: Vec<(Option<Var>, PatternAst<ENode>)> =
         left.iter().map(|(v, p)| (v.map(variable), parse_pattern(p))).collect();
-    let sources: Vec<PatternAst<ENode>> = parsed.iter().map(|(_, p)| p.clone()).collect();
-    let named: Option<Vec<(Var, PatternAst<ENode>)>> = parsed.iter().map(|(v, p)| v.map(|v| (v, p.clone()))).collect();
-    let head = sources.first().and_then(|p| p.last()).and_then(|n| match n {
+    let named: Option<Vec<(Var, PatternAst<ENode>)>> = sources.iter().map(|(v, p)| v.map(|v| (v, p.clone()))).collect();
+    let head = sources.first().and_then(|(_, p)| p.last()).and_then(|n| match n {
         ENodeOrVar::ENode(e) => Some(egg::Language::discriminant(e)),
         ENodeOrVar::Var(_) => None,
     });
     let left = match (named, head) {
         (Some(named), Some(head)) => Left::Many(MultiPattern::new(named), head),
-        _ => Left::One(Pattern::new(sources.first().cloned().unwrap_or_default())),
+        _ => Left::One(Pattern::new(sources.first().map(|(_, p)| p.clone()).unwrap_or_default())),
     };
     let right: Vec<_> = right.iter().map(|(v, p)| (v.map(variable), parse_pattern(p))).collect();
     // A variable that names a pattern of the left side stands for what that pattern takes apart.
-    let named = parsed.iter().filter_map(|(v, _)| *v);
+    let named = sources.iter().filter_map(|(v, _)| *v);
     let kept: Vec<Var> = right.iter().flat_map(|(_, p)| variables(p)).chain(named).collect();
-    let dropped = sources.iter().flat_map(operand_variables).filter(|v| !kept.contains(v)).collect();
+    let dropped = sources.iter().flat_map(|(_, p)| operand_variables(p)).filter(|v| !kept.contains(v)).collect();
     Rule {
         name,
         doc,

@@ -1,6 +1,6 @@
 //! Views and other ops that compute nothing: canonical forms, and views moved out of the way of fusions.
 
-use super::{Body, Found, Numerics, Proposal, Rule, rule};
+use super::{Body, Found, Numerics, Premises, Proposal, Rule, rule};
 use crate::egraph::{ENode, Net, Term};
 use egg::Id;
 use weldment_ir::{Attr, OpKind};
@@ -52,8 +52,7 @@ pub(super) fn rules() -> Vec<Rule> {
         },
         rule! {
             /// Widening before a cast changes nothing: both round the same real number once.
-            cast_of_widening [Bitwise]: (cast (cast ?x ?wide) ?d) => (cast ?x ?d)
-                if compute_float(?x), widens(?x, ?wide), float_result(?d)
+            cast_of_widening [Bitwise]: (cast (cast ?x ?wide) ?d) => (cast ?x ?d) if widens(?x, ?wide)
         },
         rule! {
             /// A concatenation of one part is the part.
@@ -76,14 +75,14 @@ pub(super) fn rules() -> Vec<Rule> {
             mul_broadcasts [Bitwise]: (mul ?a (broadcast ?b ?s)) => (mul ?a ?b) if broadcast_is_implicit(?a, ?s)
         },
         rule! {
-            /// A sum of two reshaped values is a reshaped sum.
+            /// A sum of two reshaped values is a reshaped sum: values of one size broadcast by dims of 1 at most.
             add_past_reshape [Bitwise]:
-                (add (reshape ?x ?s) (reshape ?y ?s)) => (reshape (add ?x ?y) ?s) if same_type(?x, ?y)
+                (add (reshape ?x ?s) (reshape ?y ?s)) => (reshape (add ?x ?y) ?s)
         },
         rule! {
-            /// A product of two reshaped values is a reshaped product.
+            /// A product of two reshaped values is a reshaped product: values of one size broadcast by dims of 1 at most.
             mul_past_reshape [Bitwise]:
-                (mul (reshape ?x ?s) (reshape ?y ?s)) => (reshape (mul ?x ?y) ?s) if same_type(?x, ?y)
+                (mul (reshape ?x ?s) (reshape ?y ?s)) => (reshape (mul ?x ?y) ?s)
         },
         rule! {
             /// silu of a reshaped value is a reshaped silu.
@@ -94,9 +93,9 @@ pub(super) fn rules() -> Vec<Rule> {
             sigmoid_past_reshape [Bitwise]: (sigmoid (reshape ?x ?s)) => (reshape (sigmoid ?x) ?s)
         },
         rule! {
-            /// A cast of a reshaped value is a reshaped cast, where blocks stay whole.
-            cast_past_reshape [Bitwise]:
-                (cast (reshape ?x ?s) ?d) => (reshape (cast ?x ?d) ?s) if blocks_survive(?x, ?s, ?d)
+            /// A cast of a reshaped value is a reshaped cast. Blocks stay whole: the op table quantises and reshapes whole
+            /// blocks only, so a block is the same 32 row-major neighbours on both sides.
+            cast_past_reshape [Bitwise]: (cast (reshape ?x ?s) ?d) => (reshape (cast ?x ?d) ?s)
         },
         rule! {
             /// A norm of reshaped rows is the norm of the rows, reshaped.
@@ -120,7 +119,7 @@ pub(super) fn rules() -> Vec<Rule> {
         text:
             "(slice (concat ..?parts ?axis) ?axis ?start ?end) => (slice ?part ?axis ?start' ?end') if inside one part"
                 .into(),
-        body: Body::Custom(slice_of_concat),
+        body: Body::Custom { find: slice_of_concat, premises: &[SAME_AXIS, STARTS_INSIDE, ENDS_INSIDE] },
     });
     rules.push(Rule {
         name: "concat_of_slices",
@@ -128,10 +127,17 @@ pub(super) fn rules() -> Vec<Rule> {
         class: Numerics::Bitwise,
         group: None,
         text: "(concat (slice ?x ?axis ?a ?b) (slice ?x ?axis ?b ?c) .. ?axis) => (slice ?x ?axis ?a ?c)".into(),
-        body: Body::Custom(concat_of_slices),
+        body: Body::Custom { find: concat_of_slices, premises: &[SAME_AXIS, SAME_VALUE, NEIGHBOURS] },
     });
     rules
 }
+
+// Premises of the searches below.
+const SAME_AXIS: &str = "the same axis";
+const STARTS_INSIDE: &str = "the slice starts inside the part";
+const ENDS_INSIDE: &str = "the slice ends inside the part";
+const SAME_VALUE: &str = "slices of one value";
+const NEIGHBOURS: &str = "each slice starts where the last ended";
 
 fn int(net: &Net, id: Id) -> Option<i64> {
     match net[id].data.attr() {
@@ -147,7 +153,7 @@ pub(super) fn nodes_of(net: &Net, kind: OpKind) -> impl Iterator<Item = (Id, &EN
     })
 }
 
-fn slice_of_concat(net: &Net) -> Found {
+fn slice_of_concat(net: &Net, ask: &Premises) -> Found {
     let mut found = Found::default();
     for (root, node) in nodes_of(net, OpKind::Slice) {
         let ([x], [axis, start, end]) = node.split() else { continue };
@@ -156,7 +162,7 @@ fn slice_of_concat(net: &Net) -> Found {
         };
         for concat in net[*x].iter().filter(|n| matches!(n, ENode::Op(OpKind::Concat, _))) {
             let (parts, attrs) = concat.split();
-            if attrs.first().and_then(|a| int(net, *a)) != Some(axis) {
+            if !ask.hold(SAME_AXIS, attrs.first().and_then(|a| int(net, *a)) == Some(axis)) {
                 continue;
             }
             let mut offset = 0i64;
@@ -166,10 +172,11 @@ fn slice_of_concat(net: &Net) -> Found {
                     .and_then(|a| net[*part].data.ty()?.shape.get(a)?.constant())
                     .and_then(|n| i64::try_from(n).ok());
                 let Some(size) = size else { break };
-                if start >= offset && end <= offset + size {
+                if ask.hold(STARTS_INSIDE, start >= offset) && ask.hold(ENDS_INSIDE, end <= offset + size) {
                     let attrs = [axis, start - offset, end - offset].map(Attr::Int).to_vec();
                     let term = Term::op(OpKind::Slice, vec![Term::Class(*part)], attrs);
-                    found.proposals.push(Proposal { root, equal: vec![(root, term)] });
+                    let from = vec![node.clone(), concat.clone()];
+                    found.proposals.push(Proposal { root, equal: vec![(root, term)], from });
                 }
                 offset += size;
             }
@@ -178,14 +185,16 @@ fn slice_of_concat(net: &Net) -> Found {
     found
 }
 
-fn concat_of_slices(net: &Net) -> Found {
+fn concat_of_slices(net: &Net, ask: &Premises) -> Found {
     let mut found = Found::default();
     for (root, node) in nodes_of(net, OpKind::Concat) {
         let (parts, attrs) = node.split();
         let (Some(axis), true) = (attrs.first().and_then(|a| int(net, *a)), parts.len() > 1) else { continue };
         let slices = |part: Id| {
             net[part].iter().filter_map(move |n| match (n, n.split()) {
-                (ENode::Op(OpKind::Slice, _), ([x], [a, start, end])) if int(net, *a) == Some(axis) => {
+                (ENode::Op(OpKind::Slice, _), ([x], [a, start, end]))
+                    if ask.hold(SAME_AXIS, int(net, *a) == Some(axis)) =>
+                {
                     Some((net.find(*x), int(net, *start)?, int(net, *end)?))
                 }
                 _ => None,
@@ -193,17 +202,15 @@ fn concat_of_slices(net: &Net) -> Found {
         };
         let Some(first) = parts.first() else { continue };
         for (x, start, mut end) in slices(*first) {
-            let joined = parts.iter().skip(1).all(|part| match slices(*part).find(|s| s.0 == x && s.1 == end) {
-                Some(next) => {
-                    end = next.2;
-                    true
-                }
-                None => false,
+            let joined = parts.iter().skip(1).all(|part| {
+                let next = slices(*part).find(|s| ask.hold(SAME_VALUE, s.0 == x) && ask.hold(NEIGHBOURS, s.1 == end));
+                end = next.map_or(end, |next| next.2);
+                next.is_some()
             });
             if joined {
                 let attrs = [axis, start, end].map(Attr::Int).to_vec();
                 let term = Term::op(OpKind::Slice, vec![Term::Class(x)], attrs);
-                found.proposals.push(Proposal { root, equal: vec![(root, term)] });
+                found.proposals.push(Proposal { root, equal: vec![(root, term)], from: vec![node.clone()] });
             }
         }
     }

@@ -10,7 +10,15 @@ use std::collections::BTreeSet;
 use weldment_ir::interpret::Options as Interpret;
 use weldment_ir::{DType, Dim, Graph, Op, Real, Value};
 
+mod bounds;
+mod customs;
+mod draw;
+mod equivalent;
 mod fusions;
+mod gate;
+mod mutants;
+mod mutate;
+mod numbers;
 #[path = "../../../tests/support/mod.rs"]
 mod support;
 mod topk;
