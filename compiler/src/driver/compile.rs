@@ -84,7 +84,7 @@ pub fn plan_targets(
         let planned = plan_entry(graph, &library, fusion, timeline, progress)?;
         for variant in &planned {
             for requirement in &fusion.require {
-                variant.report.require(requirement).map_err(|e| e.in_variant(variant.name))?;
+                variant.report.require(requirement).map_err(|e| e.in_variant(&variant.name))?;
             }
         }
         out.push(PlannedTarget { target, variants: planned });
