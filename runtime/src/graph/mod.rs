@@ -3,5 +3,5 @@
 mod capture;
 mod dims;
 
-pub use capture::{Regions, StepGraph};
+pub use capture::{Between, Capturing, Regions, StepGraph};
 pub use dims::Dims;
