@@ -58,8 +58,14 @@ pub type Between<'a> = &'a mut dyn FnMut(usize, usize) -> Result<()>;
 /// The captured variants of one entry.
 #[derive(Debug)]
 pub struct StepGraph {
-    /// By variant, its graphs in order: one, unless launches are captured apart.
-    variants: Vec<(Vec<Guard>, Vec<Box<dyn Graph>>)>,
+    variants: Vec<Captured>,
+}
+
+/// One variant: what it assumes, and its graphs in order: one, unless launches are captured apart.
+#[derive(Debug)]
+struct Captured {
+    guards: Vec<Guard>,
+    graphs: Vec<Box<dyn Graph>>,
 }
 
 impl StepGraph {
@@ -113,14 +119,14 @@ impl StepGraph {
                 capture.launch(CaptureLaunch { kernel, grid, args: &args, barrier, overlap: true })?;
             }
             graphs.push(capture.finish()?);
-            variants.push((variant.guards.clone(), graphs));
+            variants.push(Captured { guards: variant.guards.clone(), graphs });
         }
         Ok(StepGraph { variants })
     }
 
     /// The captured graph of variant `index`; the first, if launches are captured apart.
     pub fn variant(&mut self, index: usize) -> Option<&mut (dyn Graph + 'static)> {
-        self.variants.get_mut(index).and_then(|(_, graphs)| graphs.first_mut()).map(|graph| &mut **graph)
+        self.variants.get_mut(index).and_then(|v| v.graphs.first_mut()).map(|graph| &mut **graph)
     }
 
     /// Replays the first variant whose guards accept `dims` and returns its index. Allocates nothing. Given something to do
@@ -142,9 +148,9 @@ impl StepGraph {
                 value >= 0 && (g.min..=g.max).contains(&(value as u64))
             })
         };
-        match self.variants.iter_mut().enumerate().find(|(_, (guards, _))| accepts(guards)) {
-            Some((index, (_, graphs))) => {
-                for (launch, graph) in graphs.iter_mut().enumerate() {
+        match self.variants.iter_mut().enumerate().find(|(_, v)| accepts(&v.guards)) {
+            Some((index, variant)) => {
+                for (launch, graph) in variant.graphs.iter_mut().enumerate() {
                     graph.replay(stream, dims.values(), inputs)?;
                     if let Some(between) = &mut between {
                         stream.synchronize()?;
@@ -164,7 +170,7 @@ impl StepGraph {
             let ranges: Vec<String> = self
                 .variants
                 .iter()
-                .flat_map(|(guards, _)| guards)
+                .flat_map(|v| &v.guards)
                 .filter(|g| g.symbol as usize == index)
                 .map(|g| format!("{}..={}", g.min, g.max))
                 .collect();
