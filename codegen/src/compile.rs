@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use thiserror::Error;
 use weldment_ir::{DType, Dim, Graph, Op, OpKind, TensorType, Value};
-use weldment_passes::buffer::{BufferPlan, Region, Step, StepKind, View};
+use weldment_passes::buffer::{BufferPlan, CopyRecord, Region, Step, StepKind, View};
 use weldment_passes::target::Refusal;
 use weldment_runtime::artifact as format;
 use weldment_runtime::artifact::{Layout, PackItem, Raw};
@@ -210,9 +210,15 @@ pub fn prepare(
     let mut arena_bytes = 0;
     for variant in variants {
         arena_bytes = arena_bytes.max(variant.plan.arena_bytes);
-        let mut launches = Vec::new();
-        for step in &variant.plan.steps {
+        let mut launches: Vec<format::Launch> = Vec::new();
+        let copies: BTreeMap<usize, &CopyRecord> = variant.plan.copies.iter().map(|c| (c.step, c)).collect();
+        for (index, step) in variant.plan.steps.iter().enumerate() {
+            let first = launches.len();
             launches.extend(state.launch(variant, step)?);
+            if let (Some(launch), Some(copy)) = (launches.get_mut(first), copies.get(&index)) {
+                let CopyRecord { source, bytes, reason, .. } = (*copy).clone();
+                launch.copy = Some(format::LaunchCopy { source, bytes, reason });
+            }
         }
         if target.gpu().is_some() {
             launches = state.join_small(launches);
@@ -405,6 +411,7 @@ impl State<'_> {
                 cost: std::mem::take(&mut cost),
                 gemm: gemm.take(),
                 results: Vec::new(),
+                copy: None,
             });
             next = self.units[index].then;
         }

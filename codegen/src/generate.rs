@@ -178,6 +178,7 @@ fn assemble(program: Prepared, modules: Vec<Module>) -> Result<Compiled, Codegen
             name: unit.kernel.name.clone(),
             entry: place.entry,
             family: unit.kernel.family.to_owned(),
+            moves_only: unit.kernel.moves_only,
             summary: unit.summary.clone(),
             threads: if program.target.gpu().is_some() { unit.kernel.threads } else { 0 },
             resources: place.resources,

@@ -3,11 +3,13 @@
 #![forbid(unsafe_code)]
 
 pub mod buffer;
+mod correspondence;
 pub mod egraph;
 pub mod error;
 pub mod extract;
 pub mod pipeline;
 pub mod probe;
+pub mod regions;
 pub mod report;
 pub mod rules;
 mod solve;
@@ -18,6 +20,7 @@ pub mod units;
 #[cfg(test)]
 extern crate self as weldment_passes;
 
+pub use correspondence::Correspondence;
 pub use error::PassError;
 pub use pipeline::{Optimised, Options, optimise};
 pub use probe::{Probe, Rewrite};

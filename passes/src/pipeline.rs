@@ -1,5 +1,6 @@
 //! The order of passes, in one function.
 
+use crate::correspondence::Correspondence;
 use crate::egraph::Limits;
 use crate::error::PassError;
 use crate::probe::{Probe, Rewrite};
@@ -56,6 +57,8 @@ pub struct Optimised {
     pub graph: Graph,
     /// What matched, what did not and why.
     pub report: Report,
+    /// Which values of the graph before each value equals.
+    pub correspondence: Correspondence,
     /// Rewrites that changed an e-graph: what [`Options::fuel`] counts.
     pub rewrites: u64,
     /// The last of them.
@@ -68,11 +71,27 @@ pub struct Optimised {
 /// # Errors
 /// Unknown names in `options.disabled`; a saturation limit; graph errors, which would be bugs.
 pub fn optimise(graph: &Graph, target: &dyn TargetModel, options: &Options) -> Result<Optimised, PassError> {
+    optimise_by(graph, target, options, &rules::all())
+}
+
+/// [`optimise`] by other rules than those of the compiler.
+///
+/// # Errors
+/// As [`optimise`].
+pub fn optimise_by(
+    graph: &Graph,
+    target: &dyn TargetModel,
+    options: &Options,
+    all: &[Rule],
+) -> Result<Optimised, PassError> {
+    // Compaction keeps the order of nodes.
+    let live = graph.live();
+    let kept = |id: &NodeId| live[id.index()] || matches!(graph.node(*id).op, Op::Input { .. } | Op::State { .. });
+    let given: Vec<NodeId> = graph.ids().filter(kept).collect();
     let graph = graph.compact()?;
     let policy = options.fp_policy.unwrap_or_else(|| Numerics::default_for(&graph));
-    let all = rules::all();
-    check_names(&all, &options.disabled)?;
-    let (allowed, barred) = select(&all, policy, options);
+    check_names(all, &options.disabled)?;
+    let (allowed, barred) = select(all, policy, options);
     let dims = |symbol: &str| {
         let range = graph.symbols().get(symbol);
         let given = options.dims.get(symbol).copied();
@@ -85,19 +104,36 @@ pub fn optimise(graph: &Graph, target: &dyn TargetModel, options: &Options) -> R
     let (limits, probe) = (options.limits, &Probe::new(options.chaos, options.fuel));
     let solver = Solver { rules: allowed, barred, target, limits, probe, dims: &dims, favour_made: false };
     let units = solve_units(&graph, &solver, options.unit_stamping)?;
-    let (out, origins) = rebuild(&graph, &units)?;
+    let Stamped { graph: out, origins, mut correspondence } = stamp(&graph, &units)?;
     weldment_ir::verify(&out)?;
     let before = graph_nodes(&graph, &dims);
-    let nodes = node_reports(&before, graph_nodes(&out, &dims), origins, &all);
+    let nodes = node_reports(&before, graph_nodes(&out, &dims), origins, all);
     let values = graph.symbols().keys().map(|s| (s.to_string(), dims(s))).collect();
     let ranges = graph.symbols().iter().map(|(s, r)| (s.to_string(), (r.min, r.max))).collect();
     let mut report = Report::new((policy, &options.disabled), (ranges, values), before, nodes);
     account(&mut report, &graph, &units);
-    Ok(Optimised { graph: out, report, rewrites: probe.used(), last_rewrite: units.last_rewrite })
+    for equal in correspondence.values_mut() {
+        *equal = equal.iter().map(|(v, form)| (Value { node: given[v.node.index()], ..*v }, *form)).collect();
+    }
+    let (rewrites, last_rewrite) = (probe.used(), units.last_rewrite);
+    Ok(Optimised { graph: out, report, correspondence, rewrites, last_rewrite })
+}
+
+/// A graph put together from recipes.
+pub(crate) struct Stamped {
+    pub graph: Graph,
+    pub origins: Vec<Origin>,
+    pub correspondence: Correspondence,
+}
+
+/// [`stamp`] without the correspondence.
+#[cfg(test)]
+pub(crate) fn rebuild(graph: &Graph, units: &Units) -> Result<(Graph, Vec<Origin>), PassError> {
+    stamp(graph, units).map(|s| (s.graph, s.origins))
 }
 
 /// Stamps every unit.
-pub(crate) fn rebuild(graph: &Graph, units: &Units) -> Result<(Graph, Vec<Origin>), PassError> {
+pub(crate) fn stamp(graph: &Graph, units: &Units) -> Result<Stamped, PassError> {
     let mut builder = Builder::new(graph);
     for (instance, recipe) in &units.placed {
         builder.stamp(instance, &units.recipes[*recipe].1)?;
@@ -118,11 +154,7 @@ fn check_names(all: &[Rule], disabled: &BTreeSet<String>) -> Result<(), PassErro
 }
 
 /// Rules that may fire, and the others with the reason.
-fn select<'a>(
-    all: &'a [Rule],
-    policy: Numerics,
-    options: &Options,
-) -> (Vec<&'a Rule>, Vec<(&'a Rule, String)>) {
+fn select<'a>(all: &'a [Rule], policy: Numerics, options: &Options) -> (Vec<&'a Rule>, Vec<(&'a Rule, String)>) {
     let (mut allowed, mut barred) = (Vec::new(), Vec::new());
     for rule in all {
         let off = [Some(rule.name), rule.group].into_iter().flatten().find(|n| options.disabled.contains(*n));
@@ -227,15 +259,25 @@ struct Builder<'a> {
     drafts: Vec<Draft>,
     known: HashMap<(Op, Vec<Value>), u32>,
     values: BTreeMap<(Value, Carried), Value>,
+    /// By draft.
+    equal: Correspondence,
 }
 
 impl<'a> Builder<'a> {
     fn new(graph: &'a Graph) -> Builder<'a> {
-        let mut out = Builder { graph, drafts: Vec::new(), known: HashMap::new(), values: BTreeMap::new() };
+        let mut out = Builder {
+            graph,
+            drafts: Vec::new(),
+            known: HashMap::new(),
+            values: BTreeMap::new(),
+            equal: BTreeMap::new(),
+        };
         for id in graph.ids().filter(|id| is_shared_leaf(&graph.node(*id).op)) {
             let node = graph.node(id);
             let value = out.draft(Draft::new(node.op.clone(), Vec::new(), node.sources.clone()));
-            out.values.insert((Value { node: id, result: 0 }, Carried::Plain), value);
+            let leaf = (Value { node: id, result: 0 }, Carried::Plain);
+            out.values.insert(leaf, value);
+            out.equal.entry(value).or_default().insert(leaf);
         }
         out
     }
@@ -279,6 +321,12 @@ impl<'a> Builder<'a> {
             let draft = Draft::new(step.op.clone(), operands?, sources);
             placed.push(self.draft(Draft { stands_for, chain: step.chain.clone(), ..draft }));
         }
+        for equal in &recipe.equal {
+            // A slot that is only read cast has no plain value here.
+            if let (Ok(value), Some(before)) = (self.place(instance, &placed, equal.source), equal.before(instance)) {
+                self.equal.entry(value).or_default().insert((before, equal.form));
+            }
+        }
         for (at, source) in instance.outputs.iter().zip(&recipe.outputs) {
             let value = self.place(instance, &placed, *source)?;
             self.values.insert(*at, value);
@@ -294,7 +342,7 @@ impl<'a> Builder<'a> {
     }
 
     /// The graph without nodes that ended up unread, and each node's rules.
-    fn finish(self) -> Result<(Graph, Vec<Origin>), PassError> {
+    fn finish(self) -> Result<Stamped, PassError> {
         let mut outputs = Vec::new();
         let mut live = vec![false; self.drafts.len()];
         for output in self.graph.outputs() {
@@ -331,7 +379,9 @@ impl<'a> Builder<'a> {
             }
             out.output(&output.name, output.kind.clone(), value);
         }
-        Ok((out, origins))
+        let value = |v: Value| map.get(v.node.index()).copied().flatten().map(|node| Value { node, ..v });
+        let correspondence = self.equal.into_iter().filter_map(|(v, equal)| Some((value(v)?, equal))).collect();
+        Ok(Stamped { graph: out, origins, correspondence })
     }
 }
 

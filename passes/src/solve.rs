@@ -1,5 +1,6 @@
 //! One unit: into the e-graph, saturated, extracted, and described as a recipe that can be stamped.
 
+use crate::correspondence::{Equal, equalities};
 use crate::egraph::{ENode, Facts, LeafFacts, Limits, Log, Net, saturate, typed_op};
 use crate::error::PassError;
 use crate::extract::{Extraction, Prices};
@@ -38,6 +39,8 @@ pub(crate) struct Recipe {
     pub steps: Vec<Step>,
     /// One for each output of the unit.
     pub outputs: Vec<Source>,
+    /// Which values of the unit its values equal.
+    pub equal: Vec<Equal>,
     /// Every anchor of the unit and what became of it.
     pub sites: Vec<(Site, Outcome)>,
     pub e_nodes: usize,
@@ -155,6 +158,8 @@ impl Solver<'_> {
         let (steps, owner) = self.steps(unit, &net, &log, &extraction).ok_or_else(missing)?;
         let outputs: Option<Vec<Source>> =
             roots.iter().map(|r| source_of(&net, &extraction, &owner, unit, net.find(*r))).collect();
+        let source = |class| source_of(&net, &extraction, &owner, unit, class);
+        let equal = equalities(unit, &net, &classes, &extraction.order(), &source);
         let mut solved = Solved { unit, net, log, extraction, classes, owner, steps };
         let unneeded = dead_nodes(&solved);
         let owners = attribute(&mut solved, &unneeded);
@@ -165,6 +170,7 @@ impl Solver<'_> {
         Ok(Recipe {
             steps: solved.steps,
             outputs: outputs.ok_or_else(missing)?,
+            equal,
             sites,
             e_nodes: solved.net.total_number_of_nodes(),
             iterations: solved.log.iterations,
@@ -242,15 +248,15 @@ fn dead_nodes(solved: &Solved<'_>) -> BTreeSet<u32> {
     if solved.log.dropped.is_empty() {
         return BTreeSet::new();
     }
-    let class_of = |node: u32, result: u32| {
-        solved.classes.get(node as usize)?.get(result as usize).map(|id| solved.net.find(*id))
-    };
+    let class_of =
+        |node: u32, result: u32| solved.classes.get(node as usize)?.get(result as usize).map(|id| solved.net.find(*id));
     // Does the form that was chosen for a node's value still read that operand?
     let unused = |i: u32, operand: &Operand| {
         let (Some(class), Operand::Local(j, result)) = (class_of(i, 0), operand) else { return false };
-        let stands = solved.owner.get(&class).is_some_and(|s| {
-            solved.steps[*s as usize].op.kind() == unit.nodes[i as usize].op.kind()
-        });
+        let stands = solved
+            .owner
+            .get(&class)
+            .is_some_and(|s| solved.steps[*s as usize].op.kind() == unit.nodes[i as usize].op.kind());
         let dropped = solved.log.dropped.get(&class);
         !stands && dropped.is_some_and(|d| class_of(*j, *result).is_some_and(|c| d.contains(&c)))
     };

@@ -133,7 +133,11 @@ fn part_name(entry: &Graph, symbol: &str, range: Range) -> Option<String> {
         "C" => "context",
         other => other,
     };
-    Some(if range.max == whole.max { format!("{word}_over_{}", range.min - 1) } else { format!("{word}_{}", range.max) })
+    Some(if range.max == whole.max {
+        format!("{word}_over_{}", range.min - 1)
+    } else {
+        format!("{word}_{}", range.max)
+    })
 }
 
 /// A variant with what became of it.

@@ -196,7 +196,12 @@ pub fn describe(
         }
     }
     let ranges = graph.symbols().iter().map(|(name, range)| (Arc::clone(name), *range)).collect();
-    Instance { unit: Unit { slots, nodes: out_nodes, outputs, ranges }, slots: values, nodes: originals, outputs: places }
+    Instance {
+        unit: Unit { slots, nodes: out_nodes, outputs, ranges },
+        slots: values,
+        nodes: originals,
+        outputs: places,
+    }
 }
 
 /// Notes that an operand's node is needed.

@@ -8,7 +8,7 @@ use crate::driver::{
 };
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::graph::{Between, Capturing, Dims, Regions, StepGraph};
+use crate::graph::{Between, CapturedCopy, Capturing, Dims, Regions, StepGraph, copies};
 use crate::log::{self, Level};
 use crate::memory::{BlockPool, Sequence};
 use crate::shapes::ShapeLog;
@@ -292,6 +292,15 @@ impl Session {
     /// The captured graph that the last step replayed and the stream it runs on.
     pub fn last_graph(&mut self) -> Option<(&mut (dyn Graph + 'static), &mut Stream)> {
         Some((self.graph.variant(self.variant)?, &mut self.stream))
+    }
+
+    /// Copies in the captured graph that the last step replayed, counted from the graph's nodes. The copy of the step's inputs
+    /// to the device is no part of that graph.
+    pub fn last_copies(&mut self) -> Vec<CapturedCopy> {
+        let nodes = self.graph.variant(self.variant).map(|graph| graph.captured()).unwrap_or_default();
+        let entry = self.program().entries.iter().find(|e| e.name == "step");
+        let variant = entry.and_then(|e| e.variants.get(self.variant));
+        variant.map(|v| copies(&self.manifest, self.program(), v, &nodes)).unwrap_or_default()
     }
 
     /// Bytes that the last step moved by the artifact's own estimate, with `tokens` tokens of sequences of `context` positions

@@ -1,6 +1,7 @@
 //! Runs any graph through bufferisation, code generation and the host driver, and the same graph through the f64
 //! interpreter, on the same stored bytes.
 
+use crate::host::Loaded;
 use indexmap::IndexMap;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,10 +15,7 @@ use weldment_ir::interpret::{Binding, BindingData, Bindings, Bytes, F64, Options
 use weldment_ir::{DType, Dim, Graph, Op, TensorType, Value, codec};
 use weldment_passes::buffer::{BufferPlan, External, bufferise};
 use weldment_runtime::artifact::{
-    Arg, Manifest, Model, Pack, PackItem, Program, Region, Symbol, Target, Tensor, TensorPlace, WeightMode, Weights,
-};
-use weldment_runtime::driver::{
-    Buffer, CaptureArg, CaptureLaunch, CaptureSpec, Driver, KernelEntry, ModuleSource, Placement, SharedBytes, host,
+    Manifest, Model, Pack, PackItem, Program, Symbol, Target, Tensor, TensorPlace, WeightMode, Weights,
 };
 use weldment_runtime::pack::{TensorSource, pack_all};
 
@@ -51,6 +49,13 @@ impl Stored {
         }
     }
 
+    /// Integers of any width; each is cut to `dtype`.
+    pub fn integers(dtype: DType, shape: &[u64], values: &[i64]) -> Stored {
+        let width = dtype.block_bytes();
+        let bytes = values.iter().flat_map(|n| n.to_le_bytes().into_iter().take(width)).collect();
+        Stored { dtype, shape: shape.to_vec(), bytes }
+    }
+
     /// Random values: normal reals, or random quants with scales of the order of 1/64.
     pub fn random(dtype: DType, shape: &[u64], seed: u64) -> Stored {
         let mut random = Random::new(seed);
@@ -65,7 +70,7 @@ impl Stored {
         for _ in 0..blocks {
             let mut block: Vec<u8> = (0..dtype.block_bytes()).map(|_| random.bits() as u8).collect();
             // f16 scales between 2^-8 and 2^-5, either sign; an e8m0 scale near 2^-6.
-            for at in scale_offsets(dtype) {
+            for at in Stored::scale_offsets(dtype) {
                 let scale = half::f16::from_f32(
                     (1.0 + random.below(7) as f32) / 256.0 * if random.one_in(3) { -1.0 } else { 1.0 },
                 );
@@ -79,7 +84,28 @@ impl Stored {
         Stored { dtype, shape: shape.to_vec(), bytes }
     }
 
-    fn binding(&self) -> Binding {
+    /// Elements as numbers.
+    pub fn decoded(&self) -> Vec<f64> {
+        if self.dtype.is_float() {
+            let elements = self.shape.iter().product::<u64>() as usize;
+            let values = codec::decode_vec(self.dtype, &self.bytes, elements).unwrap_or_default();
+            return values.into_iter().map(f64::from).collect();
+        }
+        self.bytes.chunks(self.dtype.block_bytes()).map(|b| integer(self.dtype, b) as f64).collect()
+    }
+
+    /// Where the f16 scales of a block lie.
+    pub(crate) fn scale_offsets(dtype: DType) -> &'static [usize] {
+        match dtype {
+            DType::Q4_1 | DType::Q5_1 | DType::Q4K | DType::Q5K => &[0, 2],
+            DType::Q6K => &[208],
+            DType::MxFp4 => &[],
+            _ => &[0],
+        }
+    }
+
+    /// For the interpreter.
+    pub fn binding(&self) -> Binding {
         let shape: Vec<usize> = self.shape.iter().map(|d| *d as usize).collect();
         let n = self.bytes.len();
         let owner: Arc<dyn AsRef<[u8]> + Send + Sync> = Arc::new(self.bytes.clone());
@@ -87,32 +113,19 @@ impl Stored {
     }
 }
 
-/// Where the f16 scales of a block lie.
-fn scale_offsets(dtype: DType) -> &'static [usize] {
-    match dtype {
-        DType::Q4_1 | DType::Q5_1 | DType::Q4K | DType::Q5K => &[0, 2],
-        DType::Q6K => &[208],
-        DType::MxFp4 => &[],
-        _ => &[0],
-    }
-}
-
-#[derive(Debug)]
-struct Owned(Vec<u8>);
-
-impl SharedBytes for Owned {
-    fn bytes(&self) -> &[u8] {
-        &self.0
-    }
-}
-
+/// Weights of the graphs that share a pack.
 pub(crate) struct Static<'a> {
     values: &'a Values,
     tensors: Vec<Tensor>,
     bytes: Vec<Vec<u8>>,
 }
 
-impl Static<'_> {
+impl<'a> Static<'a> {
+    /// Weights by name; those of different graphs have different names.
+    pub(crate) fn new(values: &'a Values) -> Static<'a> {
+        Static { values, tensors: Vec::new(), bytes: Vec::new() }
+    }
+
     fn add(&mut self, name: &str, stored: &Stored) -> Result<u32, String> {
         if let Some(i) = self.tensors.iter().position(|t| t.name == name) {
             return Ok(i as u32);
@@ -143,16 +156,24 @@ impl Statics for Static<'_> {
         only.output("value", weldment_ir::OutputKind::Result, value);
         let only = only.compact().map_err(|e| e.to_string())?;
         let dims = only.symbols().iter().map(|(n, r)| (n.to_string(), r.min)).collect();
-        let out =
-            interpret::<F64>(&only, &dims, &bindings(self.values), &Options::default()).map_err(|e| e.to_string())?;
-        let tensor = &out["value"];
-        let shape: Vec<u64> = tensor.shape.iter().map(|d| *d as u64).collect();
-        if let Some(ints) = tensor.as_ints().filter(|_| tensor.dtype == DType::I32) {
-            let ints: Vec<i32> = ints.iter().map(|n| *n as i32).collect();
-            return self.add(&format!("computed {value:?}"), &Stored::ints(&shape, &ints));
+        let mut bindings = Bindings::new();
+        for id in only.ids() {
+            if let Op::Weight { name, .. } = &only.node(id).op
+                && let Some(stored) = self.values.get(&**name)
+            {
+                bindings.insert(name, stored.binding());
+            }
         }
-        let values: Vec<f32> = tensor.as_values().ok_or("not real")?.iter().map(|v| *v as f32).collect();
-        self.add(&format!("computed {value:?}"), &Stored::floats(graph.type_of(value).dtype, &shape, &values))
+        let out = interpret::<F64>(&only, &dims, &bindings, &Options::default()).map_err(|e| e.to_string())?;
+        let tensor = &out["value"];
+        let (dtype, shape): (DType, Vec<u64>) = (tensor.dtype, tensor.shape.iter().map(|d| *d as u64).collect());
+        let stored = match (tensor.as_values(), tensor.as_ints()) {
+            (Some(reals), _) => Stored::floats(dtype, &shape, &reals.iter().map(|v| *v as f32).collect::<Vec<_>>()),
+            (_, Some(ints)) => Stored::integers(dtype, &shape, ints),
+            _ => return Err("a value in its stored form".into()),
+        };
+        // Several graphs may share a pack.
+        self.add(&format!("{} computes {value:?}", graph.name), &stored)
     }
 }
 
@@ -240,13 +261,17 @@ pub fn reference(
         .collect())
 }
 
-/// Byte offsets of elements in a physical buffer, row-major over the resolved shape.
+/// Byte offsets of elements, or of blocks of them, in a physical buffer, row-major over the resolved shape.
 pub(crate) fn element_offsets(external: &External, shape: &[u64]) -> Vec<usize> {
+    let dtype = external.ty.dtype;
+    let block = if dtype.is_block() { dtype.block_elements() as u64 } else { 1 };
     let mut at = vec![0u64];
-    for (size, stride) in shape.iter().zip(&external.strides) {
-        at = at.iter().flat_map(|base| (0..*size).map(move |i| base + i * stride)).collect();
+    for (axis, (size, stride)) in shape.iter().zip(&external.strides).enumerate() {
+        // Blocks run along the last dim.
+        let (size, stride) = if axis + 1 == shape.len() { (size / block, stride * block) } else { (*size, *stride) };
+        at = at.iter().flat_map(|base| (0..size).map(move |i| base + i * stride)).collect();
     }
-    at.into_iter().map(|e| e as usize * external.ty.dtype.block_bytes()).collect()
+    at.into_iter().map(|e| (e / block) as usize * dtype.block_bytes()).collect()
 }
 
 pub(crate) fn spread(external: &External, stored: &Stored) -> Vec<u8> {
@@ -262,15 +287,25 @@ pub(crate) fn collect(external: &External, bytes: &[u8], shape: &[u64]) -> Resul
     let size = external.ty.dtype.block_bytes();
     let packed: Vec<u8> =
         element_offsets(external, shape).into_iter().flat_map(|at| bytes[at..at + size].to_vec()).collect();
-    if external.ty.dtype == DType::I32 {
-        return Ok(packed.chunks(4).map(|b| f64::from(i32::from_le_bytes([b[0], b[1], b[2], b[3]]))).collect());
+    if !external.ty.dtype.is_float() {
+        return Ok(packed.chunks(size).map(|b| integer(external.ty.dtype, b) as f64).collect());
     }
-    let elements = packed.len() / size;
+    let elements = packed.len() / size * external.ty.dtype.block_elements();
     Ok(codec::decode_vec(external.ty.dtype, &packed, elements)
         .map_err(|e| e.to_string())?
         .into_iter()
         .map(f64::from)
         .collect())
+}
+
+/// A little-endian integer as wide as `bytes`.
+fn integer(dtype: DType, bytes: &[u8]) -> i64 {
+    let unsigned = bytes.iter().rev().fold(0u64, |n, byte| n << 8 | u64::from(*byte));
+    let unused = 64 - 8 * bytes.len() as u32;
+    match dtype {
+        DType::I8 | DType::I32 | DType::I64 => (unsigned << unused) as i64 >> unused,
+        _ => unsigned as i64,
+    }
 }
 
 /// A graph compiled for one target.
@@ -290,14 +325,8 @@ pub(crate) fn plan<'a>(graph: &Graph, values: &'a Values, target: &str) -> Resul
     let target = Machine::named(target, &symbols)?;
     let library = library(graph, &target);
     let plan = bufferise(graph, &library).map_err(|e| e.to_string())?;
-    let mut statics = Static { values, tensors: Vec::new(), bytes: Vec::new() };
-    let variant = VariantPlan {
-        name: "step",
-        graph,
-        plan: &plan,
-        max_tokens: library.max_tokens,
-        guards: Vec::new(),
-    };
+    let mut statics = Static::new(values);
+    let variant = VariantPlan { name: "step", graph, plan: &plan, max_tokens: library.max_tokens, guards: Vec::new() };
     let prepared = prepare(&[variant], &target, &mut statics).map_err(|e| e.to_string())?;
     Ok((target, plan, prepared, statics))
 }
@@ -399,69 +428,8 @@ pub fn execute(
     threads: usize,
 ) -> Result<IndexMap<String, Vec<f64>>, String> {
     let built = build(graph, values, target)?;
-    let pack = built.pack(graph)?;
-    let Build { plan, compiled, .. } = built;
-    let text = |e: weldment_runtime::Error| e.to_string();
-    let driver = host::HostDriver::new(host::HostOptions { threads, ..host::HostOptions::default() }).map_err(text)?;
-    let kernels: Vec<KernelEntry<'_>> =
-        compiled.kernels.iter().map(|k| KernelEntry { name: &k.name, offset: k.entry, threads: k.threads }).collect();
-    let hash = weldment_runtime::blake3_hex(&compiled.code);
-    let source = ModuleSource { image: &compiled.code, hash: &hash, kernels: &kernels, cache: None };
-    let module = driver.load_module(&source).map_err(text)?;
-    let import = |bytes: Vec<u8>| driver.import(Arc::new(Owned(bytes)), None).map_err(text);
-    let allocate = |bytes: u64| driver.allocate(bytes.max(64) as usize, Placement::Arena, None).map_err(text);
-    let arena = allocate(compiled.arena_bytes)?;
-    // Stale bytes in the arena must not matter: NaN everywhere.
-    arena.write(0, &vec![0xff; compiled.arena_bytes as usize]).map_err(text)?;
-    let weights = import(pack)?;
-    let missing = |name: &str| format!("no value for {name}");
-    let mut inputs = Vec::new();
-    for e in &plan.inputs {
-        inputs.push(spread(e, values.get(&*e.name).ok_or_else(|| missing(&e.name))?));
-    }
-    let outputs = plan.outputs.iter().map(|e| allocate(e.bytes)).collect::<Result<Vec<Buffer>, _>>()?;
-    let mut states = Vec::new();
-    for e in &plan.states {
-        let buffer = allocate(e.bytes)?;
-        buffer.write(0, &spread(e, values.get(&*e.name).ok_or_else(|| missing(&e.name))?)).map_err(text)?;
-        states.push(buffer);
-    }
-    let resolve_arg = |arg: &Arg| -> CaptureArg<'_> {
-        let buffer = match arg.region {
-            Region::Arena => &arena,
-            Region::Weights => &weights,
-            Region::State(i) => &states[i as usize],
-            Region::Input(i) => return CaptureArg::Input(i as usize, arg.offset as usize),
-            Region::Output(i) => &outputs[i as usize],
-        };
-        CaptureArg::Buffer(buffer, arg.offset as usize)
-    };
-    let block: Vec<i64> = graph.symbols().keys().map(|s| dims[&**s] as i64).collect();
-    let input_bytes: Vec<usize> = inputs.iter().map(Vec::len).collect();
-    let spec = CaptureSpec { label: "step", max_dims: &block, input_bytes: &input_bytes };
-    let mut capture = driver.begin_capture(module, &spec).map_err(text)?;
-    for launch in &compiled.variants[0].launches {
-        let args: Vec<CaptureArg<'_>> = launch.args.iter().map(resolve_arg).collect();
-        let (kernel, grid, barrier) = (launch.kernel as usize, launch.grid.as_slice(), launch.barrier);
-        capture.launch(CaptureLaunch { kernel, grid, args: &args, barrier, overlap: false }).map_err(text)?;
-    }
-    let mut captured = capture.finish().map_err(text)?;
-    let mut stream = driver.create_stream(None).map_err(text)?;
-    let inputs: Vec<&[u8]> = inputs.iter().map(Vec::as_slice).collect();
-    captured.replay(stream.as_mut(), &block, &inputs).map_err(text)?;
-    stream.synchronize().map_err(text)?;
-
-    let mut out = IndexMap::new();
-    for o in graph.outputs() {
-        let shape = resolve(graph.type_of(o.value), dims);
-        let (list, buffers) = match o.kind {
-            weldment_ir::OutputKind::Result => (&plan.outputs, &outputs),
-            weldment_ir::OutputKind::State => (&plan.states, &states),
-        };
-        let i = list.iter().position(|e| e.name == o.name).ok_or_else(|| missing(&o.name))?;
-        out.insert(o.name.to_string(), collect(&list[i], &buffers[i].to_vec().map_err(text)?, &shape)?);
-    }
-    Ok(out)
+    let loaded = Loaded::new(graph, &built.target, &built.compiled, &built.statics, threads)?;
+    loaded.run((&built.compiled, 0), (graph, &built.plan), dims, values)
 }
 
 /// Largest difference over the largest reference magnitude (at least 1) of each output: for quantised arithmetic, whose

@@ -5,6 +5,8 @@ pub mod draft;
 pub mod emulate;
 pub mod execute;
 pub mod filetest;
+pub mod fuzz;
+mod host;
 pub mod programs;
 pub mod stages;
 pub mod tile_interpreter;

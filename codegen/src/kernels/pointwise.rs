@@ -44,7 +44,22 @@ pub fn check(r: &Request<'_>) -> Result<(), Refusal> {
         );
         require(copies, "operand dtype", t.ty.dtype, "f32, f16, bf16, i32, i8 or bool")?;
     }
-    Ok(())
+    match (r.op, r.operands.first().map(|t| t.ty.dtype)) {
+        (Op::Cast { dtype }, Some(from)) => castable(from, *dtype),
+        (Op::Div {}, Some(from)) => require(from.is_float(), "operand dtype", from, "f32, f16 or bf16"),
+        _ => Ok(()),
+    }
+}
+
+/// Casts that a kernel does.
+fn castable(from: DType, to: DType) -> Result<(), Refusal> {
+    let same = elem_of(from).is_some() && elem_of(from) == elem_of(to);
+    let done = match (from.is_float(), to.is_float()) {
+        (true, false) => false,
+        (false, false) => same || matches!(to, DType::I8 | DType::I32),
+        _ => true,
+    };
+    require(done, "cast", format!("{from} to {to}"), "float to float, integer to float, integer to i8 or i32")
 }
 
 /// The shape with a last dim of 1 appended where the last is symbolic or missing: rows then are single elements.
@@ -80,6 +95,9 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
     let padded = shape.len() != out.ty.rank();
     let copy = r.op.kind().info().category == weldment_ir::Category::View;
     let mut b = Builder::new(if copy { "copy" } else { "pointwise" });
+    if copy {
+        b.moves_only();
+    }
     let params: Vec<_> = (0..r.operands.len())
         .map(|i| param(&mut b, r.target, &format!("in{i}"), &r.operands[i], Access::Read))
         .collect();

@@ -1,7 +1,7 @@
 //! Rotary embedding and paged-cache writes: one program a token and head (on GPUs, several heads). The rotation and the write are one kernel, so
 //! rope, cache_write and rope_cache_write are the same code with parts left out.
 
-use super::row::{elem_of, load_index};
+use super::row::{elem_of, load_index, rounded};
 use super::schedule::{self, ELEMENTS, Piece, Walk, param, threads_for};
 use super::{Argument, Built, Request, Tensor, contiguous_last, last_dim, require};
 use crate::tile::{Access, Builder, Compare, Conversion, Elem, Param, V};
@@ -234,8 +234,12 @@ fn rotate(
         let low = b.fma(a, cos, low);
         let high = b.mul(a, sin);
         let high = b.fma(c, cos, high);
-        out.store(b, piece, first, step, low);
-        out.store(b, piece, second, step, high);
+        // A cache of another dtype takes what `rope` alone would give.
+        let own = x.tensor.ty.dtype;
+        for (element, v) in [(first, low), (second, high)] {
+            let v = if own == out.tensor.ty.dtype { v } else { rounded(b, own, v) };
+            out.store(b, piece, element, step, v);
+        }
         Vec::new()
     });
 }

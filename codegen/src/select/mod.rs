@@ -31,7 +31,19 @@ enum Access {
     Any,
 }
 
+/// Which results may take the bytes of operands.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Sharing {
+    /// None: elements are read again after others were written.
+    Never,
+    /// Any operand of the result's shape: each thread stores what it alone loaded, after it did.
+    Elements,
+    /// Result i those of operand i, weights excepted: a row is written by the program that read it, behind its reads.
+    Rows,
+}
+
 struct Family {
+    shares: Sharing,
     check: Check,
     build: Build,
     /// Operand access in order; the last entry repeats.
@@ -43,58 +55,87 @@ struct Family {
 fn family(op: &Op) -> Option<Family> {
     use Access::{Any, Contiguous, Rows};
     Some(match op.kind() {
-        OpKind::Matmul | OpKind::MatmulAdd => {
-            Family { check: matmul::check, build: matmul::build, operands: &[Rows, Any, Rows], result: Rows }
-        }
-        OpKind::MatmulSiluMul => {
-            Family { check: matmul::check, build: matmul::build, operands: &[Rows, Any], result: Rows }
-        }
+        OpKind::Matmul | OpKind::MatmulAdd => Family {
+            shares: Sharing::Never,
+            check: matmul::check,
+            build: matmul::build,
+            operands: &[Rows, Any, Rows],
+            result: Rows,
+        },
+        OpKind::MatmulSiluMul => Family {
+            shares: Sharing::Never,
+            check: matmul::check,
+            build: matmul::build,
+            operands: &[Rows, Any],
+            result: Rows,
+        },
         OpKind::RmsNorm | OpKind::AddRmsNorm => {
-            Family { check: norm::check, build: norm::build, operands: &[Rows], result: Rows }
+            Family { shares: Sharing::Rows, check: norm::check, build: norm::build, operands: &[Rows], result: Rows }
         }
         OpKind::Rope => Family {
+            shares: Sharing::Never,
             check: rope::check,
             build: rope::build,
             operands: &[Contiguous, Any, Contiguous],
             result: Contiguous,
         },
         OpKind::CacheWrite | OpKind::RopeCacheWrite => Family {
+            shares: Sharing::Never,
             check: rope::check,
             build: rope::build,
             operands: &[Contiguous, Contiguous, Any, Any],
             result: Contiguous,
         },
         OpKind::Attention => Family {
+            shares: Sharing::Never,
             check: attention::check,
             build: attention::build,
             operands: &[Contiguous, Contiguous, Contiguous, Any],
             result: Contiguous,
         },
         OpKind::SparseAttention => Family {
+            shares: Sharing::Never,
             check: attention::sparse::check,
             build: attention::sparse::build,
             operands: &[Contiguous, Contiguous, Contiguous, Contiguous, Any],
             result: Contiguous,
         },
         OpKind::IndexScores => Family {
+            shares: Sharing::Never,
             check: index_scores::check,
             build: index_scores::build,
             operands: &[Contiguous, Any, Contiguous, Any],
             result: Contiguous,
         },
-        OpKind::Topk | OpKind::Window => {
-            Family { check: topk::check, build: topk::build, operands: &[Contiguous, Any], result: Contiguous }
-        }
-        OpKind::Gather => {
-            Family { check: gather::check, build: gather::build, operands: &[Contiguous, Any], result: Rows }
-        }
-        OpKind::ReduceSum | OpKind::ReduceMean | OpKind::ReduceMax | OpKind::Softmax => {
-            Family { check: reduce::check, build: reduce::build, operands: &[Rows], result: Rows }
-        }
+        OpKind::Topk | OpKind::Window => Family {
+            shares: Sharing::Never,
+            check: topk::check,
+            build: topk::build,
+            operands: &[Contiguous, Any],
+            result: Contiguous,
+        },
+        OpKind::Gather => Family {
+            shares: Sharing::Never,
+            check: gather::check,
+            build: gather::build,
+            operands: &[Contiguous, Any],
+            result: Rows,
+        },
+        OpKind::ReduceSum | OpKind::ReduceMean | OpKind::ReduceMax | OpKind::Softmax => Family {
+            shares: Sharing::Never,
+            check: reduce::check,
+            build: reduce::build,
+            operands: &[Rows],
+            result: Rows,
+        },
         kind => match kind.info().category {
-            Category::Elementwise | Category::View => {
-                Family { check: pointwise::check, build: pointwise::build, operands: &[Any], result: Any }
-            }
+            Category::Elementwise | Category::View => Family {
+                shares: Sharing::Elements,
+                check: pointwise::check,
+                build: pointwise::build,
+                operands: &[Any],
+                result: Any,
+            },
             _ => return None,
         },
     })
@@ -204,6 +245,20 @@ impl KernelNeeds for KernelLibrary {
         });
         let leaf = cached.find(|leaf| matches!(&leaf.op, Op::State { name, .. } if &**name == state))?;
         attention::state_order(leaf.types[0].dtype, &self.target)
+    }
+
+    fn shares(&self, graph: &Graph, node: NodeId, operand: usize, result: usize) -> bool {
+        let node = graph.node(node);
+        let Some(family) = family(&node.op) else { return false };
+        let blocks = node.types.iter().any(|t| t.dtype == DType::Q8A);
+        match family.shares {
+            Sharing::Never => false,
+            Sharing::Elements => !blocks && node.op.kind().info().category == Category::Elementwise,
+            // A program of the host walks its row alone; on GPUs threads that hold copies of elements may still be reading.
+            Sharing::Rows => {
+                !blocks && self.target.gpu().is_none() && operand + 1 < node.operands.len() && operand == result
+            }
+        }
     }
 
     fn scratch(&self, graph: &Graph, node: NodeId) -> u64 {

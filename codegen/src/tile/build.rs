@@ -33,6 +33,7 @@ impl Builder {
         let kernel = Kernel {
             name: String::new(),
             family,
+            moves_only: false,
             params: Vec::new(),
             symbols: Vec::new(),
             grid: [GridAxis::constant(1), GridAxis::constant(1), GridAxis::constant(1)],
@@ -41,6 +42,11 @@ impl Builder {
             body: Vec::new(),
         };
         Builder { kernel, blocks: vec![Vec::new()], coarse: false }
+    }
+
+    /// Says that the kernel only moves data.
+    pub fn moves_only(&mut self) {
+        self.kernel.moves_only = true;
     }
 
     /// Says that what is computed is rounded to 16 bits, on a GPU.

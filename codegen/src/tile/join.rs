@@ -92,6 +92,7 @@ pub fn join(parts: &[&Kernel]) -> Kernel {
     let mut whole = Kernel {
         name: String::new(),
         family,
+        moves_only: parts.iter().all(|k| k.moves_only),
         params: Vec::new(),
         symbols: Vec::new(),
         grid: [GridAxis::constant(1), GridAxis::constant(1), GridAxis::constant(parts.len() as u64)],

@@ -355,6 +355,8 @@ pub struct Kernel {
     pub name: String,
     /// Kernel family, for reports.
     pub family: &'static str,
+    /// True if it only moves data from one place to another: a copy that no destination could avoid.
+    pub moves_only: bool,
     /// Parameters in argument order.
     pub params: Vec<ParamInfo>,
     /// Symbolic dims used.

@@ -263,6 +263,22 @@ pub struct VerifyArgs {
     /// Only checks hashes, weights included.
     #[arg(long)]
     pub hashes: bool,
+    /// Runs an artifact on these tokens beside the interpreter and names the first launch that differs: a JSON array of token ids, or
+    /// a .safetensors file whose tensor `prompt` holds them.
+    #[arg(long, value_name = "FILE", conflicts_with = "hashes")]
+    pub tokens: Option<PathBuf>,
+    /// Checks every launch, also where the outputs agree.
+    #[arg(long, requires = "tokens")]
+    pub every_launch: bool,
+    /// The model that an artifact was compiled from [default: where its weights were last seen]
+    #[arg(long, value_name = "MODEL")]
+    pub source: Option<PathBuf>,
+    /// Finds the rewrite that breaks a region: the smallest --fuel at which one differs.
+    #[arg(long)]
+    pub bisect_fuel: bool,
+    /// JSON on stdout.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `weldment bench`.

@@ -70,7 +70,7 @@ fn json(reports: &Reports, path: Option<&str>) -> Result<String, CompileError> {
     Ok(text.map_err(|e| CompileError::option("--format", e.to_string()))? + "\n")
 }
 
-/// Coverage of all variants, or what is known of one place.
+/// The reports as text, or what they say of one place.
 pub fn text(reports: &Reports, path: Option<&str>) -> String {
     let Some(path) = path else {
         let columns: Vec<(&str, &Report)> = reports.iter().map(|(name, r)| (name.as_str(), r)).collect();

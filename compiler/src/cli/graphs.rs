@@ -111,9 +111,17 @@ pub fn read_wir(path: &Path) -> Result<Graph, CompileError> {
 /// See [`driver::model_graph`] and [`read_wir`].
 pub fn graph(model: &Path, checkpoint: &Checkpoint, build: &BuildArgs) -> Result<Graph, CompileError> {
     match has_extension(model, "wir") {
-        true => ranged(read_wir(model)?, build),
+        true => ranged_wir(model, build),
         false => driver::model_graph(checkpoint, &entry_options(build)?),
     }
+}
+
+/// Reads a text graph and gives it the ranges asked for.
+///
+/// # Errors
+/// As [`read_wir`]; a range outside the declared one.
+pub fn ranged_wir(path: &Path, build: &BuildArgs) -> Result<Graph, CompileError> {
+    ranged(read_wir(path)?, build)
 }
 
 /// A text graph with the ranges given: inside those that it declares.

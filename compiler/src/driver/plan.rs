@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use weldment_codegen::VariantPlan;
 use weldment_codegen::select::Choices;
 use weldment_ir::Graph;
+use weldment_passes::Correspondence;
 use weldment_passes::buffer::{BufferPlan, KernelNeeds, bufferise_with};
 use weldment_passes::egraph::Limits;
 use weldment_passes::pipeline::{Optimised, Options, optimise};
@@ -46,6 +47,8 @@ pub struct Planned {
     pub guards: Vec<(String, u64, u64)>,
     /// What matched.
     pub report: Report,
+    /// Which values of `before` those of `graph` equal.
+    pub correspondence: Correspondence,
 }
 
 impl Planned {
@@ -103,18 +106,18 @@ pub fn plan_entry<T: TargetModel + KernelNeeds>(
 ) -> Result<Vec<Planned>, CompileError> {
     let most_tokens = |graph: &Graph| graph.symbols().get("T").map_or(1, |r| r.max);
     let whole = library(most_tokens(entry));
-    let mut fused: Vec<Specialised<Report>> = Vec::new();
+    let mut fused: Vec<Specialised<(Report, Correspondence)>> = Vec::new();
     for variant in specialise::split(entry, &specialise::thresholds(entry, &whole)) {
         let target = library(most_tokens(&variant.graph));
         let out = timeline.stage(progress, "fuse", || fuse(&variant, &target, options))?;
-        fused.push(Specialised { variant, fused: out.graph, rest: out.report });
+        fused.push(Specialised { variant, fused: out.graph, rest: (out.report, out.correspondence) });
     }
     let mut planned = Vec::new();
-    for Specialised { variant, fused, rest: report } in specialise::merge(entry, fused, &whole) {
+    for Specialised { variant, fused, rest: (report, correspondence) } in specialise::merge(entry, fused, &whole) {
         let needs = library(most_tokens(&fused));
         let plan = timeline.stage(progress, "bufferise", || bufferise_with(&fused, &needs, options.chaos))?;
         let Variant { name, graph: before, guards, .. } = variant;
-        planned.push(Planned { name, before, graph: fused, plan, guards, report });
+        planned.push(Planned { name, before, graph: fused, plan, guards, report, correspondence });
     }
     Ok(planned)
 }
@@ -135,7 +138,6 @@ fn fuse(variant: &Variant, target: &dyn TargetModel, options: &FusionOptions) ->
         fuel: options.fuel,
         unit_stamping: options.choices.unit_stamping != Some(0),
         limits: limits(&options.choices),
-        ..Options::default()
     };
     Ok(optimise(&variant.graph, target, &passes)?)
 }

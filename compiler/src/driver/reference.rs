@@ -81,7 +81,15 @@ impl Reference {
         self.bindings.insert("sequence_ids", ints(vec![0; count]));
         self.bindings.insert("block_tables", Binding::ints(&[1, used], (0..used as i64).collect()));
         self.bindings.insert("logit_rows", ints((0..count as i64).collect()));
-        let dims = [("T", count as u64), ("B", 1), ("P", used as u64), ("R", count as u64), ("N", self.blocks)];
+        let context = (first + count) as u64;
+        let dims = [
+            ("T", count as u64),
+            ("B", 1),
+            ("P", used as u64),
+            ("R", count as u64),
+            ("N", self.blocks),
+            ("C", context),
+        ];
         let dims: BTreeMap<String, u64> = dims.into_iter().map(|(name, n)| (name.to_owned(), n)).collect();
         let mut outputs = interpret::<F64>(&self.graph, &dims, &self.bindings, &Options::default())?;
         for (name, shape) in &self.states {

@@ -1,6 +1,6 @@
 //! Graphs.
 
-use super::Random;
+use super::{Motif, Palette, Random};
 use crate::attr::Real;
 use crate::dtype::DType;
 use crate::error::IrError;
@@ -9,16 +9,14 @@ use crate::op::{Op, OpKind};
 use crate::types::{Dim, MAX_RANK, Shape, TensorType};
 use std::collections::BTreeSet;
 
-const F32: DType = DType::F32;
-/// Widths of the last dim: whole blocks of 32.
-const WIDTHS: [u64; 2] = [32, 64];
+pub(super) const F32: DType = DType::F32;
 /// Elements of a head, positions of a cache block.
 const HEAD: u64 = 8;
 const SLOTS: u64 = 8;
 /// Columns of indexer scores: as many as there are positions at most.
 const COLUMNS: u64 = 16;
 /// Rows of rope tables: over any position that `SLOTS` and the range of `P` allow.
-const POSITIONS: i64 = 32;
+pub(super) const POSITIONS: i64 = 32;
 
 /// A graph of about `nodes` nodes besides leaves, every op having the same chance. It verifies, its symbols are `T`, `B`, `P`
 /// and `N` of the paged entry (N >= B * P), values that nothing reads are results, written states are outputs.
@@ -26,32 +24,112 @@ const POSITIONS: i64 = 32;
 /// # Errors
 /// Only on a mistake in this generator: an op refused operands that were built for it.
 pub fn random_graph(seed: u64, nodes: usize) -> Result<Graph, IrError> {
-    let mut graph = Graph::new(&format!("random_{seed}"));
-    for (name, min, max) in [("T", 1, 6), ("B", 1, 3), ("P", 1, 2), ("N", 6, 8)] {
+    let (name, palette) = (format!("random_{seed}"), Palette::whole());
+    let everything = Wanted { nodes, tokens: 6, name, prefix: "", palette: &palette, accepts: &|_, _, _| true };
+    random_graph_of(seed, &everything, &[])
+}
+
+/// What a graph is to be like.
+pub struct Wanted<'a> {
+    /// About how many nodes besides leaves.
+    pub nodes: usize,
+    /// Most tokens.
+    pub tokens: u64,
+    /// The graph's name.
+    pub name: String,
+    /// What names of weights start with.
+    pub prefix: &'a str,
+    /// Sizes and dtypes. Ops that do not take them are left out.
+    pub palette: &'a Palette,
+    /// Whether an op is wanted on operands and results of these types. A node is only added where it is.
+    pub accepts: &'a dyn Fn(&Op, &[TensorType], &[TensorType]) -> bool,
+}
+
+/// A graph as [`random_graph`]'s, as `wanted`; one step in four is one of `motifs`, where any are given.
+///
+/// # Errors
+/// As [`random_graph`].
+pub fn random_graph_of(seed: u64, wanted: &Wanted<'_>, motifs: &[Motif]) -> Result<Graph, IrError> {
+    let mut graph = Graph::new(&wanted.name);
+    for (name, min, max) in [("T", 1, wanted.tokens), ("B", 1, 3), ("P", 1, 2), ("N", 6, 8)] {
         graph.declare_symbol(name, min, max);
     }
-    let mut build = Build { graph, random: Random::new(seed), pool: Vec::new(), states: Vec::new(), leaves: 0 };
-    for _ in 0..nodes {
-        let kind = *build.random.pick(OpKind::ALL).unwrap_or(&OpKind::Add);
-        build.step(kind)?;
+    let mut build = Build {
+        graph,
+        random: Random::new(seed),
+        pool: Vec::new(),
+        states: Vec::new(),
+        versions: Vec::new(),
+        leaves: 0,
+        wanted,
+    };
+    for _ in 0..wanted.nodes {
+        let motif =
+            if motifs.is_empty() || !build.random.one_in(4) { None } else { build.random.pick(motifs).copied() };
+        let step = match motif {
+            Some(motif) => build.motif(motif),
+            None => {
+                let kind = *build.random.pick(OpKind::ALL).unwrap_or(&OpKind::Add);
+                build.step(kind)
+            }
+        };
+        match step {
+            Ok(()) | Err(Stop::Unwanted) => {}
+            Err(Stop::Error(e)) => return Err(e),
+        }
     }
     build.finish()
 }
 
-struct Build {
-    graph: Graph,
-    random: Random,
+/// Why a step ended early.
+pub(super) enum Stop {
+    /// A node that is not wanted; what was added before it stays.
+    Unwanted,
+    /// A mistake of the generator.
+    Error(IrError),
+}
+
+impl From<IrError> for Stop {
+    fn from(e: IrError) -> Stop {
+        Stop::Error(e)
+    }
+}
+
+pub(super) struct Build<'a> {
+    pub(super) graph: Graph,
+    pub(super) random: Random,
+    pub(super) wanted: &'a Wanted<'a>,
     /// Values that later nodes may read.
     pool: Vec<Value>,
     /// Latest version of each state, with its name.
-    states: Vec<(String, Value)>,
+    pub(super) states: Vec<(String, Value)>,
+    /// Every version of every state that was written.
+    pub(super) versions: Vec<Value>,
     leaves: usize,
 }
 
-type Built = Result<Value, IrError>;
+pub(super) type Built = Result<Value, Stop>;
 
-impl Build {
-    fn push(&mut self, op: Op, operands: &[Value]) -> Built {
+impl Build<'_> {
+    /// Refuses what is not wanted.
+    fn check(&self, op: &Op, operands: &[Value]) -> Result<(), Stop> {
+        let types: Vec<TensorType> = operands.iter().map(|v| self.graph.type_of(*v).clone()).collect();
+        let results = match op.infer(&types) {
+            Ok(results) => results,
+            Err(_) if self.wanted.palette.ragged => return Err(Stop::Unwanted),
+            Err(e) => return Err(e.into()),
+        };
+        // Activations are never known ahead of time.
+        let fixed = self.graph.statics();
+        let activations = results.iter().any(|t| t.dtype == DType::Q8A);
+        if activations && operands.iter().all(|v| fixed[v.node.index()]) {
+            return Err(Stop::Unwanted);
+        }
+        if (self.wanted.accepts)(op, &types, &results) { Ok(()) } else { Err(Stop::Unwanted) }
+    }
+
+    pub(super) fn push(&mut self, op: Op, operands: &[Value]) -> Built {
+        self.check(&op, operands)?;
         // One node in eight stands for two model ops, as merged nodes do.
         let name = format!("layers.{}.{}", self.graph.len() / 8, op.kind());
         let mut sources = BTreeSet::from([name.as_str().into()]);
@@ -64,25 +142,48 @@ impl Build {
         Ok(Value { node, result: 0 })
     }
 
-    fn leaf(&mut self, t: &TensorType) -> Built {
+    pub(super) fn leaf(&mut self, t: &TensorType) -> Built {
+        // Block formats are those of weights.
+        let may_be_static = t.constant_shape().is_some() && t.dtype.is_float();
+        if t.dtype.is_block() || (may_be_static && self.random.one_in(2)) {
+            return self.static_leaf(t);
+        }
         self.leaves += 1;
         let (dtype, shape) = (t.dtype, t.shape.clone());
-        let constant = t.constant_shape().is_some();
-        let op = if constant && dtype.is_float() && self.random.one_in(2) {
-            Op::Weight { name: format!("w{}.weight", self.leaves).as_str().into(), dtype, shape }
-        } else {
-            Op::Input { name: format!("x{}", self.leaves).as_str().into(), dtype, shape }
-        };
-        self.push(op, &[])
+        self.push(Op::Input { name: format!("x{}", self.leaves).as_str().into(), dtype, shape }, &[])
+    }
+
+    /// A weight.
+    pub(super) fn static_leaf(&mut self, t: &TensorType) -> Built {
+        self.leaves += 1;
+        let name = format!("{}w{}.weight", self.wanted.prefix, self.leaves).as_str().into();
+        self.push(Op::Weight { name, dtype: t.dtype, shape: t.shape.clone() }, &[])
     }
 
     /// A pool value of exactly this type, or a new leaf.
-    fn value(&mut self, dtype: DType, shape: Shape) -> Built {
+    pub(super) fn value(&mut self, dtype: DType, shape: Shape) -> Built {
         let want = TensorType { dtype, shape };
         let fit: Vec<Value> = self.pool.iter().copied().filter(|v| *self.graph.type_of(*v) == want).collect();
         match self.random.pick(&fit).copied() {
             Some(v) if !self.random.one_in(4) => Ok(v),
             _ => self.leaf(&want),
+        }
+    }
+
+    /// A table or matrix: static where it is of a block format.
+    fn stored(&mut self, dtype: DType, shape: Shape) -> Built {
+        if dtype.is_block() { self.static_value(dtype, shape) } else { self.value(dtype, shape) }
+    }
+
+    /// As [`Build::value`], of values that depend on weights alone.
+    pub(super) fn static_value(&mut self, dtype: DType, shape: Shape) -> Built {
+        let want = TensorType { dtype, shape };
+        let fixed = self.graph.statics();
+        let fits = |v: &Value| fixed[v.node.index()] && *self.graph.type_of(*v) == want;
+        let fit: Vec<Value> = self.pool.iter().copied().filter(fits).collect();
+        match self.random.pick(&fit).copied() {
+            Some(v) if !self.random.one_in(4) => Ok(v),
+            _ => self.static_leaf(&want),
         }
     }
 
@@ -95,29 +196,40 @@ impl Build {
         }
     }
 
-    fn compute(&mut self) -> DType {
-        *self.random.pick(&[F32, F32, F32, DType::BF16, DType::F16]).unwrap_or(&F32)
+    pub(super) fn compute(&mut self) -> DType {
+        *self.random.pick(&self.wanted.palette.floats).unwrap_or(&F32)
     }
 
     /// A dtype for results whose last dim is whole blocks.
-    fn result(&mut self) -> DType {
+    pub(super) fn result(&mut self) -> DType {
         if self.random.one_in(4) { DType::Q8A } else { self.compute() }
     }
 
-    fn width(&mut self) -> u64 {
-        *self.random.pick(&WIDTHS).unwrap_or(&32)
+    pub(super) fn width(&mut self) -> u64 {
+        *self.random.pick(&self.wanted.palette.widths).unwrap_or(&32)
+    }
+
+    /// A stored dtype of matrices, and what their rows are multiples of.
+    pub(super) fn matrix_dtype(&mut self) -> (DType, u64) {
+        let dtype = *self.random.pick(&self.wanted.palette.matrices).unwrap_or(&F32);
+        (dtype, if dtype.is_block() { dtype.block_elements() as u64 } else { 1 })
     }
 
     /// A float matrix [T, width] or a constant one.
-    fn matrix(&mut self) -> Result<(Value, TensorType), IrError> {
+    pub(super) fn matrix(&mut self) -> Result<(Value, TensorType), Stop> {
+        self.matrix_of(1)
+    }
+
+    /// As [`Build::matrix`], its width a multiple of `blocks`.
+    pub(super) fn matrix_of(&mut self, blocks: u64) -> Result<(Value, TensorType), Stop> {
         let rows = if self.random.one_in(3) { Dim::Const(2) } else { Dim::sym("T") };
-        let (dtype, width) = (self.compute(), self.width());
+        let (dtype, width) = (self.compute(), self.width().next_multiple_of(blocks));
         let v = self.value(dtype, vec![rows, width.into()])?;
         Ok((v, self.graph.type_of(v).clone()))
     }
 
     /// Any float value of the pool with at least one dim, and room for one more.
-    fn any(&mut self) -> Result<(Value, TensorType), IrError> {
+    pub(super) fn any(&mut self) -> Result<(Value, TensorType), Stop> {
         let fit = |t: &TensorType| t.dtype.is_compute_float() && (1..MAX_RANK).contains(&t.rank());
         let candidates: Vec<Value> = self.pool.iter().copied().filter(|v| fit(self.graph.type_of(*v))).collect();
         match self.random.pick(&candidates).copied() {
@@ -127,7 +239,7 @@ impl Build {
     }
 
     /// Something that broadcasts to `t` without widening it.
-    fn beside(&mut self, t: &TensorType) -> Built {
+    pub(super) fn beside(&mut self, t: &TensorType) -> Built {
         let shape = match self.random.below(3) {
             0 => t.shape.clone(),
             1 => t.shape[t.rank().min(1)..].to_vec(),
@@ -144,7 +256,7 @@ impl Build {
         self.push(Op::Add {}, &[square, one])
     }
 
-    fn step(&mut self, kind: OpKind) -> Result<(), IrError> {
+    fn step(&mut self, kind: OpKind) -> Result<(), Stop> {
         let (a, t) = self.any()?;
         let last = t.rank() - 1;
         let axis = self.random.below(t.rank() as u64) as usize;
@@ -241,8 +353,9 @@ impl Build {
             }
             OpKind::Gather => {
                 let (rows, width, dtype) = (5 + self.random.below(5), self.width(), self.compute());
-                let stored = *self.random.pick(&[F32, DType::BF16, DType::Q8_0]).unwrap_or(&F32);
-                let table = self.value(stored, vec![rows.into(), width.into()])?;
+                let (stored, blocks) = self.matrix_dtype();
+                let width = width.next_multiple_of(blocks);
+                let table = self.stored(stored, vec![rows.into(), width.into()])?;
                 let indices = self.leaf(&TensorType::new(DType::I32, vec![Dim::sym("T")]))?;
                 self.push(Op::Gather { dtype }, &[table, indices])?;
             }
@@ -266,12 +379,12 @@ impl Build {
         Ok(())
     }
 
-    fn binary(&mut self, op: Op, a: Value, t: &TensorType) -> Result<(), IrError> {
+    fn binary(&mut self, op: Op, a: Value, t: &TensorType) -> Result<(), Stop> {
         let b = self.beside(t)?;
         self.push(op, &[a, b]).map(drop)
     }
 
-    fn norm(&mut self, kind: OpKind) -> Result<(), IrError> {
+    fn norm(&mut self, kind: OpKind) -> Result<(), Stop> {
         let (x, t) = self.matrix()?;
         let w = self.value(F32, t.shape[1..].to_vec())?;
         let (eps, dtype) = (Real(1e-5), self.result());
@@ -282,7 +395,7 @@ impl Build {
         self.push(Op::AddRmsNorm { eps, dtype }, &[x, residual, w]).map(drop)
     }
 
-    fn reshape(&mut self, a: Value, t: &TensorType) -> Result<(), IrError> {
+    fn reshape(&mut self, a: Value, t: &TensorType) -> Result<(), Stop> {
         let mut shape = t.shape.clone();
         match shape.last().and_then(Dim::constant) {
             Some(n) if n % 8 == 0 && n > 0 => {
@@ -294,14 +407,19 @@ impl Build {
         self.push(Op::Reshape { shape }, &[a]).map(drop)
     }
 
-    fn contraction(&mut self, kind: OpKind) -> Result<(), IrError> {
-        let (x, t) = self.matrix()?;
+    fn contraction(&mut self, kind: OpKind) -> Result<(), Stop> {
+        let ((stored, blocks), features) = (self.matrix_dtype(), self.width());
+        let (x, t) = self.matrix_of(blocks)?;
         let quantised = self.random.one_in(3);
         let x = if quantised { self.push(Op::Cast { dtype: DType::Q8A }, &[x])? } else { x };
-        let (stored, features) =
-            (*self.random.pick(&[F32, DType::BF16, DType::Q8_0, DType::Q4_1]).unwrap_or(&F32), self.width());
         let weight_shape = vec![features.into(), t.shape[1].clone()];
-        let w = self.value(stored, weight_shape.clone())?;
+        // A gated unit's weights are packed together, which is done ahead of time.
+        let gated = kind == OpKind::MatmulSiluMul;
+        let w = if gated {
+            self.static_value(stored, weight_shape.clone())?
+        } else {
+            self.stored(stored, weight_shape.clone())?
+        };
         let dtype = self.result();
         match kind {
             OpKind::MatmulAdd => {
@@ -310,20 +428,20 @@ impl Build {
                 self.push(Op::MatmulAdd { dtype }, &[x, w, addend]).map(drop)
             }
             OpKind::MatmulSiluMul => {
-                let up = self.value(stored, weight_shape)?;
+                let up = self.static_value(stored, weight_shape)?;
                 self.push(Op::MatmulSiluMul { dtype }, &[x, w, up]).map(drop)
             }
             _ => self.push(Op::Matmul { dtype }, &[x, w]).map(drop),
         }
     }
 
-    fn heads(&mut self, heads: u64) -> Built {
+    pub(super) fn heads(&mut self, heads: u64) -> Built {
         let dtype = self.compute();
         self.value(dtype, vec![Dim::sym("T"), heads.into(), HEAD.into()])
     }
 
     /// positions, sequence ids, block tables.
-    fn pages(&mut self) -> Result<[Value; 3], IrError> {
+    pub(super) fn pages(&mut self) -> Result<[Value; 3], Stop> {
         Ok([
             self.named("positions", DType::I32, vec![Dim::sym("T")])?,
             self.named("sequence_ids", DType::I32, vec![Dim::sym("T")])?,
@@ -331,7 +449,7 @@ impl Build {
         ])
     }
 
-    fn rope_table(&mut self) -> Built {
+    pub(super) fn rope_table(&mut self) -> Built {
         let factor = Real(if self.random.one_in(2) { 1.0 } else { 8.0 });
         let (low, high) = (Real(1.0), Real(4.0));
         let op = Op::RopeTable {
@@ -343,38 +461,43 @@ impl Build {
             high,
             original: 16,
         };
-        let factors = if self.random.one_in(3) { vec![self.value(F32, vec![(HEAD / 4).into()])?] } else { Vec::new() };
+        let factors =
+            if self.random.one_in(3) { vec![self.static_value(F32, vec![(HEAD / 4).into()])?] } else { Vec::new() };
         // Divisors, so never zero.
         let factors = factors.into_iter().map(|f| self.positive(f)).collect::<Result<Vec<_>, _>>()?;
         self.push(op, &factors)
     }
 
     /// A new state; not in the pool, so that only cache ops read it.
-    fn state(&mut self, transposed: bool) -> Result<usize, IrError> {
+    fn state(&mut self, transposed: bool) -> Result<usize, Stop> {
         self.cache(2, transposed)
     }
 
-    fn cache(&mut self, heads: u64, transposed: bool) -> Result<usize, IrError> {
+    fn cache(&mut self, heads: u64, transposed: bool) -> Result<usize, Stop> {
         let (rows, columns) = if transposed { (HEAD, SLOTS) } else { (SLOTS, HEAD) };
+        self.state_of(F32, [heads, rows, columns])
+    }
+
+    /// A new state of blocks of these dims.
+    pub(super) fn state_of(&mut self, dtype: DType, block: [u64; 3]) -> Result<usize, Stop> {
         let name = format!("state{}", self.states.len());
-        let shape = vec![Dim::sym("N"), heads.into(), rows.into(), columns.into()];
-        let node = self.graph.add(
-            Op::State { name: name.as_str().into(), dtype: F32, shape },
-            &[],
-            BTreeSet::from([name.as_str().into()]),
-        )?;
+        let shape = [Dim::sym("N")].into_iter().chain(block.map(Dim::Const)).collect();
+        let op = Op::State { name: name.as_str().into(), dtype, shape };
+        let node = self.graph.add(op, &[], BTreeSet::from([name.as_str().into()]))?;
         self.states.push((name, Value { node, result: 0 }));
         Ok(self.states.len() - 1)
     }
 
-    fn write(&mut self, state: usize, op: Op, operands: &[Value]) -> Built {
+    pub(super) fn write(&mut self, state: usize, op: Op, operands: &[Value]) -> Built {
+        self.check(&op, operands)?;
         let source = BTreeSet::from([format!("{}.write", self.states[state].0).as_str().into()]);
         let node = self.graph.add(op, operands, source)?;
         self.states[state].1 = Value { node, result: 0 };
+        self.versions.push(self.states[state].1);
         Ok(self.states[state].1)
     }
 
-    fn paged(&mut self, kind: OpKind) -> Result<(), IrError> {
+    fn paged(&mut self, kind: OpKind) -> Result<(), Stop> {
         let [positions, ids, tables] = self.pages()?;
         let k = self.state(true)?;
         let (x, interleaved) = (self.heads(2)?, self.random.one_in(2));
@@ -401,7 +524,7 @@ impl Build {
     }
 
     /// An indexer over keys of its own, or attention over the positions that it, or a constant row, picks.
-    fn sparse(&mut self, kind: OpKind) -> Result<(), IrError> {
+    fn sparse(&mut self, kind: OpKind) -> Result<(), Stop> {
         let [positions, ids, tables] = self.pages()?;
         if kind == OpKind::IndexScores {
             let keys = self.cache(1, true)?;
@@ -438,9 +561,14 @@ impl Build {
 
     fn finish(mut self) -> Result<Graph, IrError> {
         let read: BTreeSet<Value> = self.graph.ids().flat_map(|id| self.graph.node(id).operands.clone()).collect();
-        let mut results: Vec<Value> = self.pool.iter().copied().filter(|v| !read.contains(v)).collect();
+        // A leaf may be handed through, though not one of a form that nothing computes.
+        let result =
+            |v: &Value| !self.graph.node(v.node).operands.is_empty() || self.graph.type_of(*v).dtype.is_compute_float();
+        let unread = self.pool.iter().copied().filter(|v| !read.contains(v));
+        let mut results: Vec<Value> = unread.filter(result).collect();
         if results.is_empty() && self.states.is_empty() {
-            results.push(self.matrix()?.0);
+            // A leaf is always wanted.
+            results.extend(self.matrix().ok().map(|(v, _)| v));
         }
         for (i, value) in results.into_iter().enumerate() {
             self.graph.output(&format!("y{i}"), OutputKind::Result, value);

@@ -1,9 +1,13 @@
 //! Random well-typed graphs and values for them, from a seed: what rule tests, fuzzing and round-trip tests draw from.
 
 mod build;
+mod motif;
+mod palette;
 mod values;
 
-pub use build::random_graph;
+pub use build::{Wanted, random_graph, random_graph_of};
+pub use motif::Motif;
+pub use palette::Palette;
 pub use values::{random_bindings, random_dims};
 
 /// splitmix64: small, seeded, the same everywhere.

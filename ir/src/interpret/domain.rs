@@ -95,6 +95,18 @@ pub trait Domain {
     fn greater(a: Self::Value, b: Self::Value) -> bool;
     /// The order that `topk` ranks by: total, NaN above all numbers, -0 beside +0.
     fn order(a: Self::Value, b: Self::Value) -> Ordering;
+    /// The larger; `a` where neither is.
+    fn max(a: Self::Value, b: Self::Value) -> Self::Value {
+        if Self::greater(b, a) { b } else { a }
+    }
+    /// The smaller; `a` where neither is.
+    fn min(a: Self::Value, b: Self::Value) -> Self::Value {
+        if Self::greater(a, b) { b } else { a }
+    }
+    /// Sum of all terms.
+    fn sum(terms: impl Iterator<Item = Self::Value>) -> Self::Value {
+        terms.fold(Self::ZERO, Self::add)
+    }
     /// e^a.
     fn exp(a: Self::Value) -> Self::Value;
     /// a / (1 + e^-a).

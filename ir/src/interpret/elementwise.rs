@@ -27,8 +27,8 @@ pub(super) fn arithmetic<D: Domain>(
         Op::Sub {} => (pairs.map(|(x, y)| D::sub(x, y)).collect(), false),
         Op::Mul {} => (pairs.map(|(x, y)| D::mul(x, y)).collect(), false),
         Op::Div {} => (pairs.map(|(x, y)| D::div(x, y)).collect::<Option<_>>().ok_or(Fault::ZeroDivisor)?, false),
-        Op::Maximum {} => (pairs.map(|(x, y)| if D::greater(y, x) { y } else { x }).collect(), true),
-        Op::Minimum {} => (pairs.map(|(x, y)| if D::greater(x, y) { y } else { x }).collect(), true),
+        Op::Maximum {} => (pairs.map(|(x, y)| D::max(x, y)).collect(), true),
+        Op::Minimum {} => (pairs.map(|(x, y)| D::min(x, y)).collect(), true),
         other => return Err(format!("{} is not arithmetic", other.kind()).into()),
     };
     Ok(finish::<D>(dtype, shape, values, exact, options))
@@ -95,12 +95,10 @@ pub(super) fn reduce<D: Domain>(
             out.push(match op {
                 Op::ReduceMax { .. } => {
                     let first = line.next().ok_or("the maximum of no elements")?;
-                    line.fold(first, |m, v| if D::greater(v, m) { v } else { m })
+                    line.fold(first, D::max)
                 }
-                Op::ReduceMean { .. } => {
-                    D::div(line.fold(D::ZERO, D::add), D::int(length as i64)).ok_or(Fault::ZeroDivisor)?
-                }
-                _ => line.fold(D::ZERO, D::add),
+                Op::ReduceMean { .. } => D::div(D::sum(line), D::int(length as i64)).ok_or(Fault::ZeroDivisor)?,
+                _ => D::sum(line),
             });
         }
     }

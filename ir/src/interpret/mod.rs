@@ -113,6 +113,21 @@ pub fn interpret_all<D: Domain>(
     Ok(values)
 }
 
+/// Evaluates one node on the operands given: for running a graph in another order or memory than its own.
+///
+/// # Errors
+/// As [`interpret`].
+pub fn interpret_node<D: Domain>(
+    graph: &Graph,
+    dims: &BTreeMap<String, u64>,
+    bindings: &Bindings,
+    options: &Options,
+    id: NodeId,
+    operands: Vec<Tensor<D::Value>>,
+) -> Result<Vec<Tensor<D::Value>>, IrError> {
+    Machine::<D>::new(graph, dims, bindings, options)?.evaluate(id, operands)
+}
+
 /// What all nodes share.
 pub(crate) struct Machine<'a, D> {
     graph: &'a Graph,

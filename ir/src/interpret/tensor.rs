@@ -103,6 +103,11 @@ impl<V: Copy> Tensor<V> {
         }
     }
 
+    /// All elements as domain values, decoded where they are stored; `None` for integers, and for numbers that the domain cannot hold.
+    pub fn decoded<D: Domain<Value = V>>(&self) -> Option<Cow<'_, [V]>> {
+        self.reals::<D>().ok()
+    }
+
     pub(crate) fn integers(&self) -> Result<&[i64], Fault> {
         self.as_ints().ok_or_else(|| Fault::Message(format!("a {} tensor where integers are expected", self.dtype)))
     }

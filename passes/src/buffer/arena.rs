@@ -1,23 +1,12 @@
 //! The arena: buffers get offsets so that no two that an epoch needs share a byte; then the plan is put together.
 
+use super::packing::{self, ALIGN, Packed, Span};
 use super::places::{Buffer, Draft, Slot};
 use super::{BufferError, BufferPlan, CopyRecord, Region, Step, View};
 use crate::probe::shuffle;
 
-/// Arena offsets are multiples of a cache line.
-const ALIGN: u64 = 64;
-
-/// A buffer with the epochs that need it.
-#[derive(Clone, Copy, Debug)]
-struct Span {
-    buffer: usize,
-    bytes: u64,
-    first: usize,
-    last: usize,
-}
-
 /// Epochs between the first and last step that touches each arena buffer; untouched buffers have none.
-fn spans(draft: &Draft<'_>, epochs: &[usize]) -> Vec<Span> {
+fn spans(draft: &Draft<'_>, epochs: &[usize]) -> Vec<(usize, Span)> {
     let mut range: Vec<Option<(usize, usize)>> = vec![None; draft.buffers.len()];
     for (step, epoch) in draft.steps.iter().zip(epochs) {
         let slots = step.reads.iter().map(|r| r.slot.buffer).chain(step.writes.iter().map(|w| w.buffer));
@@ -30,71 +19,27 @@ fn spans(draft: &Draft<'_>, epochs: &[usize]) -> Vec<Span> {
     let placed = draft.buffers.iter().enumerate().filter(|(_, b)| b.region == Region::Arena);
     let span = |(buffer, what): (usize, &Buffer)| {
         let (first, last) = range[buffer]?;
-        Some(Span { buffer, bytes: what.bytes.max(1), first, last })
+        let bytes = what.bytes.max(1).checked_next_multiple_of(ALIGN).unwrap_or(u64::MAX);
+        Some((buffer, Span { bytes, first, last }))
     };
     placed.filter_map(span).collect()
 }
 
-/// Offsets in the order given, each at the lowest free place; the arena's size.
-fn pack(order: &[Span], offsets: &mut [u64]) -> Option<u64> {
-    let mut total = 0u64;
-    let mut placed: Vec<(u64, u64, Span)> = Vec::with_capacity(order.len());
-    for span in order {
-        let bytes = span.bytes.checked_next_multiple_of(ALIGN)?;
-        let mut at = 0u64;
-        // `placed` is sorted by offset, so one walk finds the first gap.
-        for (start, end, other) in &placed {
-            if other.first > span.last || span.first > other.last {
-                continue;
-            }
-            if *start >= at.checked_add(bytes)? {
-                break;
-            }
-            at = at.max(*end);
-        }
-        let end = at.checked_add(bytes)?;
-        let position = placed.partition_point(|(start, _, _)| *start < at);
-        placed.insert(position, (at, end, *span));
-        offsets[span.buffer] = at;
-        total = total.max(end);
-    }
-    Some(total)
-}
-
-/// The most bytes alive in one epoch.
-fn lower_bound(spans: &[Span], epochs: usize) -> u64 {
-    let alive = |epoch: usize| {
-        let live = spans.iter().filter(|s| s.first <= epoch && epoch <= s.last);
-        live.map(|s| s.bytes.saturating_add(ALIGN - 1) / ALIGN * ALIGN).fold(0, u64::saturating_add)
-    };
-    (0..epochs).map(alive).max().unwrap_or(0)
-}
-
 /// Places the arena and writes the plan.
 pub(super) fn finish(draft: Draft<'_>, epochs: &[usize], chaos: Option<u64>) -> Result<BufferPlan, BufferError> {
-    let mut order = spans(&draft, epochs);
-    let count = epochs.iter().max().map_or(0, |e| e + 1);
-    let arena_lower_bound = lower_bound(&order, count);
-    let too_large = || BufferError::TooLarge(format!("the arena of `{}`", draft.graph.name));
-    // Two greedy orders; neither is always better.
+    let (buffers, spans): (Vec<usize>, Vec<Span>) = spans(&draft, epochs).into_iter().unzip();
+    let arena_lower_bound = packing::lower_bound(&spans);
+    let packed = packing::pack(&spans, chaos).filter(|packed| packed.bytes <= i64::MAX as u64);
+    let Packed { bytes: arena_bytes, offsets: placed } =
+        packed.ok_or_else(|| BufferError::TooLarge(format!("the arena of `{}`", draft.graph.name)))?;
     let mut offsets = vec![0u64; draft.buffers.len()];
-    order.sort_by_key(|s| (std::cmp::Reverse(s.bytes), s.first, s.buffer));
-    let mut arena_bytes = pack(&order, &mut offsets).ok_or_else(too_large)?;
-    let mut by_time = offsets.clone();
-    order.sort_by_key(|s| (s.first, std::cmp::Reverse(s.bytes), s.buffer));
-    let other = pack(&order, &mut by_time).ok_or_else(too_large)?;
-    if other < arena_bytes {
-        (arena_bytes, offsets) = (other, by_time);
+    for (buffer, offset) in buffers.into_iter().zip(placed) {
+        offsets[buffer] = offset;
     }
     // The rank of a step among those of its epoch.
     let mut rank: Vec<usize> = (0..draft.steps.len()).collect();
     if let Some(seed) = chaos {
         shuffle(&mut rank, seed);
-        shuffle(&mut order, seed);
-        arena_bytes = pack(&order, &mut offsets).ok_or_else(too_large)?;
-    }
-    if arena_bytes > i64::MAX as u64 {
-        return Err(too_large());
     }
 
     let view = |slot: &Slot| View {

@@ -17,6 +17,8 @@ struct Builder<'d, 'a> {
     materialised: BTreeMap<Value, Read>,
     /// Versions that a write has already taken over.
     taken: BTreeSet<Value>,
+    /// States that get their final value by a copy.
+    trades: BTreeSet<usize>,
 }
 
 /// Fills `draft.steps`, with read-after-write order.
@@ -29,6 +31,7 @@ pub(super) fn steps(draft: &mut Draft<'_>) -> Result<(), BufferError> {
         versions: vec![None; count],
         materialised: BTreeMap::new(),
         taken: BTreeSet::new(),
+        trades: BTreeSet::new(),
     };
     for id in graph.ids() {
         if !b.draft.live[id.index()] || b.draft.fixed[id.index()] {
@@ -37,7 +40,8 @@ pub(super) fn steps(draft: &mut Draft<'_>) -> Result<(), BufferError> {
         let op = &graph.node(id).op;
         match (op, op.kind().info().category) {
             (Op::State { name, .. }, _) => b.versions[id.index()] = b.draft.leaves.get(name).copied(),
-            (_, Category::Leaf) => {}
+            // A leaf with operands is as good as its operands: a rope table by factors of the step is computed in the step.
+            (_, Category::Leaf) if graph.node(id).operands.is_empty() => {}
             (Op::Concat { .. }, _) => b.concat(id)?,
             (_, Category::View) => b.view(id)?,
             (_, Category::StateWrite) => b.state_write(id)?,
@@ -49,6 +53,7 @@ pub(super) fn steps(draft: &mut Draft<'_>) -> Result<(), BufferError> {
     for refused in std::mem::take(&mut b.draft.results) {
         b.copy_refused(&refused)?;
     }
+    b.trades = b.draft.finals.iter().map(|refused| refused.slot.buffer).collect();
     for refused in std::mem::take(&mut b.draft.finals) {
         b.final_state(&refused)?;
     }
@@ -238,8 +243,8 @@ impl Builder<'_, '_> {
     fn final_state(&mut self, refused: &Refused) -> Result<(), BufferError> {
         let mut read = self.read(refused.value)?;
         let mut first = None;
-        if matches!(self.draft.buffers[read.slot.buffer].region, Region::State(_)) {
-            // By way of the arena, so that two states may trade places.
+        if self.trades.contains(&read.slot.buffer) {
+            // By way of the arena, so that states may trade places.
             let slot = self.draft.buffer(Region::Arena, &read.ty, Padding::Every)?;
             let copied = Read { slot: slot.clone(), version: None, ..read.clone() };
             first = Some(self.copy(read, slot, refused.source.clone(), refused.reason.clone())?);

@@ -4,6 +4,7 @@
 //! * a view op (reshape, transpose, slice, broadcast) is strides over its operand's bytes, not a step;
 //! * a producer writes straight into its consumer's slot: a concat part, a graph result, a state;
 //! * a state version has one writer in place, after every reader of the version before it; anything else is a copy;
+//! * a result takes the bytes of an operand that dies with the step, where its kernel can do that;
 //! * every copy left is a step and is listed with its reason;
 //! * steps of one epoch (the steps between two barriers) touch disjoint bytes unless all of them only read, so a driver
 //!   may overlap them; two arena buffers share bytes only if no epoch needs both;
@@ -12,18 +13,22 @@
 
 mod arena;
 mod build;
+mod check;
 mod layout;
+mod packing;
 mod places;
 mod schedule;
+mod share;
 mod states;
 #[cfg(test)]
 mod tests;
 
+pub use check::{Fault, Violation, check};
 pub use layout::ROW_MULTIPLE;
 
 use std::sync::Arc;
 use thiserror::Error;
-use weldment_ir::{Graph, IrError, NodeId, Op, TensorType, Value};
+use weldment_ir::{Category, Graph, IrError, NodeId, Op, TensorType, Value};
 
 /// What bufferisation can refuse.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -46,6 +51,14 @@ pub enum BufferError {
     /// Steps that wait for each other: a bug of this pass, reported rather than looped on.
     #[error("internal: the steps of `{0}` depend on each other in a circle")]
     Cycle(String),
+    /// A plan that [`check`] does not accept: a bug of this pass.
+    #[error("internal: the plan of `{graph}` is wrong: {violation}")]
+    Unsound {
+        /// The graph's name.
+        graph: String,
+        /// What is wrong.
+        violation: Box<Violation>,
+    },
 }
 
 /// A place in memory that outlives one kernel.
@@ -197,6 +210,13 @@ pub trait KernelNeeds {
         None
     }
 
+    /// May result `result` of the kernel of `node` take the very bytes of operand `operand`, element for element? The kernel then
+    /// reads each element of the operand before it writes that place, and never again. Types and strides are known to agree.
+    fn shares(&self, graph: &Graph, node: NodeId, operand: usize, result: usize) -> bool {
+        let _ = (operand, result);
+        graph.node(node).op.kind().info().category == Category::Elementwise
+    }
+
     /// Arena bytes that the kernel of `node` needs for itself while it runs.
     fn scratch(&self, graph: &Graph, node: NodeId) -> u64 {
         let _ = (graph, node);
@@ -227,6 +247,10 @@ pub fn bufferise_with(graph: &Graph, needs: &dyn KernelNeeds, chaos: Option<u64>
     let mut draft = places::assign(graph, needs)?;
     build::steps(&mut draft)?;
     states::order(&mut draft)?;
+    share::in_place(&mut draft);
     let epochs = schedule::epochs(&draft, chaos)?;
-    arena::finish(draft, &epochs, chaos)
+    let plan = arena::finish(draft, &epochs, chaos)?;
+    check(graph, &plan, needs)
+        .map_err(|violation| BufferError::Unsound { graph: graph.name.clone(), violation: Box::new(violation) })?;
+    Ok(plan)
 }

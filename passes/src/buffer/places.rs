@@ -320,7 +320,8 @@ pub(super) fn assign<'a>(graph: &'a Graph, needs: &'a dyn KernelNeeds) -> Result
         let concat = match &node.op {
             Op::Concat { axis } => usize::try_from(*axis).ok(),
             op => match op.kind().info().category {
-                Category::Leaf | Category::View | Category::StateWrite => continue,
+                Category::View | Category::StateWrite => continue,
+                Category::Leaf if node.operands.is_empty() => continue,
                 _ => None,
             },
         };

@@ -12,10 +12,10 @@ mod table;
 pub(crate) use anchors::{Anchor, Site, anchors, outcome};
 pub use compare::{Change, FusionChange, compare};
 pub use graph::{GraphNode, NodeReport, RuleStep};
-pub use place::{FusionAt, PlaceReport};
-pub use table::{coverage, size};
 pub(crate) use graph::{Origin, graph_nodes, node_reports};
 pub(crate) use near::{Ground, Place, resolve};
+pub use place::{FusionAt, PlaceReport};
+pub use table::{coverage, size};
 
 use crate::rules::{GROUPS, Numerics};
 use serde::{Deserialize, Serialize};

@@ -18,9 +18,8 @@ pub fn size(bytes: u64) -> String {
 /// A table with a column a variant (name, ranges of the symbols that tell variants apart), a row a fusion (places fused
 /// of all places), and the launches and bytes of a step; then every reason for which places were left, with its variants.
 pub fn coverage(reports: &[(&str, &Report)]) -> String {
-    let mut rows: Vec<Vec<String>> = vec![
-        [String::new()].into_iter().chain(reports.iter().map(|(name, _)| (*name).to_owned())).collect(),
-    ];
+    let mut rows: Vec<Vec<String>> =
+        vec![[String::new()].into_iter().chain(reports.iter().map(|(name, _)| (*name).to_owned())).collect()];
     for symbol in distinguishing(reports) {
         let range = |r: &Report| match r.ranges.get(&symbol) {
             Some((min, max)) if min == max => format!("{symbol}={min}"),

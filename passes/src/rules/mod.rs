@@ -8,9 +8,9 @@ mod matmul;
 pub(crate) mod merge;
 mod norms;
 mod quantise;
-mod topk;
 #[cfg(test)]
 mod tests;
+mod topk;
 mod views;
 
 use crate::egraph::{ENode, Net, Term};

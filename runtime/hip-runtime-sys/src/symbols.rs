@@ -173,4 +173,6 @@ calls! {
     hipGraphGetNodes(graph: hipGraph_t, nodes: *mut hipGraphNode_t, count: *mut usize);
     /// What a node does.
     hipGraphNodeGetType(node: hipGraphNode_t, kind: *mut hipGraphNodeType);
+    /// What a kernel node launches.
+    hipGraphKernelNodeGetParams(node: hipGraphNode_t, params: *mut hipKernelNodeParams);
 }

@@ -1,5 +1,10 @@
 //! HIP's numbers and handles, under HIP's names.
-#![allow(non_camel_case_types, non_upper_case_globals, reason = "the names of hip_runtime_api.h, to be searched for")]
+#![allow(
+    non_camel_case_types,
+    non_snake_case,
+    non_upper_case_globals,
+    reason = "the names of hip_runtime_api.h, to be searched for"
+)]
 
 use std::ffi::{c_int, c_uint, c_void};
 
@@ -44,6 +49,52 @@ handles! {
     hipGraphExec_t = hipGraphExec;
     /// A node of a graph; lives as long as the graph.
     hipGraphNode_t = hipGraphNode;
+}
+
+/// `dim3`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct dim3 {
+    /// Fastest.
+    pub x: c_uint,
+    /// Second.
+    pub y: c_uint,
+    /// Slowest.
+    pub z: c_uint,
+}
+
+/// `hipKernelNodeParams`: what a kernel node launches.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct hipKernelNodeParams {
+    /// Threads of a block.
+    pub blockDim: dim3,
+    /// Not used by launches with `kernelParams`.
+    pub extra: *mut *mut c_void,
+    /// The `hipFunction_t` of a captured `hipModuleLaunchKernel`.
+    pub func: *mut c_void,
+    /// Blocks.
+    pub gridDim: dim3,
+    /// A pointer to each argument.
+    pub kernelParams: *mut *mut c_void,
+    /// Bytes of dynamic LDS.
+    pub sharedMemBytes: c_uint,
+}
+
+impl Default for hipKernelNodeParams {
+    fn default() -> Self {
+        let null = std::ptr::null_mut();
+        let (extra, func, kernel_params) = (null, std::ptr::null_mut(), std::ptr::null_mut());
+        let (block, grid) = (dim3::default(), dim3::default());
+        hipKernelNodeParams {
+            blockDim: block,
+            extra,
+            func,
+            gridDim: grid,
+            kernelParams: kernel_params,
+            sharedMemBytes: 0,
+        }
+    }
 }
 
 /// Success.

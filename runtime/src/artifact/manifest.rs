@@ -150,6 +150,9 @@ pub struct Kernel {
     pub entry: u64,
     /// Kernel family (`gemv`, `attention`, ...).
     pub family: String,
+    /// Only moves data from one place to another. Gathers and cache writes are ops of the model and do not count.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub moves_only: bool,
     /// One line for people: shapes, dtypes, tile.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub summary: String,
@@ -248,6 +251,9 @@ pub struct Launch {
     /// What the launch leaves behind, for those who want to look at it; written only if the compiler was asked to.
     #[serde(rename = "r", default, skip_serializing_if = "Vec::is_empty")]
     pub results: Vec<LaunchResult>,
+    /// The launch is a copy that the compiler could not avoid.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copy: Option<LaunchCopy>,
 }
 
 /// A tensor that a launch writes.
@@ -262,6 +268,18 @@ pub struct LaunchResult {
     pub shape: Vec<Dim>,
     /// Elements from one index of a dim to the next.
     pub strides: Vec<u64>,
+}
+
+/// A copy that was left, and why.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LaunchCopy {
+    /// Source path of what caused it, or the name of an output.
+    pub source: String,
+    /// Bytes moved at the largest dims.
+    pub bytes: u64,
+    /// Why the value could not be written in place.
+    pub reason: String,
 }
 
 /// `out [rows, n] = x [rows, k] w [n, k]^T (+ addend [rows, n])`, sums in f32. The launch's arguments are x, w, (addend,) out.

@@ -4,6 +4,7 @@ use super::gpu_bench::{self, GpuResult};
 use super::workload::{self, DecodeStep, Shape};
 use super::{SessionArgs, put, put_json};
 use crate::error::Result;
+use crate::graph::CapturedCopy;
 use crate::pack::for_each_parallel;
 use crate::session::{Session, load_code};
 use crate::weights;
@@ -51,6 +52,8 @@ pub struct BenchResult {
     pub bytes_per_step: u64,
     /// Read bandwidth of the device, or of all threads together, bytes per second.
     pub read_bandwidth: f64,
+    /// Copies in the captured graph of a decode step, counted from its nodes.
+    pub copies: Vec<CapturedCopy>,
     /// What only a GPU has.
     pub gpu: Option<GpuResult>,
 }
@@ -65,6 +68,7 @@ pub fn bench(options: &BenchOptions, out: &mut dyn Write) -> Result<()> {
     let decode = batch as f64 / r.step.as_secs_f64();
     let prefill_speed = prefill as f64 / r.prefill.as_secs_f64();
     let achieved = r.bytes_per_step as f64 / r.step.as_secs_f64();
+    let copied_bytes: u64 = r.copies.iter().map(|c| c.bytes).sum();
     if options.json {
         let mut report = json!({
             "device": r.device,
@@ -74,6 +78,9 @@ pub fn bench(options: &BenchOptions, out: &mut dyn Write) -> Result<()> {
             "ms_per_step": r.step.as_secs_f64() * 1e3,
             "ms_per_prefill": r.prefill.as_secs_f64() * 1e3,
             "bytes_per_step": r.bytes_per_step,
+            "copies": r.copies.len(),
+            "copied_bytes": copied_bytes,
+            "copy_list": r.copies,
             "read_bandwidth_gbps": r.read_bandwidth / 1e9,
             "open_ms": r.open.as_secs_f64() * 1e3,
         });
@@ -87,15 +94,20 @@ pub fn bench(options: &BenchOptions, out: &mut dyn Write) -> Result<()> {
         &format!(
             "decode   batch {batch}, context {context}: {decode:.1} tokens/s, {:.3} ms a step\n\
              prefill  {prefill} tokens: {prefill_speed:.1} tokens/s, {:.2} ms\n\
-             memory   {:.1} MB a step, {:.1} GB/s of {:.1} GB/s ({:.0} %)\n",
+             memory   {:.1} MB a step, {:.1} GB/s of {:.1} GB/s ({:.0} %)\n\
+             copies   {} in the graph of a decode step, {copied_bytes} bytes\n",
             r.step.as_secs_f64() * 1e3,
             r.prefill.as_secs_f64() * 1e3,
             r.bytes_per_step as f64 / 1e6,
             achieved / 1e9,
             r.read_bandwidth / 1e9,
             100.0 * achieved / r.read_bandwidth,
+            r.copies.len(),
         ),
     )?;
+    for copy in &r.copies {
+        put(out, &format!("         {} bytes, {}: {} ({})\n", copy.bytes, copy.source, copy.reason, copy.by))?;
+    }
     let Some(gpu) = r.gpu else { return Ok(()) };
     let us = |d: Duration| d.as_secs_f64() * 1e6;
     let jit = gpu.jit.map_or_else(|| "cached".to_owned(), |d| format!("{:.0} ms", us(d) / 1e3));
@@ -135,7 +147,7 @@ pub fn measure(options: &BenchOptions) -> Result<BenchResult> {
     let prompt = workload::tokens(&session, prefill);
     let prefill_time = repeat(|| workload::prefill(&mut session, &prompt))?;
     let device = session.device().driver().name();
-    let Decoded { step, bytes: bytes_per_step, gpu } = decoded;
+    let Decoded { step, bytes: bytes_per_step, copies, gpu } = decoded;
     let mut result = BenchResult {
         device,
         open,
@@ -144,6 +156,7 @@ pub fn measure(options: &BenchOptions) -> Result<BenchResult> {
         prefill: prefill_time,
         bytes_per_step,
         read_bandwidth: 0.0,
+        copies,
         gpu: None,
     };
     let Some(gpu) = gpu else {
@@ -162,6 +175,7 @@ pub fn measure(options: &BenchOptions) -> Result<BenchResult> {
 struct Decoded {
     step: Duration,
     bytes: u64,
+    copies: Vec<CapturedCopy>,
     gpu: Option<GpuResult>,
 }
 
@@ -171,7 +185,8 @@ fn decode(session: &mut Session, shape: Shape) -> Result<Decoded> {
     let input = decode.input();
     let single = repeat(|| session.step(&input).map(|_| ()))?;
     let Shape { batch, context, .. } = shape;
-    let mut decoded = Decoded { step: single, bytes: session.bytes_per_step(batch, context), gpu: None };
+    let bytes = session.bytes_per_step(batch, context);
+    let mut decoded = Decoded { step: single, bytes, copies: session.last_copies(), gpu: None };
     if session.device().driver().name() != "host" {
         let (step, device_step) = gpu_bench::back_to_back(session, &input, BUDGET)?;
         let (host_work, bare_host_work) = gpu_bench::host_work(session, &input)?;

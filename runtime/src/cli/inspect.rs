@@ -3,6 +3,7 @@
 use super::put;
 use crate::artifact::{Artifact, Entry, GridDim, Kernel, Manifest, Program, Region, WeightMode};
 use crate::error::{Error, Result};
+use crate::graph::launched_copies;
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::io::Write;
@@ -174,6 +175,12 @@ fn graph(t: &mut String, m: &Manifest) -> std::fmt::Result {
                     let sources = m.sources.get(l.source as usize).map(|s| s.join(" ")).unwrap_or_default();
                     let barrier = if l.barrier { '|' } else { ' ' };
                     writeln!(t, "{at:>5} {barrier} {kernel}<{}>({})  {sources}", grid.join(", "), args.join(", "))?;
+                }
+                let copies = launched_copies(m, p, v);
+                let bytes: u64 = copies.iter().map(|c| c.bytes).sum();
+                writeln!(t, "copies: {}, {bytes} bytes", copies.len())?;
+                for c in copies {
+                    writeln!(t, "      {:>12} bytes  {}: {} ({})", c.bytes, c.source, c.reason, c.by)?;
                 }
             }
         }

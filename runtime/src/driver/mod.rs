@@ -269,6 +269,21 @@ pub trait Capture {
     fn finish(self: Box<Self>) -> Result<Box<dyn Graph>>;
 }
 
+/// A node of a captured graph.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CapturedNode {
+    /// The kernel of a launch, counted from 0 in the order of the capture.
+    Launch(usize),
+    /// A kernel that no launch asked for: a part of a product by the vendor's library.
+    Library,
+    /// A copy by the machine itself.
+    Copy,
+    /// A fill by the machine itself.
+    Fill,
+    /// Anything else.
+    Other,
+}
+
 /// A captured graph: replayed any number of times, never captured again, never updated.
 pub trait Graph: Send + Debug {
     /// Enqueues the launches with these symbol values, in the order of the dims block, and the bytes of each input, which may be
@@ -286,9 +301,23 @@ pub trait Graph: Send + Debug {
         self.len() == 0
     }
 
-    /// Nodes of the graph, as the machine counts them.
+    /// What the machine says the graph consists of, node by node.
+    fn captured(&self) -> Vec<CapturedNode> {
+        (0..self.len()).map(CapturedNode::Launch).collect()
+    }
+
+    /// Nodes of the graph by kind.
     fn nodes(&self) -> NodeCounts {
-        NodeCounts { kernels: self.len(), ..NodeCounts::default() }
+        let mut counts = NodeCounts::default();
+        for node in self.captured() {
+            match node {
+                CapturedNode::Launch(_) | CapturedNode::Library => counts.kernels += 1,
+                CapturedNode::Copy => counts.copies += 1,
+                CapturedNode::Fill => counts.fills += 1,
+                CapturedNode::Other => counts.others += 1,
+            }
+        }
+        counts
     }
 
     /// Enqueues the last step once more, by a bare copy and a bare launch without any bookkeeping, to measure what that costs;

@@ -51,6 +51,7 @@ pub fn manifest() -> Manifest {
         cost: Cost { bytes: 0, bytes_per_token: 36, flops_per_token: 1 },
         gemm: None,
         results: Vec::new(),
+        copy: None,
     };
     let tensor = Tensor {
         name: "scale".into(),
@@ -99,6 +100,7 @@ pub fn manifest() -> Manifest {
                 name: "next".into(),
                 entry: 0,
                 family: "test".into(),
+                moves_only: false,
                 summary: String::new(),
                 threads: 0,
                 resources: None,

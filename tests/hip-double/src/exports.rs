@@ -503,7 +503,7 @@ extern "C" fn hipModuleLaunchKernel(
             let pointers = std::slice::from_raw_parts(params, kernel.params);
             pointers.iter().map(|p| p.read_unaligned()).collect()
         };
-        state.enqueue(stream, Op::Kernel(Arc::new(Launch { module, kernel, args, grid })))
+        state.enqueue(stream, Op::Kernel(Arc::new(Launch { module, function, kernel, args, grid })))
     })
 }
 
@@ -653,7 +653,8 @@ extern "C" fn hipGraphGetNodes(graph: usize, to: *mut usize, count: Option<&mut 
                     Op::Wait { .. } => 6,
                     Op::Record { .. } => 7,
                 };
-                state.nodes.insert(handle, kind);
+                let function = if let Op::Kernel(launch) = op { launch.function } else { 0 };
+                state.nodes.insert(handle, (kind, function));
                 // SAFETY: the caller gives room for `count` nodes.
                 unsafe { to.add(index).write(handle) };
             }
@@ -666,8 +667,26 @@ extern "C" fn hipGraphGetNodes(graph: usize, to: *mut usize, count: Option<&mut 
 #[unsafe(no_mangle)]
 extern "C" fn hipGraphNodeGetType(node: usize, to: Option<&mut c_int>) -> c_int {
     call("hipGraphNodeGetType", Kind::Makes, format!("{node:#x}"), |state| {
-        let Some(&kind) = state.nodes.get(&node) else { return Err(state.bad_handle(node, "node")) };
+        let Some(&(kind, _)) = state.nodes.get(&node) else { return Err(state.bad_handle(node, "node")) };
         put(to, kind)
+    })
+}
+
+/// `hipKernelNodeParams`, of which the function is filled in: `blockDim` and padding, `extra`, `func`, the rest.
+#[repr(C)]
+struct KernelNodeParams {
+    block: [c_uint; 4],
+    extra: usize,
+    function: usize,
+    rest: [usize; 4],
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn hipGraphKernelNodeGetParams(node: usize, to: Option<&mut KernelNodeParams>) -> c_int {
+    call("hipGraphKernelNodeGetParams", Kind::Makes, format!("{node:#x}"), |state| match state.nodes.get(&node) {
+        Some(&(0, function)) => put(to, KernelNodeParams { block: [0; 4], extra: 0, function, rest: [0; 4] }),
+        Some(_) => Err(INVALID_VALUE),
+        None => Err(state.bad_handle(node, "node")),
     })
 }
 

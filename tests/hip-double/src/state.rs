@@ -76,8 +76,8 @@ pub struct State {
     pub functions: BTreeMap<usize, (usize, usize)>,
     pub graphs: BTreeMap<usize, Graph>,
     pub execs: BTreeMap<usize, Graph>,
-    /// Node handle -> kind.
-    pub nodes: BTreeMap<usize, i32>,
+    /// Node handle -> (kind, function of a kernel node).
+    pub nodes: BTreeMap<usize, (i32, usize)>,
     /// What destroyed handles were.
     pub dead: BTreeMap<usize, &'static str>,
     /// Where each live handle was made.

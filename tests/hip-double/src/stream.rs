@@ -21,6 +21,7 @@ pub enum Op {
 #[derive(Clone, Debug)]
 pub struct Launch {
     pub module: usize,
+    pub function: usize,
     pub kernel: Kernel,
     pub args: Vec<u64>,
     pub grid: [u32; 3],

@@ -3,7 +3,7 @@
 
 use crate::driver::gpu::api::{ApiError, ApiResult};
 use crate::error::{Error, Result};
-use cudarc::driver::sys::CUlaunchConfig;
+use cudarc::driver::sys::{CUDA_KERNEL_NODE_PARAMS_v2, CUlaunchConfig};
 use libloading::Library;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::sync::OnceLock;
@@ -91,6 +91,7 @@ functions! {
     capture_end "cuStreamEndCapture" (Handle, *mut Handle);
     graph_nodes "cuGraphGetNodes" (Handle, *mut Handle, *mut usize);
     graph_node_type "cuGraphNodeGetType" (Handle, *mut c_uint);
+    kernel_node_params "cuGraphKernelNodeGetParams_v2" (Handle, *mut CUDA_KERNEL_NODE_PARAMS_v2);
     graph_destroy "cuGraphDestroy" (Handle);
     graph_instantiate "cuGraphInstantiateWithFlags" (*mut Handle, Handle, u64);
     graph_upload "cuGraphUpload" (Handle, Handle);

@@ -10,8 +10,9 @@ use super::gpu::api::*;
 use super::gpu::guards::SharedApi;
 use crate::error::{Error, Result};
 use cudarc::driver::sys::{
-    CUdevice_attribute_enum as DeviceAttribute, CUfunction_attribute_enum as FunctionAttribute, CUgraphNodeType_enum,
-    CUlaunchAttribute, CUlaunchAttributeID_enum, CUlaunchAttributeValue, CUlaunchConfig, CUstreamCaptureMode_enum,
+    CUDA_KERNEL_NODE_PARAMS_v2, CUdevice_attribute_enum as DeviceAttribute,
+    CUfunction_attribute_enum as FunctionAttribute, CUgraphNodeType_enum, CUlaunchAttribute, CUlaunchAttributeID_enum,
+    CUlaunchAttributeValue, CUlaunchConfig, CUstreamCaptureMode_enum,
 };
 use functions::{Absent, Functions, Handle, NOT_READY, functions, library};
 use std::ffi::{CStr, c_int};
@@ -156,6 +157,17 @@ macro_rules! call {
         // SAFETY: out-pointers point to locals of the right type; handles and ranges are live by the promise of `Api`'s callers.
         $self.check($name, unsafe { ($self.functions.$function)($($arg),*) })
     };
+}
+
+impl Cuda {
+    /// The function of a kernel node; `None` for kernels of libraries that have none in this context.
+    fn node_function(&self, node: Handle) -> ApiResult<Option<FunctionHandle>> {
+        let mut params = std::mem::MaybeUninit::<CUDA_KERNEL_NODE_PARAMS_v2>::zeroed();
+        call!(self.kernel_node_params(node, params.as_mut_ptr()), "cuGraphKernelNodeGetParams_v2")?;
+        // SAFETY: numbers and pointers, for which zeros are valid, filled in by the call.
+        let params = unsafe { params.assume_init() };
+        Ok(Some(FunctionHandle::from_ptr(params.func)).filter(|f| f.0 != 0))
+    }
 }
 
 impl Api for Cuda {
@@ -339,28 +351,26 @@ impl Api for Cuda {
         Ok(GraphHandle::from_ptr(graph))
     }
 
-    unsafe fn count_nodes(&self, graph: GraphHandle) -> ApiResult<NodeCounts> {
+    unsafe fn nodes(&self, graph: GraphHandle) -> ApiResult<Vec<ApiNode>> {
         let mut count = 0usize;
         call!(self.graph_nodes(graph.as_ptr(), std::ptr::null_mut(), &mut count), "cuGraphGetNodes")?;
         let mut nodes: Vec<Handle> = vec![std::ptr::null_mut(); count];
         if count > 0 {
             call!(self.graph_nodes(graph.as_ptr(), nodes.as_mut_ptr(), &mut count), "cuGraphGetNodes")?;
         }
-        let mut counts = NodeCounts::default();
+        let mut out = Vec::with_capacity(count);
         for node in nodes.into_iter().take(count) {
             let mut kind = 0;
             call!(self.graph_node_type(node, &mut kind), "cuGraphNodeGetType")?;
             let kinds = [
-                (CUgraphNodeType_enum::CU_GRAPH_NODE_TYPE_KERNEL, &mut counts.kernels),
-                (CUgraphNodeType_enum::CU_GRAPH_NODE_TYPE_MEMCPY, &mut counts.copies),
-                (CUgraphNodeType_enum::CU_GRAPH_NODE_TYPE_MEMSET, &mut counts.fills),
+                (CUgraphNodeType_enum::CU_GRAPH_NODE_TYPE_KERNEL, ApiNode::Kernel(None)),
+                (CUgraphNodeType_enum::CU_GRAPH_NODE_TYPE_MEMCPY, ApiNode::Copy),
+                (CUgraphNodeType_enum::CU_GRAPH_NODE_TYPE_MEMSET, ApiNode::Fill),
             ];
-            match kinds.into_iter().find(|(known, _)| *known as u32 == kind) {
-                Some((_, counter)) => *counter += 1,
-                None => counts.others += 1,
-            }
+            let kind = kinds.into_iter().find(|(known, _)| *known as u32 == kind).map_or(ApiNode::Other, |(_, n)| n);
+            out.push(if kind == ApiNode::Kernel(None) { ApiNode::Kernel(self.node_function(node)?) } else { kind });
         }
-        Ok(counts)
+        Ok(out)
     }
 
     unsafe fn destroy_graph(&self, graph: GraphHandle) -> ApiResult<()> {

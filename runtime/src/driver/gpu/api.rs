@@ -162,6 +162,19 @@ pub struct NodeCounts {
     pub others: usize,
 }
 
+/// A node of a captured graph, as the library describes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ApiNode {
+    /// A kernel; its function where the library says.
+    Kernel(Option<FunctionHandle>),
+    /// A copy of any direction.
+    Copy,
+    /// A fill.
+    Fill,
+    /// Anything else.
+    Other,
+}
+
 /// How a module was loaded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LoadReport {
@@ -431,14 +444,14 @@ pub trait Api: Send + Sync + Debug {
     /// See the trait.
     unsafe fn end_capture(&self, stream: StreamHandle) -> ApiResult<GraphHandle>;
 
-    /// Nodes of a graph by kind.
+    /// Nodes of a graph, in any order.
     ///
     /// # Errors
     /// The library's.
     ///
     /// # Safety
     /// See the trait.
-    unsafe fn count_nodes(&self, graph: GraphHandle) -> ApiResult<NodeCounts>;
+    unsafe fn nodes(&self, graph: GraphHandle) -> ApiResult<Vec<ApiNode>>;
 
     /// Destroys a graph. What was instantiated from it stays.
     ///

@@ -7,7 +7,7 @@ use super::memory::Shared;
 use super::module::GpuModule;
 use super::ring::{Ring, StepLayout};
 use crate::artifact::{Gemm, GridDim};
-use crate::driver::{Buffer, Capture, CaptureArg, CaptureLaunch, CaptureSpec, Graph, Module};
+use crate::driver::{Buffer, Capture, CaptureArg, CaptureLaunch, CaptureSpec, CapturedNode, Graph, Module};
 use crate::error::{Error, Result};
 use std::ffi::c_void;
 use std::sync::Arc;
@@ -64,6 +64,8 @@ pub struct GpuCapture {
     step: Buffer,
     buffers: Vec<Buffer>,
     launches: usize,
+    /// The launches that left a node of our own, with their functions.
+    recorded: Vec<(usize, FunctionHandle)>,
     eager: Option<Vec<Eager>>,
     /// The vendor's matrix library is ready.
     library: bool,
@@ -93,6 +95,7 @@ impl GpuCapture {
             step,
             buffers: Vec::new(),
             launches: 0,
+            recorded: Vec::new(),
             eager,
             library,
         })
@@ -179,6 +182,7 @@ impl Capture for GpuCapture {
         eager
             .launch(&*self.shared.api, self.recording.stream.handle())
             .map_err(|e| e.during(format_args!("{}: launch {} of kernel {name}", self.label, self.launches - 1)))?;
+        self.recorded.push((self.launches - 1, eager.function));
         if let Some(list) = &mut self.eager {
             list.push(eager);
         }
@@ -216,8 +220,8 @@ impl Capture for GpuCapture {
         let api = &self.shared.api;
         let graph = self.recording.end().map_err(|e| e.during(format_args!("{}: the capture failed", self.label)))?;
         // SAFETY: the guard keeps the graph live.
-        let nodes = unsafe { api.count_nodes(graph.handle()) }
-            .map_err(|e| e.during(format_args!("{}: cannot count the graph's nodes", self.label)))?;
+        let nodes = unsafe { api.nodes(graph.handle()) }
+            .map_err(|e| e.during(format_args!("{}: cannot list the graph's nodes", self.label)))?;
         // SAFETY: as above.
         let exec = unsafe { api.instantiate(graph.handle()) }
             .map_err(|e| e.during(format_args!("{}: cannot instantiate the graph", self.label)))?;
@@ -231,12 +235,36 @@ impl Capture for GpuCapture {
             label: self.label,
             max_dims: self.max_dims,
             launches: self.launches,
-            nodes,
+            captured: identify(&nodes, &self.recorded),
             eager: self.eager,
             _module: self.module,
             _buffers: self.buffers,
         }))
     }
+}
+
+/// Which launch each node is. A function's nodes are its launches, one for one; a library that does not say which function a node
+/// runs has recorded our launches alone, if it has recorded as many kernels.
+fn identify(nodes: &[ApiNode], recorded: &[(usize, FunctionHandle)]) -> Vec<CapturedNode> {
+    let known = |f: &FunctionHandle| recorded.iter().any(|(_, own)| own == f);
+    let kernels = nodes.iter().filter(|n| matches!(n, ApiNode::Kernel(_))).count();
+    let named = nodes.iter().any(|n| matches!(n, ApiNode::Kernel(Some(f)) if known(f)));
+    let mut left: Vec<(usize, FunctionHandle)> = recorded.to_vec();
+    let mut take = |function: Option<FunctionHandle>| {
+        let at = match function {
+            Some(f) if named => left.iter().position(|(_, own)| *own == f),
+            _ if !named && kernels == recorded.len() => Some(0).filter(|_| !left.is_empty()),
+            _ => None,
+        };
+        at.map_or(CapturedNode::Library, |at| CapturedNode::Launch(left.remove(at).0))
+    };
+    let node = |node: &ApiNode| match node {
+        ApiNode::Kernel(function) => take(*function),
+        ApiNode::Copy => CapturedNode::Copy,
+        ApiNode::Fill => CapturedNode::Fill,
+        ApiNode::Other => CapturedNode::Other,
+    };
+    nodes.iter().map(node).collect()
 }
 
 impl Eager {
@@ -256,5 +284,24 @@ impl Eager {
                 overlap: self.overlap,
             })
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nodes_are_matched_to_launches_by_their_functions() {
+        let f = FunctionHandle;
+        let recorded = [(0, f(1)), (1, f(2)), (3, f(1))];
+        let kernel = |n| ApiNode::Kernel(Some(f(n)));
+        let nodes = [kernel(2), kernel(9), kernel(1), ApiNode::Copy, kernel(1), kernel(1), ApiNode::Fill];
+        use CapturedNode::{Copy, Fill, Launch, Library};
+        assert_eq!(identify(&nodes, &recorded), [Launch(1), Library, Launch(0), Copy, Launch(3), Library, Fill]);
+        // A library that names no functions: all of the kernels are ours, or none can be told.
+        let silent = [ApiNode::Kernel(None), ApiNode::Kernel(Some(f(0))), ApiNode::Kernel(None)];
+        assert_eq!(identify(&silent, &recorded), [Launch(0), Launch(1), Launch(3)]);
+        assert_eq!(identify(&silent[..2], &recorded), [Library, Library]);
     }
 }

@@ -363,10 +363,10 @@ impl Api for Fake {
         Ok(GraphHandle(graph))
     }
 
-    unsafe fn count_nodes(&self, graph: GraphHandle) -> ApiResult<NodeCounts> {
-        let state = self.enter("count_nodes")?;
+    unsafe fn nodes(&self, graph: GraphHandle) -> ApiResult<Vec<ApiNode>> {
+        let state = self.enter("nodes")?;
         let kernels = state.graphs.get(&graph.0).map_or(0, Vec::len);
-        Ok(NodeCounts { kernels, ..NodeCounts::default() })
+        Ok(vec![ApiNode::Kernel(None); kernels])
     }
 
     unsafe fn destroy_graph(&self, graph: GraphHandle) -> ApiResult<()> {

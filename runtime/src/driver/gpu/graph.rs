@@ -5,7 +5,7 @@ use super::guards::{ExecGuard, note};
 use super::memory::Shared;
 use super::ring::Ring;
 use super::stream::GpuStream;
-use crate::driver::{Buffer, Graph, Module, StreamBackend};
+use crate::driver::{Buffer, CapturedNode, Graph, Module, StreamBackend};
 use crate::error::{Error, Result};
 use std::fmt;
 use std::sync::Arc;
@@ -35,7 +35,7 @@ pub struct GpuGraph {
     pub(super) label: Arc<str>,
     pub(super) max_dims: Vec<i64>,
     pub(super) launches: usize,
-    pub(super) nodes: NodeCounts,
+    pub(super) captured: Vec<CapturedNode>,
     /// The launches, kept only where they are to be made one by one.
     pub(super) eager: Option<Vec<Eager>>,
     pub(super) _module: Arc<dyn Module>,
@@ -109,8 +109,8 @@ impl Graph for GpuGraph {
         self.launches
     }
 
-    fn nodes(&self) -> NodeCounts {
-        self.nodes
+    fn captured(&self) -> Vec<CapturedNode> {
+        self.captured.clone()
     }
 
     fn replay_bare(&mut self, stream: &mut dyn StreamBackend) -> Result<bool> {

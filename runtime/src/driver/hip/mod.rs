@@ -319,28 +319,31 @@ impl Api for HipDevice {
         Ok(GraphHandle::from_ptr(graph))
     }
 
-    unsafe fn count_nodes(&self, graph: GraphHandle) -> ApiResult<NodeCounts> {
+    unsafe fn nodes(&self, graph: GraphHandle) -> ApiResult<Vec<ApiNode>> {
         let mut count = 0usize;
         call!(self.hipGraphGetNodes(graph.as_ptr(), std::ptr::null_mut(), &mut count))?;
         let mut nodes = vec![std::ptr::null_mut(); count];
         if count > 0 {
             call!(self.hipGraphGetNodes(graph.as_ptr(), nodes.as_mut_ptr(), &mut count))?;
         }
-        let mut counts = NodeCounts::default();
+        let named = self.hip.has("hipGraphKernelNodeGetParams");
+        let mut out = Vec::with_capacity(count);
         for node in nodes.into_iter().take(count) {
             let mut kind = 0;
             call!(self.hipGraphNodeGetType(node, &mut kind))?;
-            let counter = [
-                (sys::hipGraphNodeTypeKernel, &mut counts.kernels),
-                (sys::hipGraphNodeTypeMemcpy, &mut counts.copies),
-                (sys::hipGraphNodeTypeMemset, &mut counts.fills),
-            ];
-            match counter.into_iter().find(|(known, _)| *known == kind) {
-                Some((_, counter)) => *counter += 1,
-                None => counts.others += 1,
-            }
+            out.push(match kind {
+                sys::hipGraphNodeTypeKernel if named => {
+                    let mut params = sys::hipKernelNodeParams::default();
+                    call!(self.hipGraphKernelNodeGetParams(node, &mut params))?;
+                    ApiNode::Kernel(Some(FunctionHandle::from_ptr(params.func)))
+                }
+                sys::hipGraphNodeTypeKernel => ApiNode::Kernel(None),
+                sys::hipGraphNodeTypeMemcpy => ApiNode::Copy,
+                sys::hipGraphNodeTypeMemset => ApiNode::Fill,
+                _ => ApiNode::Other,
+            });
         }
-        Ok(counts)
+        Ok(out)
     }
 
     unsafe fn destroy_graph(&self, graph: GraphHandle) -> ApiResult<()> {

@@ -48,11 +48,21 @@ fn launch(kernel: u32, args: &[(Region, u64)]) -> Launch {
         source: 0,
         cost: Cost::default(),
         gemm: None,
+        results: Vec::new(),
+        copy: None,
     }
 }
 
 fn kernel(name: &str) -> Kernel {
-    Kernel { name: name.into(), entry: 0, family: "test".into(), summary: String::new(), threads: 64, resources: None }
+    Kernel {
+        name: name.into(),
+        entry: 0,
+        family: "test".into(),
+        moves_only: false,
+        summary: String::new(),
+        threads: 64,
+        resources: None,
+    }
 }
 
 /// Writes the artifact to `path`: two variants, by the number of tokens.

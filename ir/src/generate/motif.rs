@@ -1,0 +1,392 @@
+//! Shapes that fusions look for, with the detours that models make: planted in random graphs.
+
+use super::Palette;
+use super::build::{Build, F32, POSITIONS, Stop};
+use crate::attr::Real;
+use crate::dtype::DType;
+use crate::graph::Value;
+use crate::op::Op;
+use crate::types::{Dim, TensorType};
+
+/// A shape that a fusion looks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Motif {
+    /// x * rsqrt(mean(x^2) + eps) * w from its parts, in f32 or between casts.
+    NormFromParts,
+    /// A residual sum, read again, and the norm of it.
+    ResidualNorm,
+    /// Two or three products of one operand by static weights, with or without biases, cut and turned to heads.
+    Projections,
+    /// silu(x g) * (x u), of silu or of sigmoid, and a product that reads it.
+    GatedUnit,
+    /// Rotated keys written to a cache; attention over it.
+    RotatedCache,
+    /// A product, a residual and a cast.
+    Epilogue,
+    /// Views that undo or repeat each other, around other ops.
+    Views,
+    /// A product by a weight of a block format.
+    BlockProduct,
+    /// A norm in quantised activations, read by several products.
+    QuantisedRows,
+    /// Arithmetic on integers, casts from them.
+    Integers,
+    /// A state written again, and attention over any version of it.
+    Versions,
+    /// Products and norms of rows that are folded to more or fewer dims.
+    FoldedRows,
+    /// Dims in any order before ops that want rows.
+    Turned,
+    /// One value read by a fusion and by others.
+    SecondReader,
+}
+
+impl Motif {
+    /// Every motif.
+    pub const ALL: &'static [Motif] = &[
+        Motif::NormFromParts,
+        Motif::ResidualNorm,
+        Motif::Projections,
+        Motif::GatedUnit,
+        Motif::RotatedCache,
+        Motif::Epilogue,
+        Motif::Views,
+        Motif::BlockProduct,
+        Motif::QuantisedRows,
+        Motif::Integers,
+        Motif::Versions,
+        Motif::FoldedRows,
+        Motif::Turned,
+        Motif::SecondReader,
+    ];
+}
+
+impl Build<'_> {
+    pub(super) fn motif(&mut self, motif: Motif) -> Result<(), Stop> {
+        match motif {
+            Motif::NormFromParts => self.norm_from_parts(),
+            Motif::ResidualNorm => self.residual_norm(),
+            Motif::Projections => self.projections(),
+            Motif::GatedUnit => self.gated_unit(),
+            Motif::RotatedCache => self.rotated_cache(),
+            Motif::Epilogue => self.epilogue(),
+            Motif::Views => self.views(),
+            Motif::BlockProduct => self.block_product(),
+            Motif::QuantisedRows => self.quantised_rows(),
+            Motif::Integers => self.integers(),
+            Motif::Versions => self.versions(),
+            Motif::FoldedRows => self.folded_rows(),
+            Motif::Turned => self.turned(),
+            Motif::SecondReader => self.second_reader(),
+        }
+    }
+
+    fn weight(&mut self, dtype: DType, shape: &[u64]) -> Result<Value, Stop> {
+        self.static_leaf(&TensorType::fixed(dtype, shape))
+    }
+
+    fn epsilon(&mut self) -> Real {
+        Real(*self.random.pick(&self.wanted.palette.epsilons).unwrap_or(&1e-5))
+    }
+
+    fn norm_from_parts(&mut self) -> Result<(), Stop> {
+        let (x, t) = self.matrix()?;
+        let wide = if t.dtype == F32 { x } else { self.push(Op::Cast { dtype: F32 }, &[x])? };
+        let square = self.push(Op::Mul {}, &[wide, wide])?;
+        let mean = self.push(Op::ReduceMean { axis: 1 }, &[square])?;
+        let value = self.epsilon();
+        let eps = self.push(Op::Constant { value, dtype: F32 }, &[])?;
+        let terms = if self.random.one_in(2) { [mean, eps] } else { [eps, mean] };
+        let sum = self.push(Op::Add {}, &terms)?;
+        let root = self.push(Op::Rsqrt {}, &[sum])?;
+        let w = self.value(t.dtype, t.shape[1..].to_vec())?;
+        // Gemma's weights are one short.
+        let w = if self.random.one_in(3) {
+            let one = self.push(Op::Constant { value: Real(1.0), dtype: t.dtype }, &[])?;
+            self.push(Op::Add {}, &[w, one])?
+        } else {
+            w
+        };
+        if t.dtype == F32 && self.random.one_in(3) {
+            let weighed = self.push(Op::Mul {}, &[wide, w])?;
+            return self.push(Op::Mul {}, &[weighed, root]).map(drop);
+        }
+        let mut y = self.push(Op::Mul {}, &[wide, root])?;
+        if t.dtype != F32 {
+            y = self.push(Op::Cast { dtype: t.dtype }, &[y])?;
+        }
+        self.push(Op::Mul {}, &[w, y]).map(drop)
+    }
+
+    fn residual_norm(&mut self) -> Result<(), Stop> {
+        let (x, t) = self.matrix()?;
+        let residual = self.value(t.dtype, t.shape.clone())?;
+        let sum = self.push(Op::Add {}, &[x, residual])?;
+        let w = self.value(F32, t.shape[1..].to_vec())?;
+        let (eps, dtype) = (self.epsilon(), self.result());
+        self.push(Op::RmsNorm { eps, dtype }, &[sum, w])?;
+        if self.random.one_in(2) {
+            let again = self.value(t.dtype, t.shape)?;
+            self.push(Op::Add {}, &[sum, again])?;
+        }
+        Ok(())
+    }
+
+    fn projections(&mut self) -> Result<(), Stop> {
+        let (stored, blocks) = self.matrix_dtype();
+        let (x, t) = self.matrix_of(blocks)?;
+        let depth = t.last_constant().unwrap_or(32);
+        let dtype = self.compute();
+        let biased = self.random.one_in(3);
+        for _ in 0..2 + self.random.below(2) {
+            let heads = 1 + self.random.below(3);
+            let w = self.weight(stored, &[8 * heads, depth])?;
+            let mut y = self.push(Op::Matmul { dtype }, &[x, w])?;
+            if biased {
+                let bias = self.weight(dtype, &[8 * heads])?;
+                y = self.push(Op::Add {}, &[y, bias])?;
+            }
+            if t.rank() == 2 && self.random.one_in(2) {
+                let shape = vec![t.shape[0].clone(), heads.into(), Dim::Const(8)];
+                self.push(Op::Reshape { shape }, &[y])?;
+            }
+        }
+        Ok(())
+    }
+
+    fn gated_unit(&mut self) -> Result<(), Stop> {
+        let (stored, blocks) = self.matrix_dtype();
+        let (x, t) = self.matrix_of(blocks)?;
+        let (depth, width) = (t.last_constant().unwrap_or(32), self.width().next_multiple_of(blocks));
+        let (gate, up) = (self.weight(stored, &[width, depth])?, self.weight(stored, &[width, depth])?);
+        let dtype = self.compute();
+        let (gate, up) = (self.push(Op::Matmul { dtype }, &[x, gate])?, self.push(Op::Matmul { dtype }, &[x, up])?);
+        let gated = if self.random.one_in(3) {
+            let open = self.push(Op::Sigmoid {}, &[gate])?;
+            let inner = self.push(Op::Mul {}, &[open, up])?;
+            self.push(Op::Mul {}, &[gate, inner])?
+        } else {
+            let active = self.push(Op::Silu {}, &[gate])?;
+            self.push(Op::Mul {}, &[active, up])?
+        };
+        let down = self.weight(stored, &[depth, width])?;
+        let y = self.push(Op::Matmul { dtype }, &[gated, down])?;
+        let residual = self.value(dtype, self.graph.type_of(y).shape.clone())?;
+        self.push(Op::Add {}, &[residual, y]).map(drop)
+    }
+
+    fn rotated_cache(&mut self) -> Result<(), Stop> {
+        let [positions, ids, tables] = self.pages()?;
+        let Palette { depth, slots, heads: [heads, group], .. } = *self.wanted.palette;
+        let rotary = if self.random.one_in(3) { depth / 2 } else { depth };
+        let table = self.push(
+            Op::RopeTable {
+                positions: POSITIONS,
+                dim: rotary as i64,
+                theta: Real(1e4),
+                factor: Real(1.0),
+                low: Real(1.0),
+                high: Real(4.0),
+                original: 16,
+            },
+            &[],
+        )?;
+        let interleaved = self.random.one_in(2);
+        let dtype = self.compute();
+        let tokens = |heads: u64| vec![Dim::sym("T"), heads.into(), depth.into()];
+        let x = self.value(dtype, tokens(heads))?;
+        let rotated = self.push(Op::Rope { interleaved }, &[x, positions, table])?;
+        let cached = if self.random.one_in(2) { dtype } else { self.compute() };
+        let (k, v) = (self.state_of(cached, [heads, depth, slots])?, self.state_of(cached, [heads, slots, depth])?);
+        let old = self.states[k].1;
+        let k = self.write(k, Op::CacheWrite { transposed: true }, &[old, rotated, positions, ids, tables])?;
+        let (x, old) = (self.value(dtype, tokens(heads))?, self.states[v].1);
+        let v = self.write(v, Op::CacheWrite { transposed: false }, &[old, x, positions, ids, tables])?;
+        let q = self.value(dtype, tokens(heads * group))?;
+        let q = self.push(Op::Rope { interleaved }, &[q, positions, table])?;
+        let (scale, dtype) = (Real(0.25), self.compute());
+        let y = self.push(Op::Attention { scale, dtype }, &[q, k, v, positions, ids, tables])?;
+        let shape = vec![Dim::sym("T"), (heads * group * depth).into()];
+        let y = self.push(Op::Reshape { shape }, &[y])?;
+        let dtype = self.result();
+        self.push(Op::Cast { dtype }, &[y]).map(drop)
+    }
+
+    fn epilogue(&mut self) -> Result<(), Stop> {
+        let (x, t) = self.matrix()?;
+        let width = self.width();
+        let w = self.value(F32, vec![width.into(), t.shape[1].clone()])?;
+        let dtype = self.compute();
+        let y = self.push(Op::Matmul { dtype }, &[x, w])?;
+        let addend = if self.random.one_in(2) { vec![width.into()] } else { vec![t.shape[0].clone(), width.into()] };
+        let addend = self.value(dtype, addend)?;
+        let y = self.push(Op::Add {}, &[addend, y])?;
+        let dtype = self.result();
+        self.push(Op::Cast { dtype }, &[y]).map(drop)
+    }
+
+    fn views(&mut self) -> Result<(), Stop> {
+        let (x, t) = self.matrix()?;
+        let width = t.last_constant().unwrap_or(32);
+        let shape = vec![t.shape[0].clone(), (width / 8).into(), Dim::Const(8)];
+        let split = self.push(Op::Reshape { shape }, &[x])?;
+        let turned = self.push(Op::Transpose { permutation: vec![1, 0, 2] }, &[split])?;
+        let activated = self.push(Op::Silu {}, &[turned])?;
+        let back = self.push(Op::Transpose { permutation: vec![1, 0, 2] }, &[activated])?;
+        let y = self.push(Op::Reshape { shape: t.shape.clone() }, &[back])?;
+        let cut = 8 * (1 + self.random.below((width / 8).saturating_sub(1))) as i64;
+        let left = self.push(Op::Slice { axis: 1, start: 0, end: cut }, &[y])?;
+        let right = self.push(Op::Slice { axis: 1, start: cut, end: width as i64 }, &[y])?;
+        let parts = if self.random.one_in(2) { [left, right] } else { [right, left] };
+        let joined = self.push(Op::Concat { axis: 1 }, &parts)?;
+        self.push(Op::Slice { axis: 1, start: 4, end: cut + 4 }, &[joined]).map(drop)
+    }
+
+    fn block_product(&mut self) -> Result<(), Stop> {
+        let (stored, blocks) = self.matrix_dtype();
+        let depth = if blocks == 256 { blocks } else { 32 * (1 + self.random.below(3)) };
+        let dtype = self.compute();
+        let x = self.value(dtype, vec![Dim::sym("T"), depth.into()])?;
+        let width = self.width() / 2;
+        let w = self.weight(stored, &[width, depth])?;
+        let dtype = self.compute();
+        self.push(Op::Matmul { dtype }, &[x, w]).map(drop)
+    }
+
+    fn quantised_rows(&mut self) -> Result<(), Stop> {
+        let (stored, blocks) = self.matrix_dtype();
+        let (x, t) = self.matrix_of(blocks)?;
+        let depth = t.last_constant().unwrap_or(32);
+        let (w, eps) = (self.weight(F32, &[depth])?, self.epsilon());
+        let rows = match self.random.below(3) {
+            0 => self.push(Op::RmsNorm { eps, dtype: DType::Q8A }, &[x, w])?,
+            1 => self.push(Op::SiluMul { dtype: DType::Q8A }, &[x, x])?,
+            _ => self.push(Op::Cast { dtype: DType::Q8A }, &[x])?,
+        };
+        for _ in 0..1 + self.random.below(2) {
+            let (width, dtype) = (self.width(), self.compute());
+            let w = self.weight(stored, &[width, depth])?;
+            self.push(Op::Matmul { dtype }, &[rows, w])?;
+        }
+        Ok(())
+    }
+
+    fn integers(&mut self) -> Result<(), Stop> {
+        let shape = if self.random.one_in(2) { vec![Dim::sym("T")] } else { vec![Dim::sym("T"), Dim::Const(5)] };
+        let mut x = self.value(DType::I32, shape.clone())?;
+        for _ in 0..1 + self.random.below(3) {
+            let y = if self.random.one_in(2) {
+                self.value(DType::I32, shape.clone())?
+            } else {
+                let value = Real(self.random.below(9) as f64 - 4.0);
+                self.push(Op::Constant { value, dtype: DType::I32 }, &[])?
+            };
+            x = match self.random.below(7) {
+                0 => self.push(Op::Add {}, &[x, y])?,
+                1 => self.push(Op::Sub {}, &[y, x])?,
+                2 => self.push(Op::Mul {}, &[x, y])?,
+                3 => self.push(Op::Maximum {}, &[x, y])?,
+                4 => self.push(Op::Minimum {}, &[x, y])?,
+                5 => {
+                    let narrow = self.push(Op::Cast { dtype: DType::I8 }, &[x])?;
+                    self.push(Op::Cast { dtype: DType::I32 }, &[narrow])?
+                }
+                _ => {
+                    let less = self.push(Op::Less {}, &[x, y])?;
+                    self.push(Op::Select {}, &[less, y, x])?
+                }
+            };
+        }
+        let dtype = self.compute();
+        let real = self.push(Op::Cast { dtype }, &[x])?;
+        let scale = self.value(dtype, shape)?;
+        self.push(Op::Mul {}, &[real, scale]).map(drop)
+    }
+
+    fn versions(&mut self) -> Result<(), Stop> {
+        let [positions, ids, tables] = self.pages()?;
+        let many = self.states.len() as u64;
+        if many == 0 {
+            return self.rotated_cache();
+        }
+        let state = self.random.below(many) as usize;
+        let old = self.states[state].1;
+        let shape = self.graph.type_of(old).shape.clone();
+        // Both orders are possible where a block is square.
+        let transposed = self.random.one_in(2);
+        let depth = shape[if transposed { 2 } else { 3 }].clone();
+        let dtype = self.compute();
+        let x = self.value(dtype, vec![Dim::sym("T"), shape[1].clone(), depth.clone()])?;
+        self.write(state, Op::CacheWrite { transposed }, &[old, x, positions, ids, tables])?;
+        let pairs: Vec<(Value, Value)> = self
+            .versions
+            .iter()
+            .flat_map(|k| self.versions.iter().map(move |v| (*k, *v)))
+            .filter(|(k, v)| {
+                let (k, v) = (&self.graph.type_of(*k).shape, &self.graph.type_of(*v).shape);
+                k[1] == v[1] && k[2] == v[3] && k[3] == v[2]
+            })
+            .collect();
+        let Some((k, v)) = self.random.pick(&pairs).copied() else { return Ok(()) };
+        let keys = self.graph.type_of(k).shape.clone();
+        let q = self.value(dtype, vec![Dim::sym("T"), keys[1].clone(), keys[2].clone()])?;
+        let op = Op::Attention { scale: Real(0.5), dtype };
+        self.push(op, &[q, k, v, positions, ids, tables]).map(drop)
+    }
+
+    fn folded_rows(&mut self) -> Result<(), Stop> {
+        let (dtype, width, rows) = (self.compute(), self.width(), 2 + self.random.below(2));
+        let x = self.value(dtype, vec![Dim::sym("T"), rows.into(), width.into()])?;
+        let x = match self.random.below(3) {
+            0 => self.push(Op::Reshape { shape: vec![Dim::sym("T"), 1.into(), rows.into(), width.into()] }, &[x])?,
+            1 => self.push(Op::Slice { axis: 1, start: 1, end: rows as i64 }, &[x])?,
+            _ => x,
+        };
+        if self.random.one_in(2) {
+            let (w, eps) = (self.value(F32, vec![width.into()])?, self.epsilon());
+            let dtype = self.compute();
+            self.push(Op::RmsNorm { eps, dtype }, &[x, w])?;
+        }
+        let features = self.width();
+        let w = self.value(dtype, vec![features.into(), width.into()])?;
+        let y = self.push(Op::Matmul { dtype }, &[x, w])?;
+        let t = self.graph.type_of(y).clone();
+        let shape = if self.random.one_in(2) { t.shape } else { vec![features.into()] };
+        let addend = self.value(dtype, shape)?;
+        self.push(Op::Add {}, &[y, addend]).map(drop)
+    }
+
+    fn turned(&mut self) -> Result<(), Stop> {
+        let (x, t) = self.any()?;
+        let mut permutation: Vec<i64> = (0..t.rank() as i64).collect();
+        for i in (1..permutation.len()).rev() {
+            permutation.swap(i, self.random.below(i as u64 + 1) as usize);
+        }
+        let turned = self.push(Op::Transpose { permutation }, &[x])?;
+        let last = t.rank() as i64 - 1;
+        match self.random.below(4) {
+            0 => self.push(Op::Softmax {}, &[turned]),
+            1 => self.push(Op::ReduceSum { axis: last }, &[turned]),
+            2 => self.push(Op::Concat { axis: 0 }, &[turned, turned]),
+            _ => self.push(Op::Silu {}, &[turned]),
+        }
+        .map(drop)
+    }
+
+    fn second_reader(&mut self) -> Result<(), Stop> {
+        let (x, t) = self.matrix()?;
+        let (depth, width) = (t.last_constant().unwrap_or(32), self.width());
+        let w = self.weight(DType::BF16, &[width, depth])?;
+        let dtype = self.compute();
+        let y = self.push(Op::Matmul { dtype }, &[x, w])?;
+        let addend = self.value(dtype, vec![width.into()])?;
+        self.push(Op::Add {}, &[y, addend])?;
+        // The product itself, or a part of it, is wanted too.
+        match self.random.below(3) {
+            0 => self.push(Op::Tanh {}, &[y]),
+            1 => self.push(Op::Slice { axis: t.rank() as i64 - 1, start: 0, end: 4 }, &[y]),
+            _ => self.push(Op::ReduceMax { axis: t.rank() as i64 - 1 }, &[y]),
+        }
+        .map(drop)
+    }
+}

@@ -1,0 +1,112 @@
+//! Random graphs, compiled for the host and run beside the interpreter: `make fuzz`.
+//!
+//! `fuzz [--count N] [--seed S] [--first I] [--jobs J]` runs a range; `fuzz --seed S --index I` runs one graph again and prints
+//! the smallest graph that still fails, as a filetest. Exit 1 on a mismatch, 2 on bad usage.
+
+use std::io::Write;
+use std::process::ExitCode;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+use weldment_tests::fuzz::case::{self, machine};
+use weldment_tests::fuzz::minimise::{failure, filetest, minimise};
+use weldment_tests::fuzz::run::{Settings, Tally, run};
+
+/// A batch takes seconds; a run that finishes none for so long hangs.
+const STALLED: Duration = Duration::from_secs(900);
+/// Mismatches that are minimised at the end of a run.
+const SHOWN: usize = 5;
+
+fn main() -> ExitCode {
+    match arguments().and_then(|(settings, index)| match index {
+        Some(index) => one(settings.seed, index),
+        None => many(&settings),
+    }) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(1),
+        Err(e) => {
+            eprintln!("error: {e}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn arguments() -> Result<(Settings, Option<u64>), String> {
+    let mut settings = Settings { seed: 1, first: 0, count: 2000, jobs: 2 };
+    let mut index = None;
+    let mut words = std::env::args().skip(1);
+    while let Some(word) = words.next() {
+        let value = words.next().ok_or_else(|| format!("{word} needs a number"))?;
+        let number: u64 = value.parse().map_err(|_| format!("{word} {value}: a number is expected"))?;
+        match word.as_str() {
+            "--count" => settings.count = number,
+            "--seed" => settings.seed = number,
+            "--first" => settings.first = number,
+            "--jobs" => settings.jobs = number as usize,
+            "--index" => index = Some(number),
+            _ => return Err(format!("{word}; --count, --seed, --first, --jobs or --index is accepted")),
+        }
+    }
+    Ok((settings, index))
+}
+
+/// Runs one case again; false if it fails.
+fn one(seed: u64, index: u64) -> Result<bool, String> {
+    let target = machine()?;
+    let case = case::draw(&target, seed, index).map_err(|lost| format!("{lost:?}"))?;
+    let Some(message) = failure(&target, &case, &|graph| graph) else {
+        println!("seed {seed}, index {index} agrees\n{}", case.graph);
+        return Ok(true);
+    };
+    let smallest = minimise(&target, &case, &|graph| graph);
+    let message = failure(&target, &smallest, &|graph| graph).unwrap_or(message);
+    println!("{}", filetest(&smallest, &message));
+    Ok(false)
+}
+
+/// Runs a range; false if a case fails.
+fn many(settings: &Settings) -> Result<bool, String> {
+    let target = machine()?;
+    let start = Instant::now();
+    let last = Mutex::new(Instant::now());
+    let range = settings.first..settings.first + settings.count;
+    println!("seed {}, graphs {}..{}", settings.seed, range.start, range.end);
+    let progress = |tally: &Tally| {
+        if let Ok(mut last) = last.lock() {
+            *last = Instant::now();
+        }
+        let rate = tally.graphs as f64 / start.elapsed().as_secs_f64();
+        let rest = Duration::from_secs_f64((settings.count - tally.graphs) as f64 / rate);
+        let (bad, invalid) = (tally.mismatches.len(), tally.invalid.len());
+        eprint!(
+            "\r{} of {} graphs, {bad} mismatches, {invalid} invalid, {rate:.0}/s, {} min left   ",
+            tally.graphs,
+            settings.count,
+            rest.as_secs() / 60
+        );
+        let _ = std::io::stderr().flush();
+    };
+    std::thread::scope(|scope| {
+        let running = scope.spawn(|| run(&target, settings, &progress));
+        while !running.is_finished() {
+            std::thread::sleep(Duration::from_millis(100));
+            if last.lock().is_ok_and(|last| last.elapsed() > STALLED) {
+                eprintln!("\nno batch has finished for {} s", STALLED.as_secs());
+                std::process::exit(1);
+            }
+        }
+        let tally = running.join().map_err(|_| "a batch panicked")??;
+        eprintln!();
+        print!("{tally}");
+        println!("{:<26}{} s", "took", start.elapsed().as_secs());
+        for invalid in &tally.invalid {
+            println!("invalid: index {}: {}", invalid.index, invalid.message);
+        }
+        for (i, (index, message)) in tally.mismatches.iter().enumerate() {
+            println!("mismatch: index {index}: {message}");
+            if i < SHOWN {
+                one(settings.seed, *index)?;
+            }
+        }
+        Ok(tally.mismatches.is_empty())
+    })
+}
