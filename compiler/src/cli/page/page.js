@@ -242,6 +242,9 @@
     const layer = section.layers[copy] ?? null;
     const text = (value) => typeof value === "string" ? path(value, layer) : Array.isArray(value) ? value.map(text) : value;
     const reason = Object.fromEntries(Object.entries(place.reason).map(([name, value]) => [name, text(value)]));
+    // The change has a place of its own.
+    const tail = `; ${reason.change}`;
+    if (reason.change && reason.sentence.endsWith(tail)) reason.sentence = reason.sentence.slice(0, -tail.length);
     reason.at = (place.reason.at ?? []).map((ref) => resolve(state.variant, section, copy, "before", ref));
     return reason;
   }
