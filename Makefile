@@ -59,7 +59,7 @@ bench: deps $(GGUF)
 screenshot: build $(GGUF)
 	@mkdir -p docs/images
 	$(WELDMENT) explain $(GGUF) --format html -o $(DEMO)/explain.html
-	chromium --headless=new --no-sandbox --disable-gpu --hide-scrollbars --window-size=1500,1500 --force-device-scale-factor=0.75 \
+	chromium --headless=new --no-sandbox --disable-gpu --hide-scrollbars --window-size=1500,1500 --force-device-scale-factor=0.7 \
 	    --host-resolver-rules="MAP * ~NOTFOUND" --virtual-time-budget=2000 --screenshot=docs/images/explain.png \
 	    "file://$(abspath $(DEMO))/explain.html#path=layers.0.mlp.gate_proj"
 

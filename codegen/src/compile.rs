@@ -11,7 +11,7 @@ use indexmap::IndexMap;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use thiserror::Error;
-use weldment_ir::{Graph, Op, OpKind, TensorType, Value};
+use weldment_ir::{DType, Dim, Graph, Op, OpKind, TensorType, Value};
 use weldment_passes::buffer::{BufferPlan, CopyRecord, Region, Step, StepKind, View};
 use weldment_passes::target::Refusal;
 use weldment_runtime::artifact as format;
@@ -326,6 +326,7 @@ impl State<'_> {
         whole.source = self.sources.insert_full(paths.into_iter().collect(), ()).0 as u32;
         for launch in rest {
             whole.args.extend(launch.args);
+            whole.results.extend(launch.results);
             whole.cost.bytes += launch.cost.bytes;
             whole.cost.bytes_per_token += launch.cost.bytes_per_token;
             whole.cost.flops_per_token += launch.cost.flops_per_token;
@@ -422,11 +423,42 @@ impl State<'_> {
                 // Those after the first work on what it left.
                 cost: std::mem::take(&mut cost),
                 gemm: gemm.take(),
+                results: Vec::new(),
                 copy: None,
             });
             next = self.units[index].then;
         }
+        if self.target.choices().record_results == Some(1)
+            && let Some(last) = launches.last_mut()
+        {
+            for (ty, view) in result_types.iter().zip(&step.writes) {
+                last.results.extend(self.result(graph, variant.plan, (ty, view), &path())?);
+            }
+        }
         Ok(launches)
+    }
+
+    /// A result as the runtime may read it: a plain dtype, and no state, which holds far more than one step wrote.
+    fn result(
+        &mut self,
+        graph: &Graph,
+        plan: &BufferPlan,
+        (ty, view): (&TensorType, &View),
+        path: &str,
+    ) -> Result<Option<format::LaunchResult>, CodegenError> {
+        if matches!(view.region, Region::State(_))
+            || !matches!(ty.dtype, DType::F32 | DType::F16 | DType::BF16 | DType::I32)
+        {
+            return Ok(None);
+        }
+        let dim = |d: &Dim| match d {
+            Dim::Const(n) => format::Dim::Const(*n),
+            Dim::Sym(s) => format::Dim::Symbol(s.to_string()),
+        };
+        let Some(dtype) = weldment_runtime::DType::from_name(ty.dtype.name()) else { return Ok(None) };
+        let at = self.place(graph, plan, view, path)?;
+        let shape = ty.shape.iter().map(dim).collect();
+        Ok(Some(format::LaunchResult { at, dtype, shape, strides: view.strides.clone() }))
     }
 
     /// Programs of a unit's launch.

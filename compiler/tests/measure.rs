@@ -155,6 +155,66 @@ fn shapes_of_steps_are_recorded_only_when_asked_for() {
 }
 
 #[test]
+fn values_are_read_between_launches_and_never_under_capture() {
+    let place = Place::new();
+    let model = fixture();
+    std::fs::write(place.path("ids.json"), "[5, 6, 7, 8, 9]").unwrap();
+    place.ok(&[&["compile", &model, "-o", "m.weld", "--set", "record_results=1"][..], &SMALL].concat());
+    place.ok(&[&["compile", &model, "-o", "plain.weld"][..], &SMALL].concat());
+    let line = |artifact: &'static str, more: &[&'static str]| -> Vec<String> {
+        let head = ["eval", artifact, "--weights-file", &model, "--tokens", "ids.json", "--logits", "l.safetensors"];
+        head.iter().chain(more).map(|s| (*s).to_owned()).collect()
+    };
+    let accepted = |line: &[String]| -> String {
+        let line: Vec<&str> = line.iter().map(String::as_str).collect();
+        place.ok(&line)
+    };
+    let refused = |line: &[String]| -> String {
+        let line: Vec<&str> = line.iter().map(String::as_str).collect();
+        place.fails(&line)
+    };
+    let said = refused(&line("m.weld", &["--values", "v.json"]));
+    assert!(said.contains("captured") && !place.path("v.json").exists(), "{said}");
+    let said = refused(&line("plain.weld", &["--values", "v.json", "--uncaptured"]));
+    assert!(said.contains("record_results=1"), "{said}");
+
+    accepted(&line("m.weld", &[]));
+    let logits = std::fs::read(place.path("l.safetensors")).unwrap();
+    accepted(&line("m.weld", &["--values", "v.json", "--uncaptured"]));
+    assert_eq!(std::fs::read(place.path("l.safetensors")).unwrap(), logits);
+    let found = place.json("v.json");
+    let launches = found["variants"][1]["launches"].as_array().unwrap();
+    assert_eq!(found["variants"][1]["steps"], 1);
+    let results = launches.iter().flat_map(|l| l["results"].as_array().unwrap());
+    assert!(results.clone().count() > 20);
+    for result in results {
+        let number = |name: &str| result[name].as_f64().unwrap();
+        assert_eq!((number("nan"), number("infinite")), (0.0, 0.0), "{result}");
+        assert!(
+            number("min") <= number("mean") && number("mean") <= number("max") && number("absmax") > 0.0,
+            "{result}"
+        );
+        let magnitudes: f64 = result["magnitudes"].as_array().unwrap().iter().map(|m| m[1].as_f64().unwrap()).sum();
+        assert_eq!(magnitudes + number("zero"), number("finite"), "{result}");
+    }
+    // The last launch made the logits, of which the file holds as many.
+    let last = &launches.last().unwrap()["results"][0];
+    let file = safetensors::SafeTensors::deserialize(&logits).unwrap();
+    let values: Vec<f64> = file
+        .tensor("logits")
+        .unwrap()
+        .data()
+        .as_chunks::<4>()
+        .0
+        .iter()
+        .map(|b| f64::from(f32::from_le_bytes(*b)))
+        .collect();
+    assert_eq!(last["finite"].as_u64(), Some(values.len() as u64));
+    assert_eq!(last["max"].as_f64(), values.iter().copied().reduce(f64::max));
+    assert_eq!(last["min"].as_f64(), values.iter().copied().reduce(f64::min));
+}
+
+#[test]
 fn every_choice_is_listed_can_be_fixed_and_is_recorded() {
     let place = Place::new();
     let model = fixture();

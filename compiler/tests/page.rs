@@ -194,10 +194,15 @@ fn a_place_left_as_it_was_shows_why() {
     let (panel, table) = (details(&dom), between(&dom, "<table id=\"kept\"", "</table>"));
     assert!(table.contains("layers.1.mlp.act_fn"), "{table}");
     assert!(panel.contains("left as it was"), "{panel}");
-    let reason = kept[0]["reason"].as_object().unwrap();
-    for (name, text) in reason.iter().filter(|(name, _)| *name != "why") {
-        let text = text.as_str().unwrap();
-        assert!(!text.is_empty() && panel.contains(&shown(text)), "{name}: {text} in {panel}");
+    let reason = &kept[0]["reason"];
+    assert_eq!(reason["why"], "near_miss", "{reason}");
+    for field in ["rule", "predicate", "found", "accepted", "change"] {
+        let text = shown(reason[field].as_str().unwrap());
+        assert!(!text.is_empty() && panel.contains(&text), "{field}: {text} in {panel}");
+    }
+    assert!(table.contains(&shown(reason["change"].as_str().unwrap())), "{table}");
+    for node in list(reason, "at") {
+        assert!(between(panel, "it fails at", "Became").contains(&format!("%{node} ")), "{node}");
     }
 }
 

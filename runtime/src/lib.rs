@@ -50,6 +50,7 @@ pub mod session;
 pub mod shapes;
 #[cfg(feature = "tokenizer")]
 pub mod text;
+pub mod values;
 pub mod weights;
 
 pub use artifact::Artifact;

@@ -8,10 +8,11 @@ use crate::driver::{
 };
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::graph::{CapturedCopy, Dims, Regions, StepGraph, copies};
+use crate::graph::{Between, CapturedCopy, Capturing, Dims, Regions, StepGraph, copies};
 use crate::log::{self, Level};
 use crate::memory::{BlockPool, Sequence};
 use crate::shapes::ShapeLog;
+use crate::values::ValueLog;
 use crate::weights::{self, WeightOptions};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -71,6 +72,11 @@ pub struct SessionOptions {
     /// Where a histogram of the steps' shapes is written when the session closes ([`crate::shapes`]); the variable
     /// `WELDMENT_SHAPES` by default.
     pub shapes: Option<PathBuf>,
+    /// Where statistics of every launch's results are written when the session closes ([`crate::values`]); for the host,
+    /// and only with `captured` off.
+    pub values: Option<PathBuf>,
+    /// Captures a step as one graph. Off, for the host, its launches run one by one.
+    pub captured: bool,
 }
 
 impl Default for SessionOptions {
@@ -83,6 +89,8 @@ impl Default for SessionOptions {
             stream: None,
             states: None,
             shapes: std::env::var_os("WELDMENT_SHAPES").filter(|v| !v.is_empty()).map(PathBuf::from),
+            values: None,
+            captured: true,
         }
     }
 }
@@ -133,6 +141,7 @@ pub struct Session {
     sequence_ids: Vec<i32>,
     dims: Dims,
     shapes: Option<ShapeLog>,
+    values: Option<ValueLog>,
     program: usize,
     variant: usize,
     threads: usize,
@@ -170,6 +179,17 @@ impl Session {
         let manifest = artifact.shared_manifest();
         let driver = device.driver();
         let (index, program) = choose_program(&manifest, driver)?;
+        if options.values.is_some() && options.captured {
+            let message =
+                "values are read between launches, which a captured step does not have: run uncaptured (--uncaptured)";
+            return Err(Error::InvalidInput(message.into()));
+        }
+        if !options.captured && driver.name() != "host" {
+            let message =
+                "a step runs uncaptured on the host only (WELDMENT_LAUNCH_BLOCKING=1 runs a GPU's launches one by one)";
+            return Err(Error::Unsupported(message.into()));
+        }
+        let values = options.values.map(|path| ValueLog::new(path, &manifest, program)).transpose()?;
         let inputs = input_kinds(&manifest)?;
         check_output(&manifest)?;
         let module = load_code(artifact, program, driver, options.cache.as_deref())?;
@@ -199,7 +219,8 @@ impl Session {
                 .map(|b| allocate(manifest.max_bytes(b), Placement::Output))
                 .collect::<Result<Vec<_>>>()?,
         };
-        let graph = StepGraph::capture(driver, &manifest, program, "step", &module, &regions, blocks)?;
+        let capturing = if options.captured { Capturing::Step } else { Capturing::Launches };
+        let graph = StepGraph::capture(driver, &manifest, program, "step", &module, &regions, (blocks, capturing))?;
         let logits = match regions.outputs.first() {
             Some(output) if !output.is_host_visible() => {
                 Some(driver.allocate(output.len(), Placement::Pinned, None)?)
@@ -224,6 +245,7 @@ impl Session {
             sequence_ids,
             dims,
             shapes,
+            values,
             program: index,
             variant: 0,
             threads,
@@ -346,7 +368,16 @@ impl Session {
             });
         }
         let inputs = inputs.get(..self.inputs.len()).unwrap_or_default();
-        self.variant = self.graph.replay(&self.manifest, &mut *self.stream.backend, &self.dims, inputs)?;
+        let (manifest, dims, regions) = (&*self.manifest, &self.dims, &self.regions);
+        let mut note = self
+            .values
+            .as_mut()
+            .map(|values| |variant: usize, launch: usize| values.record((variant, launch), manifest, dims, regions));
+        let between: Option<Between<'_>> = match &mut note {
+            Some(note) => Some(note),
+            None => None,
+        };
+        self.variant = self.graph.replay(manifest, &mut *self.stream.backend, dims, inputs, between)?;
         self.rows = input.logit_rows.len();
         if let Some(shapes) = &mut self.shapes {
             let [tokens, sequences, rows] =

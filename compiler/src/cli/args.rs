@@ -172,6 +172,13 @@ pub struct RunArgs {
     /// Writes a histogram of the steps' shapes, and of the variants that ran them, when the session closes.
     #[arg(long, value_name = "FILE")]
     pub shapes: Option<PathBuf>,
+    /// Writes statistics and a histogram of what each launch left behind, when the session closes: for the host, with
+    /// --uncaptured and an artifact compiled with --set record_results=1.
+    #[arg(long, value_name = "FILE")]
+    pub values: Option<PathBuf>,
+    /// Runs the launches of a step one by one instead of as one captured graph.
+    #[arg(long)]
+    pub uncaptured: bool,
     /// Runs the model definition in the f64 reference interpreter: slow, for debugging.
     #[arg(long, hide = true, requires = "tokens")]
     pub interpret: bool,
@@ -200,6 +207,13 @@ pub struct EvalArgs {
     /// Writes a histogram of the steps' shapes, and of the variants that ran them, when the session closes.
     #[arg(long, value_name = "FILE")]
     pub shapes: Option<PathBuf>,
+    /// Writes statistics and a histogram of what each launch left behind, when the session closes: for the host, with
+    /// --uncaptured and an artifact compiled with --set record_results=1.
+    #[arg(long, value_name = "FILE")]
+    pub values: Option<PathBuf>,
+    /// Runs the launches of a step one by one instead of as one captured graph.
+    #[arg(long)]
+    pub uncaptured: bool,
     /// Evaluates the model definition in the f64 reference interpreter: slow, for debugging.
     #[arg(long, hide = true)]
     pub interpret: bool,

@@ -33,7 +33,8 @@ pub fn explain(args: &ExplainArgs) -> Result<(), CompileError> {
         ReportFormat::Html => {
             let ladder = args.ladder.as_deref().map(ladder::read).transpose()?;
             let before = ladder.as_ref().map(ladder::section).unwrap_or_default();
-            page::page(&title(&args.model), &reports, &text(&reports, None), &before)?
+            let start = args.path.as_deref();
+            page::page(&title(&args.model), &reports, start, &text(&reports, start), &before)?
         }
     };
     put_or_write(args.output.as_deref(), &text)

@@ -28,12 +28,16 @@ struct Row {
 }
 
 /// Variables that are read, with what they do.
-const ENVIRONMENT: [(&str, &str); 5] = [
+const ENVIRONMENT: [(&str, &str); 9] = [
     ("WELDMENT_LOG", "log filter on stderr, in RUST_LOG's syntax"),
     (
         "WELDMENT_SHAPES",
         "where a session writes a histogram of its steps' shapes when it closes; off where it is not set",
     ),
+    ("WELDMENT_LAUNCH_BLOCKING", "1 runs the launches of a GPU's step one by one, so that an error names the kernel"),
+    ("WELDMENT_HIP_LIBRARY", "the libamdhip64 to open, instead of the first that the loader finds"),
+    ("WELDMENT_CUDA_LIBRARY", "the libcuda to open"),
+    ("WELDMENT_CUBLASLT_LIBRARY", "the libcublasLt to open"),
     ("XDG_CACHE_HOME", "the cache is its folder `weldment`; ~/.cache/weldment where it is not set"),
     ("NO_COLOR", "no colours"),
     ("PATH", "where ld.lld-22 and weldmentc are looked for"),
@@ -117,6 +121,38 @@ pub fn list(json: bool) -> Result<(), CompileError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Names of variables in the sources below `folder`, tests left out.
+    fn variables(folder: &std::path::Path, found: &mut std::collections::BTreeSet<String>) {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() && !path.ends_with("tests") {
+                variables(&path, found);
+            } else if path.extension().is_some_and(|e| e == "rs") && !path.ends_with("tests.rs") {
+                let text = std::fs::read_to_string(&path).unwrap();
+                let quoted = text.split("\"WELDMENT_").skip(1).filter_map(|rest| rest.split_once('"'));
+                found.extend(quoted.map(|(name, _)| format!("WELDMENT_{name}")));
+            }
+        }
+    }
+
+    #[test]
+    fn every_variable_that_is_read_is_listed() {
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let mut found = std::collections::BTreeSet::new();
+        for folder in
+            ["runtime/src", "runtime/hip-runtime-sys/src", "compiler/src", "codegen/src", "passes/src", "ir/src"]
+        {
+            variables(&root.join(folder), &mut found);
+        }
+        assert!(found.contains("WELDMENT_LOG"), "{found:?}");
+        // The prefix alone is this test's own.
+        let is_name =
+            |name: &&String| !name.ends_with('_') && name.bytes().all(|b| b.is_ascii_uppercase() || b == b'_');
+        for name in found.iter().filter(is_name) {
+            assert!(ENVIRONMENT.iter().any(|(listed, _)| listed == name), "{name}");
+        }
+    }
 
     #[test]
     fn the_table_holds_what_the_parser_takes() {

@@ -24,6 +24,8 @@ pub fn run(args: &RunArgs) -> Result<(), CompileError> {
     }
     let mut session = graphs::session(&args.model, &args.build, args.weights_file.as_deref())?;
     session.shapes.clone_from(&args.shapes);
+    session.values.clone_from(&args.values);
+    session.uncaptured = args.uncaptured;
     let prompt = match (&args.tokens, &args.prompt) {
         (Some(path), _) => cli::run::Prompt::Tokens(path.clone()),
         (None, Some(text)) => cli::run::Prompt::Text { text: text.clone(), raw: args.raw },
@@ -45,6 +47,8 @@ pub fn eval(args: &EvalArgs) -> Result<(), CompileError> {
     }
     let mut session = graphs::session(&args.model, &args.build, args.weights_file.as_deref())?;
     session.shapes.clone_from(&args.shapes);
+    session.values.clone_from(&args.values);
+    session.uncaptured = args.uncaptured;
     let (tokens, logits) = (args.tokens.clone(), args.logits.clone());
     Ok(cli::eval::eval(&cli::eval::EvalOptions { session, tokens, logits, stepwise: args.stepwise })?)
 }

@@ -174,7 +174,7 @@ mod tests {
         let graph = model_graph(&checkpoint, &EntryOptions::default()).unwrap();
         let symbols = symbols(&graph);
         let names: Vec<&str> = symbols.iter().map(|s| s.name.as_str()).collect();
-        assert_eq!(names, ["T", "B", "P", "R", "N"]);
+        assert_eq!(names, ["T", "B", "P", "R", "N", "C"]);
         let (inputs, outputs) = bindings(&graph).unwrap();
         let names: Vec<&str> = inputs.iter().map(|b| b.name.as_str()).collect();
         assert_eq!(names, ["tokens", "positions", "sequence_ids", "block_tables", "logit_rows"]);

@@ -330,6 +330,19 @@ impl Checker<'_> {
                 None => return self.bad(place, format!("{:?} is not listed", arg.region)),
             }
         }
+        for result in &launch.results {
+            let known = |d: &Dim| match d {
+                Dim::Const(_) => true,
+                Dim::Symbol(name) => m.symbol(name).is_some(),
+            };
+            let size = self.region_bytes(program, result.at.region);
+            if result.shape.len() != result.strides.len()
+                || !result.shape.iter().all(known)
+                || size.is_none_or(|size| result.at.offset > size)
+            {
+                return self.bad(place, "a result with an unknown place or dim");
+            }
+        }
         Ok(())
     }
 }

@@ -248,9 +248,26 @@ pub struct Launch {
     /// The launch is this matrix product, which a vendor's library may do instead of the kernel.
     #[serde(rename = "m", default, skip_serializing_if = "Option::is_none")]
     pub gemm: Option<Gemm>,
+    /// What the launch leaves behind, for those who want to look at it; written only if the compiler was asked to.
+    #[serde(rename = "r", default, skip_serializing_if = "Vec::is_empty")]
+    pub results: Vec<LaunchResult>,
     /// The launch is a copy that the compiler could not avoid.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub copy: Option<LaunchCopy>,
+}
+
+/// A tensor that a launch writes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LaunchResult {
+    /// Its first element.
+    pub at: Arg,
+    /// f32, f16, bf16 or i32.
+    pub dtype: DType,
+    /// Dims, outermost first.
+    pub shape: Vec<Dim>,
+    /// Elements from one index of a dim to the next.
+    pub strides: Vec<u64>,
 }
 
 /// A copy that was left, and why.

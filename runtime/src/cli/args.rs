@@ -31,7 +31,8 @@ weldment-rt: runs Weldment artifacts
 
 run, eval and bench take --device auto|host|cuda[:I]|hip[:I] (default auto: the first program of the artifact that a device here
 can run, GPUs first), --threads N (default: physical cores), --weights-file FILE|FOLDER and --shapes FILE (or WELDMENT_SHAPES):
-a histogram of the steps' shapes and of the variants that ran them, written when the session closes.
+a histogram of the steps' shapes and of the variants that ran them, written when the session closes. run and eval take
+--values FILE --uncaptured: statistics of what each launch left, of launches that run one by one on the host.
 Data goes to stdout, messages to stderr (WELDMENT_LOG). Exit code 0: done, 1: a check failed, 2: bad input.
 ";
 
@@ -54,6 +55,7 @@ struct Given {
     context: Option<usize>,
     prefill: Option<usize>,
     shapes: Option<PathBuf>,
+    values: Option<PathBuf>,
     flags: Vec<String>,
     names: Vec<String>,
 }
@@ -102,7 +104,16 @@ fn dispatch(arguments: Vec<OsString>, open_codec: OpenCodec<'_>, out: &mut dyn W
     let session = || -> Result<SessionArgs> {
         let (threads, weights_file) = (given.threads.unwrap_or(0), given.weights_file.clone());
         let shapes = given.shapes.clone();
-        Ok(SessionArgs { artifact: artifact()?, device: given.device, threads, weights_file, shapes, cache: None })
+        Ok(SessionArgs {
+            artifact: artifact()?,
+            device: given.device,
+            threads,
+            weights_file,
+            shapes,
+            values: given.values.clone(),
+            uncaptured: given.flags.iter().any(|f| f == "uncaptured"),
+            cache: None,
+        })
     };
     let flag = |name: &str| given.flags.iter().any(|f| f == name);
     match command.as_str() {
@@ -113,6 +124,8 @@ fn dispatch(arguments: Vec<OsString>, open_codec: OpenCodec<'_>, out: &mut dyn W
                     "threads",
                     "weights-file",
                     "shapes",
+                    "values",
+                    "uncaptured",
                     "tokens",
                     "prompt",
                     "raw",
@@ -138,7 +151,20 @@ fn dispatch(arguments: Vec<OsString>, open_codec: OpenCodec<'_>, out: &mut dyn W
             run(&RunOptions { session: session()?, prompt, generate, json: flag("json") }, open_codec, out)
         }
         "eval" => {
-            only(&["device", "threads", "weights-file", "shapes", "tokens", "logits", "stepwise"], 1)?;
+            only(
+                &[
+                    "device",
+                    "threads",
+                    "weights-file",
+                    "shapes",
+                    "values",
+                    "uncaptured",
+                    "tokens",
+                    "logits",
+                    "stepwise",
+                ],
+                1,
+            )?;
             let missing = |name| usage(format_args!("eval needs --{name}"));
             let tokens = given.tokens.clone().ok_or_else(|| missing("tokens"))?;
             let logits = given.logits.clone().ok_or_else(|| missing("logits"))?;
@@ -194,6 +220,7 @@ fn parse(parser: &mut Parser) -> Result<Option<Given>> {
             "threads" => given.threads = Some(value(parser)?),
             "weights-file" => given.weights_file = Some(path(parser)?),
             "shapes" => given.shapes = Some(path(parser)?),
+            "values" => given.values = Some(path(parser)?),
             "tokens" => given.tokens = Some(path(parser)?),
             "prompt" => given.prompt = Some(value(parser)?),
             "conformance" => given.conformance = Some(path(parser)?),
@@ -205,7 +232,7 @@ fn parse(parser: &mut Parser) -> Result<Option<Given>> {
             "batch" => given.batch = Some(value(parser)?),
             "context" => given.context = Some(value(parser)?),
             "prefill" => given.prefill = Some(value(parser)?),
-            "raw" | "ignore-eos" | "json" | "stepwise" | "hashes" => given.flags.push(name.clone()),
+            "raw" | "ignore-eos" | "json" | "stepwise" | "uncaptured" | "hashes" => given.flags.push(name.clone()),
             _ => return Err(usage(format_args!("unknown option --{name}"))),
         }
         given.names.push(name);

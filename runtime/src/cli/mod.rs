@@ -36,6 +36,10 @@ pub struct SessionArgs {
     pub cache: Option<PathBuf>,
     /// Where the shapes of all steps are written when the session closes; [`SessionOptions::shapes`].
     pub shapes: Option<PathBuf>,
+    /// Where statistics of every launch's results are written; [`SessionOptions::values`].
+    pub values: Option<PathBuf>,
+    /// Runs launches one by one; [`SessionOptions::captured`].
+    pub uncaptured: bool,
 }
 
 impl SessionArgs {
@@ -66,7 +70,8 @@ impl SessionArgs {
         let cache = self.cache.clone().or_else(weights::cache_dir);
         let defaults = SessionOptions::default();
         let shapes = self.shapes.clone().or_else(|| defaults.shapes.clone());
-        let options = SessionOptions { kv_blocks, weights_file, cache, shapes, ..defaults };
+        let (values, captured) = (self.values.clone(), !self.uncaptured);
+        let options = SessionOptions { kv_blocks, weights_file, cache, shapes, values, captured, ..defaults };
         Session::new(artifact, &device, options)
     }
 }

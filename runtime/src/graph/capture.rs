@@ -23,26 +23,53 @@ pub struct Regions {
 impl Regions {
     pub(super) fn resolve(&self, arg: &Arg) -> Result<CaptureArg<'_>> {
         let offset = usize::try_from(arg.offset).map_err(|_| Error::Driver("an offset overflows".into()))?;
-        let buffer = match arg.region {
-            Region::Arena => Some(&self.arena),
-            Region::Weights => Some(&self.weights),
-            Region::State(i) => self.states.get(i as usize),
-            Region::Input(i) => return Ok(CaptureArg::Input(i as usize, offset)),
-            Region::Output(i) => self.outputs.get(i as usize),
-        };
+        if let Region::Input(i) = arg.region {
+            return Ok(CaptureArg::Input(i as usize, offset));
+        }
+        let buffer = self.buffer(arg.region);
         let buffer = buffer.ok_or_else(|| Error::Driver(format!("{:?} does not exist", arg.region)))?;
         Ok(CaptureArg::Buffer(buffer, offset))
     }
+
+    /// The allocation of a region; none for inputs, which each captured graph has of its own.
+    pub fn buffer(&self, region: Region) -> Option<&Buffer> {
+        match region {
+            Region::Arena => Some(&self.arena),
+            Region::Weights => Some(&self.weights),
+            Region::State(i) => self.states.get(i as usize),
+            Region::Input(_) => None,
+            Region::Output(i) => self.outputs.get(i as usize),
+        }
+    }
 }
+
+/// How a variant's launches are captured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Capturing {
+    /// All in one graph.
+    Step,
+    /// Each in a graph of its own, so that something can be done between them.
+    Launches,
+}
+
+/// What is done after each graph of a step that is captured by [`Capturing::Launches`], given variant and launch.
+pub type Between<'a> = &'a mut dyn FnMut(usize, usize) -> Result<()>;
 
 /// The captured variants of one entry.
 #[derive(Debug)]
 pub struct StepGraph {
-    variants: Vec<(Vec<Guard>, Box<dyn Graph>)>,
+    variants: Vec<Captured>,
+}
+
+/// One variant: what it assumes, and its graphs in order: one, unless launches are captured apart.
+#[derive(Debug)]
+struct Captured {
+    guards: Vec<Guard>,
+    graphs: Vec<Box<dyn Graph>>,
 }
 
 impl StepGraph {
-    /// Captures entry `name` of `program`. `blocks` is the value that symbol N has in every step.
+    /// Captures entry `name` of `program` as `capturing` says. `blocks` is the value that symbol N has in every step.
     ///
     /// # Errors
     /// If the entry is missing or the driver refuses a launch.
@@ -53,7 +80,7 @@ impl StepGraph {
         name: &str,
         module: &Arc<dyn Module>,
         regions: &Regions,
-        blocks: usize,
+        (blocks, capturing): (usize, Capturing),
     ) -> Result<StepGraph> {
         let entry = program
             .entries
@@ -74,8 +101,13 @@ impl StepGraph {
                 .collect::<Result<Vec<_>>>()?;
             let label = format!("entry {name}, variant {index}");
             let spec = CaptureSpec { label: &label, max_dims: &max_dims, input_bytes: &input_bytes };
+            let mut graphs = Vec::new();
             let mut capture = driver.begin_capture(Arc::clone(module), &spec)?;
-            for launch in &variant.launches {
+            for (at, launch) in variant.launches.iter().enumerate() {
+                if capturing == Capturing::Launches && at > 0 {
+                    let next = driver.begin_capture(Arc::clone(module), &spec)?;
+                    graphs.push(std::mem::replace(&mut capture, next).finish()?);
+                }
                 let args = launch.args.iter().map(|arg| regions.resolve(arg)).collect::<Result<Vec<_>>>()?;
                 let (kernel, grid, barrier) = (launch.kernel as usize, launch.grid.as_slice(), launch.barrier);
                 if let Some(gemm) = &launch.gemm
@@ -86,17 +118,19 @@ impl StepGraph {
                 // Kernels for machines with dependent launches wait for what they need themselves.
                 capture.launch(CaptureLaunch { kernel, grid, args: &args, barrier, overlap: true })?;
             }
-            variants.push((variant.guards.clone(), capture.finish()?));
+            graphs.push(capture.finish()?);
+            variants.push(Captured { guards: variant.guards.clone(), graphs });
         }
         Ok(StepGraph { variants })
     }
 
-    /// The captured graph of variant `index`.
+    /// The captured graph of variant `index`; the first, if launches are captured apart.
     pub fn variant(&mut self, index: usize) -> Option<&mut (dyn Graph + 'static)> {
-        self.variants.get_mut(index).map(|(_, graph)| &mut **graph)
+        self.variants.get_mut(index).and_then(|v| v.graphs.first_mut()).map(|graph| &mut **graph)
     }
 
-    /// Replays the first variant whose guards accept `dims` and returns its index. Allocates nothing.
+    /// Replays the first variant whose guards accept `dims` and returns its index. Allocates nothing. Given something to do
+    /// between launches, it waits for each graph and does it.
     ///
     /// # Errors
     /// [`Error::InvalidInput`] if no variant accepts, naming the symbol, its value and what would be accepted.
@@ -106,6 +140,7 @@ impl StepGraph {
         stream: &mut dyn StreamBackend,
         dims: &Dims,
         inputs: &[&[u8]],
+        mut between: Option<Between<'_>>,
     ) -> Result<usize> {
         let accepts = |guards: &[Guard]| {
             guards.iter().all(|g| {
@@ -113,9 +148,15 @@ impl StepGraph {
                 value >= 0 && (g.min..=g.max).contains(&(value as u64))
             })
         };
-        match self.variants.iter_mut().enumerate().find(|(_, (guards, _))| accepts(guards)) {
-            Some((index, (_, graph))) => {
-                graph.replay(stream, dims.values(), inputs)?;
+        match self.variants.iter_mut().enumerate().find(|(_, v)| accepts(&v.guards)) {
+            Some((index, variant)) => {
+                for (launch, graph) in variant.graphs.iter_mut().enumerate() {
+                    graph.replay(stream, dims.values(), inputs)?;
+                    if let Some(between) = &mut between {
+                        stream.synchronize()?;
+                        between(index, launch)?;
+                    }
+                }
                 Ok(index)
             }
             None => Err(self.refusal(manifest, dims)),
@@ -129,7 +170,7 @@ impl StepGraph {
             let ranges: Vec<String> = self
                 .variants
                 .iter()
-                .flat_map(|(guards, _)| guards)
+                .flat_map(|v| &v.guards)
                 .filter(|g| g.symbol as usize == index)
                 .map(|g| format!("{}..={}", g.min, g.max))
                 .collect();

@@ -5,7 +5,7 @@ mod copies;
 mod dims;
 mod single;
 
-pub use capture::{Regions, StepGraph};
+pub use capture::{Between, Capturing, Regions, StepGraph};
 pub use copies::{CapturedCopy, copies, launched_copies};
 pub use dims::Dims;
 pub use single::{SingleSteps, Step};

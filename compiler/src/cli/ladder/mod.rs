@@ -121,7 +121,7 @@ pub fn bench(args: &BenchArgs) -> Result<(), CompileError> {
     bars.finish();
     if let Some(path) = &args.html {
         let text = format!("{}\n{}", text(&ladder), explain::text(&reports, None));
-        let page = page::page(&explain::title(&args.model), &reports, &text, &section(&ladder))?;
+        let page = page::page(&explain::title(&args.model), &reports, None, &text, &section(&ladder))?;
         write_file(path, page.as_bytes())?;
     }
     if args.json {

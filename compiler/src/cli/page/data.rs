@@ -6,12 +6,16 @@
 use crate::cli::explain::Reports;
 use indexmap::{IndexMap, IndexSet};
 use serde::Serialize;
+use serde_json::Value;
 use std::collections::BTreeMap;
 use weldment_passes::report::{AnchorReport, GraphNode, NodeReport, Outcome, Reason, Report, RuleStep};
 
 /// Everything that the page's script reads.
 #[derive(Debug, Serialize)]
 pub struct PageData {
+    /// The source path to show first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    start: Option<String>,
     /// Fusions, by the index that others use.
     fusions: Vec<String>,
     /// Rules of all chains, by the index that chains use.
@@ -34,6 +38,8 @@ struct VariantData {
     policy: String,
     disabled: Vec<String>,
     dims: BTreeMap<String, u64>,
+    /// Ranges of the symbols that tell variants apart.
+    ranges: BTreeMap<String, [u64; 2]>,
     /// Before and after.
     launches: [usize; 2],
     bytes: [u64; 2],
@@ -113,7 +119,7 @@ struct PlaceData {
     #[serde(skip_serializing_if = "Option::is_none")]
     into: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    reason: Option<serde_json::Value>,
+    reason: Option<Value>,
 }
 
 #[derive(Debug, PartialEq, Eq, Hash, Serialize)]
@@ -316,12 +322,34 @@ impl<'a> Folder<'a> {
             let (outcome, into, reason) = match &anchor.outcome {
                 Outcome::Fused { into } => ("fused", Some(into.clone()), None),
                 Outcome::Elsewhere { into } => ("elsewhere", Some(into.clone()), None),
-                Outcome::Kept { reason } => ("kept", None, Some(reason_data(reason, layer))),
+                Outcome::Kept { reason } => ("kept", None, Some(self.reason(reason, place))),
             };
             let nodes = references(&self.before, &anchor.nodes);
             PlaceData { fusion: *fusion, nodes, paths: texts(&anchor.paths), outcome, into, reason }
         });
         Body { before: before.collect(), after: after.collect(), places: anchors.collect() }
+    }
+
+    /// The reason's own JSON, and as a sentence, with relative layers and nodes.
+    fn reason(&self, reason: &Reason, place: Place) -> Value {
+        let texts = |value: &mut Value| {
+            if let Value::String(text) = value {
+                *text = relative(text, place.layer());
+            }
+        };
+        let mut value = serde_json::to_value(reason).unwrap_or_default();
+        if let Value::Object(fields) = &mut value {
+            for field in fields.values_mut() {
+                texts(field);
+                field.as_array_mut().into_iter().flatten().for_each(texts);
+            }
+            if let Reason::NearMiss { at, .. } = reason {
+                let at: Vec<Reference> = at.iter().filter_map(|n| reference(&self.before, place, *n)).collect();
+                fields.insert("at".to_owned(), serde_json::to_value(at).unwrap_or_default());
+            }
+            fields.insert("sentence".to_owned(), relative(&reason.to_string(), place.layer()).into());
+        }
+        value
     }
 }
 
@@ -329,30 +357,21 @@ impl Body {
     const EMPTY: Body = Body { before: Vec::new(), after: Vec::new(), places: Vec::new() };
 }
 
-/// The reason's own JSON, and as a sentence, with relative layers.
-fn reason_data(reason: &Reason, layer: Option<u32>) -> serde_json::Value {
-    let mut value = serde_json::to_value(reason).unwrap_or_default();
-    if let Some(fields) = value.as_object_mut() {
-        for text in fields.values_mut() {
-            if let serde_json::Value::String(s) = text {
-                *s = relative(s, layer);
-            }
-        }
-        fields.insert("sentence".to_owned(), relative(&reason.to_string(), layer).into());
-    }
-    value
-}
-
 impl PageData {
-    /// The data of all variants.
-    pub fn new(reports: &Reports) -> PageData {
+    /// The data of all variants; the page shows source path `start` first.
+    pub fn new(reports: &Reports, start: Option<&str>) -> PageData {
         let mut fusions: IndexSet<String> = IndexSet::new();
         fusions
             .extend(reports.values().flat_map(|r| &r.groups).filter(|g| !g.anchors.is_empty()).map(|g| g.name.clone()));
         let fusions: Vec<String> = fusions.into_iter().collect();
         let mut rules = Rules::default();
-        let variants = reports.iter().map(|(name, report)| variant(name, report, &fusions, &mut rules)).collect();
-        PageData { rules: rules.known.into_iter().collect(), fusions, variants }
+        let mut variants: Vec<VariantData> =
+            reports.iter().map(|(name, report)| variant(name, report, &fusions, &mut rules)).collect();
+        let all: Vec<BTreeMap<String, [u64; 2]>> = variants.iter().map(|v| v.ranges.clone()).collect();
+        for variant in &mut variants {
+            variant.ranges.retain(|symbol, range| all.iter().any(|ranges| ranges.get(symbol) != Some(range)));
+        }
+        PageData { start: start.map(str::to_owned), rules: rules.known.into_iter().collect(), fusions, variants }
     }
 }
 
@@ -372,6 +391,7 @@ fn variant(name: &str, report: &Report, fusions: &[String], rules: &mut Rules) -
         policy: report.policy.clone(),
         disabled: report.disabled.clone(),
         dims: report.dims.clone(),
+        ranges: report.ranges.iter().map(|(symbol, (min, max))| (symbol.clone(), [*min, *max])).collect(),
         launches: [report.launches_before, report.launches_after],
         bytes: [report.bytes_before, report.bytes_after],
         fusions: fusions.iter().map(counts).collect(),

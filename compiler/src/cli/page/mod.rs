@@ -10,12 +10,19 @@ const TEMPLATE: &str = include_str!("page.html");
 const STYLE: &str = include_str!("page.css");
 const SCRIPT: &str = include_str!("page.js");
 
-/// The page of `reports`. `text` is shown where scripts do not run; `ladder` is a part of the page, or empty.
+/// The page of `reports`, opened at source path `start`. `text` is shown where scripts do not run; `ladder` is a part of the
+/// page, or empty.
 ///
 /// # Errors
 /// If the data cannot be written as JSON.
-pub fn page(title: &str, reports: &Reports, text: &str, ladder: &str) -> Result<String, CompileError> {
-    let data = serde_json::to_string(&PageData::new(reports));
+pub fn page(
+    title: &str,
+    reports: &Reports,
+    start: Option<&str>,
+    text: &str,
+    ladder: &str,
+) -> Result<String, CompileError> {
+    let data = serde_json::to_string(&PageData::new(reports, start));
     let data = data.map_err(|e| CompileError::option("--format", e.to_string()))?;
     Ok(fill(TEMPLATE, |name| match name {
         "title" => escape(title),
@@ -68,7 +75,7 @@ mod tests {
 
     #[test]
     fn nothing_that_is_put_in_ends_its_place() {
-        let page = page("</title><b>'", &Reports::new(), "a < b & c {{data}}", "").unwrap();
+        let page = page("</title><b>'", &Reports::new(), None, "a < b & c {{data}}", "").unwrap();
         assert!(page.contains("<title>&lt;/title&gt;&lt;b&gt;&#39;</title>"), "{page}");
         assert!(page.contains("a &lt; b &amp; c {{data}}"));
         assert_eq!(script_safe(r#"["</script><!--"]"#), r#"["\u003c/script>\u003c!--"]"#);

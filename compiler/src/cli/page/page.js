@@ -102,7 +102,7 @@
       }
       for (const section of variant.sections) {
         section.ids.forEach((_, copy) => section.places.forEach((place) => place.nodes.forEach((ref) => {
-          put(places, resolve(variant, section, copy, "before", ref), place);
+          put(places, resolve(variant, section, copy, "before", ref), { place, section, copy });
         })));
       }
       known.set(variant, { nodes, users, became, places });
@@ -120,7 +120,7 @@
   }
 
   const placesOf = (at) => (at.side === "before" && model(state.variant).places.get(at.number)) || [];
-  const isKept = (at) => placesOf(at).some((p) => p.outcome === "kept");
+  const isKept = (at) => placesOf(at).some(({ place }) => place.outcome === "kept");
 
   // --- State. ------------------------------------------------------------------------------------------------------------
 
@@ -178,9 +178,13 @@
       kept ? el("span", { class: "alarm" }, `; ${kept} kept`) : null);
   }
 
+  /** `T 2..512`: the ranges that tell a variant from others. */
+  const rangesOf = (v) => Object.entries(v.ranges ?? {})
+    .map(([symbol, [min, max]]) => `${symbol} ${min === max ? min : `${min}..${max}`}`).join(", ");
+
   function drawCoverage() {
     const head = el("tr", {}, el("th", { scope: "col" }, "Fusion"),
-      data.variants.map((v) => el("th", { scope: "col" }, v.name)));
+      data.variants.map((v) => el("th", { scope: "col" }, v.name, el("div", { class: "soft" }, rangesOf(v)))));
     const rows = data.fusions.map((name, i) => el("tr", {},
       el("th", { scope: "row" }, swatch(i), name),
       data.variants.map((v) => {
@@ -233,16 +237,24 @@
     byId("facts").textContent = parts.join(" ");
   }
 
-  /** The reason of a place, for one layer. */
-  const reasonAt = (place, layer) => Object.fromEntries(Object.entries(place.reason)
-    .map(([name, value]) => [name, typeof value === "string" ? path(value, layer) : value]));
+  /** The reason of a place, for one copy of its section: texts name its layer, `at` are node numbers. */
+  function reasonAt({ place, section, copy }) {
+    const layer = section.layers[copy] ?? null;
+    const text = (value) => typeof value === "string" ? path(value, layer) : Array.isArray(value) ? value.map(text) : value;
+    const reason = Object.fromEntries(Object.entries(place.reason).map(([name, value]) => [name, text(value)]));
+    // The change has a place of its own.
+    const tail = `; ${reason.change}`;
+    if (reason.change && reason.sentence.endsWith(tail)) reason.sentence = reason.sentence.slice(0, -tail.length);
+    reason.at = (place.reason.at ?? []).map((ref) => resolve(state.variant, section, copy, "before", ref));
+    return reason;
+  }
 
   function drawKept() {
     const rows = [];
     for (const section of state.variant.sections) {
       for (const place of section.places.filter((p) => p.outcome === "kept")) {
         const layer = section.layers[0] ?? null;
-        const reason = reasonAt(place, layer);
+        const reason = reasonAt({ place, section, copy: 0 });
         const number = place.nodes.length ? resolve(state.variant, section, 0, "before", place.nodes[0]) : undefined;
         const shown = place.paths.map((p) => path(p, layer)).join(", ");
         const more = section.layers.length > 1 ? el("span", { class: "soft" }, ` and in layers ${ranges(section.layers.slice(1))}`) : null;
@@ -406,7 +418,7 @@
       const chosen = here === at;
       b.setAttribute("aria-pressed", chosen ? "true" : "false");
       b.classList.toggle("partner", Boolean(at) && here.side !== at.side && partners.has(here.number));
-      const counted = placesOf(here).some((p) => p.fusion === state.fusion);
+      const counted = placesOf(here).some(({ place }) => place.fusion === state.fusion);
       b.classList.toggle("faded", state.fusion !== null && !counted && !fusionsOf(here).includes(state.fusion));
     }
     for (const line of byId("graph").querySelectorAll("path.lit")) line.classList.remove("lit");
@@ -442,22 +454,24 @@
     return items.length ? el("ul", {}, items) : el("p", { class: "soft" }, "none in the step");
   }
 
-  function reasonBox(place, layer) {
-    const reason = reasonAt(place, layer);
-    if (reason.why !== "near_miss") return el("div", { class: "miss" }, reason.sentence);
+  function reasonBox(found) {
+    const reason = reasonAt(found);
+    const change = reason.change ? [el("dt", {}, "smallest change"), el("dd", {}, reason.change)] : [];
+    if (reason.why !== "near_miss") return el("div", { class: "miss" }, reason.sentence, el("dl", {}, change));
     return el("div", { class: "miss" }, el("dl", {},
       el("dt", {}, "closest rule"), el("dd", { class: "mono" }, reason.rule),
       el("dt", {}, "predicate"), el("dd", {}, reason.predicate),
       el("dt", {}, "found"), el("dd", { class: "alarm" }, reason.found),
       el("dt", {}, "accepted"), el("dd", {}, reason.accepted),
-      reason.change ? [el("dt", {}, "smallest change"), el("dd", {}, reason.change)] : []));
+      change), reason.at.length ? [el("div", { class: "soft" }, "it fails at"), links("before", reason.at)] : []);
   }
 
-  function placeText(place, layer) {
+  function placeText(found) {
+    const { place } = found;
     const head = [swatch(place.fusion), el("b", {}, fusionName(place.fusion)), ": "];
     if (place.outcome === "fused") return el("li", {}, head, `fused into ${place.into}`);
     if (place.outcome === "elsewhere") return el("li", {}, head, `nothing left to fuse, absorbed by ${place.into}`);
-    return el("li", {}, head, el("span", { class: "alarm" }, "left as it was"), reasonBox(place, layer));
+    return el("li", {}, head, el("span", { class: "alarm" }, "left as it was"), reasonBox(found));
   }
 
   function chainStep(i) {
@@ -495,7 +509,7 @@
     } else {
       const places = placesOf(at);
       parts.push(el("h3", {}, "Fusions here"), places.length
-        ? el("ul", {}, places.map((p) => placeText(p, at.layer)))
+        ? el("ul", {}, places.map(placeText))
         : el("p", { class: "soft" }, "No fusion counts this node as a place of its own."));
       parts.push(el("h3", {}, "Became"), links("after", became.get(at.number) ?? []));
     }
@@ -567,5 +581,6 @@
   drawVariant();
   drawDetails(null);
   if (location.hash) follow();
+  else if (data.start !== undefined) select(firstAt(data.start) ?? null);
   window.addEventListener("hashchange", follow);
 })();
