@@ -52,7 +52,15 @@ pub fn random_graph_of(seed: u64, wanted: &Wanted<'_>, motifs: &[Motif]) -> Resu
     for (name, min, max) in [("T", 1, wanted.tokens), ("B", 1, 3), ("P", 1, 2), ("N", 6, 8)] {
         graph.declare_symbol(name, min, max);
     }
-    let mut build = Build { graph, random: Random::new(seed), pool: Vec::new(), states: Vec::new(), versions: Vec::new(), leaves: 0, wanted };
+    let mut build = Build {
+        graph,
+        random: Random::new(seed),
+        pool: Vec::new(),
+        states: Vec::new(),
+        versions: Vec::new(),
+        leaves: 0,
+        wanted,
+    };
     for _ in 0..wanted.nodes {
         let motif =
             if motifs.is_empty() || !build.random.one_in(4) { None } else { build.random.pick(motifs).copied() };
