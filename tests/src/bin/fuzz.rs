@@ -67,12 +67,15 @@ fn one(seed: u64, index: u64) -> Result<bool, String> {
 fn many(settings: &Settings) -> Result<bool, String> {
     let target = machine()?;
     let start = Instant::now();
-    let last = Mutex::new(Instant::now());
+    let last = Mutex::new((Instant::now(), 0));
     let range = settings.first..settings.first + settings.count;
     println!("seed {}, graphs {}..{}", settings.seed, range.start, range.end);
     let progress = |tally: &Tally| {
         if let Ok(mut last) = last.lock() {
-            *last = Instant::now();
+            for (index, message) in &tally.mismatches[last.1..] {
+                eprintln!("\nmismatch: seed {} index {index}: {message}", settings.seed);
+            }
+            *last = (Instant::now(), tally.mismatches.len());
         }
         let rate = tally.graphs as f64 / start.elapsed().as_secs_f64();
         let rest = Duration::from_secs_f64((settings.count - tally.graphs) as f64 / rate);
@@ -89,7 +92,7 @@ fn many(settings: &Settings) -> Result<bool, String> {
         let running = scope.spawn(|| run(&target, settings, &progress));
         while !running.is_finished() {
             std::thread::sleep(Duration::from_millis(100));
-            if last.lock().is_ok_and(|last| last.elapsed() > STALLED) {
+            if last.lock().is_ok_and(|last| last.0.elapsed() > STALLED) {
                 eprintln!("\nno batch has finished for {} s", STALLED.as_secs());
                 std::process::exit(1);
             }
