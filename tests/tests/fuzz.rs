@@ -1,6 +1,7 @@
 //! Random graphs compiled for the host beside the interpreter, and planted bugs that this must see. `make fuzz` runs more.
 
 use weldment_ir::OpKind;
+use weldment_passes::rules;
 use weldment_tests::fuzz::batch::{self, Outcome};
 use weldment_tests::fuzz::case::{self, machine};
 use weldment_tests::fuzz::run::{Settings, run};
@@ -25,6 +26,8 @@ fn random_graphs_agree_with_the_interpreter() {
         assert!(tally.ops.get(name).is_some_and(|n| *n >= 20), "{name} is hardly generated: {:?}", tally.ops.get(name));
         assert!(tally.compiled.contains_key(name), "{name} is never compiled");
     }
+    let silent: Vec<&str> = rules::all().iter().map(|r| r.name).filter(|r| !tally.rules.contains_key(*r)).collect();
+    assert_eq!(silent, Vec::<&str>::new(), "rules that never fire are not tested");
     // Bounds that say little, or draws that are mostly thrown away, would hide bugs.
     assert!(tally.exact_elements * 2 > tally.elements, "{} of {} exact", tally.exact_elements, tally.elements);
     assert!(tally.redrawn < COUNT / 2, "{} draws thrown away", tally.redrawn);
