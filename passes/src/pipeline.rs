@@ -154,7 +154,11 @@ fn check_names(all: &[Rule], disabled: &BTreeSet<String>) -> Result<(), PassErro
 }
 
 /// Rules that may fire, and the others with the reason.
-pub(crate) fn select<'a>(all: &'a [Rule], policy: Numerics, options: &Options) -> (Vec<&'a Rule>, Vec<(&'a Rule, String)>) {
+pub(crate) fn select<'a>(
+    all: &'a [Rule],
+    policy: Numerics,
+    options: &Options,
+) -> (Vec<&'a Rule>, Vec<(&'a Rule, String)>) {
     let (mut allowed, mut barred) = (Vec::new(), Vec::new());
     for rule in all {
         let off = [Some(rule.name), rule.group].into_iter().flatten().find(|n| options.disabled.contains(*n));

@@ -82,7 +82,7 @@ fn a_copy_is_a_launch_that_says_so() {
         let target = Target::named(name, &["T".to_owned()]).expect("a target");
         let library = KernelLibrary { target: target.clone(), max_tokens: 64 };
         let plan = bufferise(&g, &library).expect("a plan");
-        let variant = VariantPlan { graph: &g, plan: &plan, max_tokens: 64, guards: Vec::new() };
+        let variant = VariantPlan { name: "step", graph: &g, plan: &plan, max_tokens: 64, guards: Vec::new() };
         let prepared = prepare(&[variant], &target, &mut NoStatics).expect("launches");
         let kernels: Vec<_> = prepared.kernels().collect();
         let launches = &prepared.variants()[0].launches;

@@ -29,6 +29,9 @@ pub fn random_graph(seed: u64, nodes: usize) -> Result<Graph, IrError> {
     random_graph_of(seed, &everything, &[])
 }
 
+/// Whether an op is wanted on operands and results of these types.
+pub type Accepts<'a> = dyn Fn(&Op, &[TensorType], &[TensorType]) -> bool + 'a;
+
 /// What a graph is to be like.
 pub struct Wanted<'a> {
     /// About how many nodes besides leaves.
@@ -41,8 +44,8 @@ pub struct Wanted<'a> {
     pub prefix: &'a str,
     /// Sizes and dtypes. Ops that do not take them are left out.
     pub palette: &'a Palette,
-    /// Whether an op is wanted on operands and results of these types. A node is only added where it is.
-    pub accepts: &'a dyn Fn(&Op, &[TensorType], &[TensorType]) -> bool,
+    /// A node is only added where this holds.
+    pub accepts: &'a Accepts<'a>,
 }
 
 /// A graph as [`random_graph`]'s, as `wanted`; one step in four is one of `motifs`, where any are given.

@@ -5,7 +5,7 @@ mod motif;
 mod palette;
 mod values;
 
-pub use build::{Wanted, random_graph, random_graph_of};
+pub use build::{Accepts, Wanted, random_graph, random_graph_of};
 pub use motif::Motif;
 pub use palette::Palette;
 pub use values::{random_bindings, random_dims};

@@ -39,6 +39,8 @@ pub enum Motif {
     Turned,
     /// One value read by a fusion and by others.
     SecondReader,
+    /// What does nothing, or what an op does by itself: views to the same shape, casts and broadcasts that others absorb.
+    Detours,
 }
 
 impl Motif {
@@ -58,6 +60,7 @@ impl Motif {
         Motif::FoldedRows,
         Motif::Turned,
         Motif::SecondReader,
+        Motif::Detours,
     ];
 }
 
@@ -78,6 +81,7 @@ impl Build<'_> {
             Motif::FoldedRows => self.folded_rows(),
             Motif::Turned => self.turned(),
             Motif::SecondReader => self.second_reader(),
+            Motif::Detours => self.detours(),
         }
     }
 
@@ -158,7 +162,14 @@ impl Build<'_> {
         let (stored, blocks) = self.matrix_dtype();
         let (x, t) = self.matrix_of(blocks)?;
         let (depth, width) = (t.last_constant().unwrap_or(32), self.width().next_multiple_of(blocks));
-        let (gate, up) = (self.weight(stored, &[width, depth])?, self.weight(stored, &[width, depth])?);
+        let shape = [width, depth];
+        let (gate, up) = if !stored.is_block() && self.random.one_in(4) {
+            // Computed in the step, or given to it.
+            let shape = shape.map(Dim::Const).to_vec();
+            (self.value(stored, shape.clone())?, self.value(stored, shape)?)
+        } else {
+            (self.weight(stored, &shape)?, self.weight(stored, &shape)?)
+        };
         let dtype = self.compute();
         let (gate, up) = (self.push(Op::Matmul { dtype }, &[x, gate])?, self.push(Op::Matmul { dtype }, &[x, up])?);
         let gated = if self.random.one_in(3) {
@@ -386,6 +397,63 @@ impl Build<'_> {
             0 => self.push(Op::Tanh {}, &[y]),
             1 => self.push(Op::Slice { axis: t.rank() as i64 - 1, start: 0, end: 4 }, &[y]),
             _ => self.push(Op::ReduceMax { axis: t.rank() as i64 - 1 }, &[y]),
+        }
+        .map(drop)
+    }
+
+    fn detours(&mut self) -> Result<(), Stop> {
+        let (x, t) = self.matrix()?;
+        let width = t.last_constant().unwrap_or(32);
+        let outer = |shape: &[Dim]| [Dim::Const(2)].into_iter().chain(shape.iter().cloned()).collect();
+        match self.random.below(9) {
+            0 => {
+                let y = self.push(Op::Broadcast { shape: t.shape }, &[x])?;
+                self.push(Op::Tanh {}, &[y])
+            }
+            1 => {
+                let shape: Vec<Dim> = outer(&t.shape);
+                let y = self.push(Op::Broadcast { shape: shape.clone() }, &[x])?;
+                self.push(Op::Broadcast { shape: outer(&shape) }, &[y])
+            }
+            2 => {
+                let y = self.push(Op::Concat { axis: 1 }, &[x])?;
+                self.push(Op::Silu {}, &[y])
+            }
+            3 => {
+                let (w, eps, dtype) = (self.value(F32, t.shape[1..].to_vec())?, self.epsilon(), self.result());
+                let y = self.push(Op::RmsNorm { eps, dtype: F32 }, &[x, w])?;
+                self.push(Op::Cast { dtype }, &[y])
+            }
+            4 => {
+                let open = self.push(Op::Sigmoid {}, &[x])?;
+                self.push(Op::Mul {}, &[x, open])
+            }
+            5 => {
+                let features = self.width();
+                let shape = [features, width];
+                let (gate, up) = (self.weight(F32, &shape)?, self.weight(F32, &shape)?);
+                let y = self.push(Op::MatmulSiluMul { dtype: F32 }, &[x, gate, up])?;
+                let dtype = self.result();
+                self.push(Op::Cast { dtype }, &[y])
+            }
+            6 => {
+                let flat = self.push(Op::Reshape { shape: vec![t.shape[0].clone(), 1.into(), width.into()] }, &[x])?;
+                let open = self.push(Op::Sigmoid {}, &[flat])?;
+                self.push(Op::Reshape { shape: t.shape }, &[open])
+            }
+            7 => {
+                let row = self.value(t.dtype, t.shape[1..].to_vec())?;
+                let row = self.push(Op::Broadcast { shape: t.shape }, &[row])?;
+                let op = if self.random.one_in(2) { Op::Add {} } else { Op::Mul {} };
+                self.push(op, &[x, row])
+            }
+            _ => {
+                let features = self.width();
+                let w = self.value(t.dtype, vec![features.into(), width.into()])?;
+                let y = self.push(Op::Matmul { dtype: F32 }, &[x, w])?;
+                let dtype = self.result();
+                self.push(Op::Cast { dtype }, &[y])
+            }
         }
         .map(drop)
     }

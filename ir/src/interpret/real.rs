@@ -155,13 +155,26 @@ fn llama3_frequency(spec: &RopeSpec, frequency: f64) -> f64 {
     }
 }
 
+/// `v` as f32, rounded to odd: what is lost leaves its mark in the last bit, so that rounding again, to fewer bits, falls to the
+/// side that rounding `v` itself does.
+fn to_odd(v: f64) -> f32 {
+    let nearest = v as f32;
+    if f64::from(nearest) == v || v.is_nan() {
+        return nearest;
+    }
+    let outward = f64::from(nearest).abs() > v.abs();
+    let toward_zero = if outward { nearest.to_bits() - 1 } else { nearest.to_bits() };
+    f32::from_bits(toward_zero | 1)
+}
+
 /// `v` rounded to a plain float dtype: nearest even, f8 and f4 saturating.
 pub(crate) fn round_to(dtype: DType, v: f64) -> f64 {
-    let mini = |format: MiniFloat| f64::from(format.decode(format.encode(v as f32, Overflow::Saturate)));
+    let mini = |format: MiniFloat| f64::from(format.decode(format.encode(to_odd(v), Overflow::Saturate)));
     match dtype {
         DType::F32 => f64::from(v as f32),
-        DType::F16 => f16::from_f64(v).to_f64(),
-        DType::BF16 => bf16::from_f64(v).to_f64(),
+        // Not `from_f64`, which drops the last 32 bits of v and so takes what is just over a tie for the tie.
+        DType::F16 => f16::from_f32(to_odd(v)).to_f64(),
+        DType::BF16 => bf16::from_f32(to_odd(v)).to_f64(),
         DType::F8E4M3 => mini(MiniFloat::E4M3),
         DType::F8E4M3Fnuz => mini(MiniFloat::E4M3_FNUZ),
         DType::F8E5M2 => mini(MiniFloat::E5M2),
@@ -184,5 +197,30 @@ fn round_q8a(block: &mut [f64]) {
         let high = scaled.round_ties_even().clamp(-127.0, 127.0);
         let low = ((scaled - high) * 254.0).round_ties_even().clamp(-127.0, 127.0);
         *v = (f64::from(high) + f64::from(low) / 254.0) * f64::from(d);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Just beside a tie, by less than f32 can tell, each side rounds to its own neighbour.
+    #[test]
+    fn values_beside_a_tie_round_to_their_side() {
+        let formats = [(DType::BF16, 8), (DType::F16, 11), (DType::F8E4M3, 4), (DType::F8E5M2, 3)];
+        for (dtype, bits) in formats {
+            let step = 2f64.powi(1 - bits);
+            for (low, sign) in [(1.0, 1.0), (1.0 + step, 1.0), (1.0, -1.0), (1.0 + step, -1.0)] {
+                let tie = low + step / 2.0;
+                for (v, rounded) in [(tie - 1e-12, low), (tie + 1e-12, low + step), (tie + 1e-7, low + step)] {
+                    assert_eq!(round_to(dtype, sign * v), sign * rounded, "{v} in {dtype}");
+                }
+            }
+        }
+        assert_eq!(round_to(DType::BF16, 1e39), f64::INFINITY);
+        assert_eq!(round_to(DType::F16, -1e300), f64::NEG_INFINITY);
+        assert_eq!(round_to(DType::F16, 2f64.powi(-26)), 0.0);
+        assert_eq!(round_to(DType::F16, 2f64.powi(-25) + 1e-15), 2f64.powi(-24));
+        assert!(round_to(DType::BF16, f64::NAN).is_nan());
     }
 }

@@ -17,17 +17,18 @@ pub(super) fn rules() -> Vec<Rule> {
                 if half(?d), broadcasts_into(?p, ?r)
         },
         rule! {
-            /// A gated unit's two matmuls share their operand and end in the gate.
+            /// A gated unit's two matmuls share their operand and end in the gate; their weights are packed together,
+            /// ahead of time.
             matmul_silu_mul [Reassoc, merged_gate_up]:
                 (silu_mul (matmul ?x ?g f32) (matmul ?x ?u f32) ?d) => (matmul_silu_mul ?x ?g ?u ?d)
-                if same_type(?g, ?u)
+                if same_type(?g, ?u), fixed(?g), fixed(?u)
         },
         rule! {
             /// A gated unit's two matmuls share their operand and end in the gate, in 16-bit floats; moved: the
             /// rounding of both products.
             matmul_silu_mul_half [Rounding, merged_gate_up]:
                 (silu_mul (matmul ?x ?g ?h) (matmul ?x ?u ?h) ?d) => (matmul_silu_mul ?x ?g ?u ?d)
-                if half(?h), same_type(?g, ?u)
+                if half(?h), same_type(?g, ?u), fixed(?g), fixed(?u)
         },
     ]
 }

@@ -42,6 +42,9 @@ pub enum Outcome {
     Differs(String),
 }
 
+/// Cases that ran, with how they ended, and those that have no kernels.
+pub type Ran = (Vec<(Planned, Outcome)>, Vec<Invalid>);
+
 /// Optimises and plans a case; `sabotage` may spoil the optimised graph.
 ///
 /// # Errors
@@ -60,11 +63,7 @@ pub fn plan(target: &Target, case: Case, sabotage: &dyn Fn(Graph) -> Graph) -> R
 ///
 /// # Errors
 /// What no single case is to blame for: LLVM, the linker, the driver.
-pub fn run(
-    target: &Target,
-    planned: Vec<Planned>,
-    threads: usize,
-) -> Result<(Vec<(Planned, Outcome)>, Vec<Invalid>), String> {
+pub fn run(target: &Target, planned: Vec<Planned>, threads: usize) -> Result<Ran, String> {
     let weights = weights(&planned);
     let (kept, invalid) = match prepared(target, &planned, &mut Static::new(&weights)) {
         Ok(_) => (planned, Vec::new()),
@@ -104,12 +103,14 @@ fn weights(planned: &[Planned]) -> Values {
 }
 
 fn prepared(target: &Target, planned: &[Planned], statics: &mut Static<'_>) -> Result<Prepared, String> {
-    let variant = |p: &Planned| (p.case.max_tokens, Vec::new());
     let variants: Vec<VariantPlan<'_>> = planned
         .iter()
-        .map(|p| {
-            let (max_tokens, guards) = variant(p);
-            VariantPlan { name: "step", graph: &p.graph, plan: &p.plan, max_tokens, guards }
+        .map(|p| VariantPlan {
+            name: "step",
+            graph: &p.graph,
+            plan: &p.plan,
+            max_tokens: p.case.max_tokens,
+            guards: Vec::new(),
         })
         .collect();
     prepare(&variants, target, statics).map_err(|e| e.to_string())

@@ -5,4 +5,5 @@ pub mod bounded;
 pub mod case;
 pub mod minimise;
 pub mod run;
+pub mod sabotage;
 mod values;

@@ -45,6 +45,9 @@ pub fn check(r: &Request<'_>) -> Result<(), Refusal> {
     row_stride(x)?;
     row_stride(&r.results[0])?;
     RowSpace::of(&x.ty.shape[..x.ty.rank() - 1])?;
+    if let Op::MatmulSiluMul { .. } = r.op {
+        require(r.operands[1..].iter().all(|w| w.is_static), "weights", "one computed in the step", "static ones")?;
+    }
     if w.is_static {
         matrix_layout(w.ty.dtype, k, r.target, false)?;
     } else {
@@ -54,7 +57,6 @@ pub fn check(r: &Request<'_>) -> Result<(), Refusal> {
             w.ty.dtype,
             "f32, f16 or bf16",
         )?;
-        require(!matches!(r.op, Op::MatmulSiluMul { .. }), "weight", "one computed in the step", "a static one")?;
     }
     if let Op::MatmulAdd { .. } = r.op {
         contiguous_last(&r.operands[2])?;
