@@ -197,7 +197,7 @@ mod tests {
         let found = traffic(&attention, &operands, std::slice::from_ref(&x), &dims);
         assert_eq!(found, 96 + 2 * 2 * 512 + 12 + 12 + 8 + 96);
         let view = Op::Reshape { shape: vec![Dim::Const(24)] };
-        assert_eq!(traffic(&view, &[x.clone()], &[x], &dims), 0);
+        assert_eq!(traffic(&view, std::slice::from_ref(&x), std::slice::from_ref(&x), &dims), 0);
     }
 
     #[test]
