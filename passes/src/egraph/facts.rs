@@ -119,8 +119,11 @@ pub fn value_facts(op: &Op, types: Vec<TensorType>, operands: &[&ValueFacts]) ->
 fn uniform(op: &Op, operands: &[&ValueFacts]) -> Option<Real> {
     let at = |i: usize| operands.get(i).and_then(|o: &&ValueFacts| o.uniform).map(|r| r.0);
     let value = match op {
-        // Other dtypes would need the value rounded to them first.
-        Op::Constant { value, dtype } if *dtype == weldment_ir::DType::F32 || f64::from(value.0 as f32) == value.0 => {
+        // Other dtypes would need the value rounded to them first; all of them hold these.
+        Op::Constant { value, dtype }
+            if *dtype == weldment_ir::DType::F32
+                || (dtype.is_compute_float() && value.0.fract() == 0.0 && value.0.abs() <= 256.0) =>
+        {
             value.0
         }
         Op::Reshape { .. } | Op::Transpose { .. } | Op::Slice { .. } | Op::Broadcast { .. } => at(0)?,
