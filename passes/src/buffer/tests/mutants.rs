@@ -189,7 +189,7 @@ fn wrong_plans_are_rejected() {
         let g = any(seed);
         let mut r = Random::new(seed);
         let runs = [extreme(&g, true), random_dims(&g, seed)].map(|dims| Pure::new(&g, dims, seed));
-        let needs: &dyn KernelNeeds = if seed % 3 == 0 { &AnyStrides } else { &Picky };
+        let needs: &dyn KernelNeeds = if seed.is_multiple_of(3) { &AnyStrides } else { &Picky };
         let right = bufferise(&g, needs).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
         for (name, mutate) in MUTATIONS {
             let mut plan = right.clone();

@@ -254,7 +254,7 @@ fn one(seed: u64, totals: &mut Totals) {
         _ => random_dims(&g, seed),
     };
     let pure = Pure::new(&g, dims, seed);
-    let needs: &dyn KernelNeeds = if seed % 2 == 0 { &AnyStrides } else { &Picky };
+    let needs: &dyn KernelNeeds = if seed.is_multiple_of(2) { &AnyStrides } else { &Picky };
     let plan = bufferise(&g, needs).unwrap_or_else(|e| panic!("seed {seed}: {e}\n{g}"));
     if let Err(e) = execute(&pure, &plan, needs, true) {
         panic!("seed {seed}: {e}\n{g}\n{plan:#?}");
