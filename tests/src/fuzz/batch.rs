@@ -63,11 +63,7 @@ pub fn plan(target: &Target, case: Case, sabotage: &dyn Fn(Graph) -> Graph) -> R
 ///
 /// # Errors
 /// What no single case is to blame for: LLVM, the linker, the driver.
-pub fn run(
-    target: &Target,
-    planned: Vec<Planned>,
-    threads: usize,
-) -> Result<Ran, String> {
+pub fn run(target: &Target, planned: Vec<Planned>, threads: usize) -> Result<Ran, String> {
     let weights = weights(&planned);
     let (kept, invalid) = match prepared(target, &planned, &mut Static::new(&weights)) {
         Ok(_) => (planned, Vec::new()),
