@@ -13,6 +13,9 @@ const MAX_ELEMENTS: u64 = 512;
 /// Largest size of a symbol.
 pub(super) const MAX_SYMBOL: u64 = 4;
 
+/// Columns of scores: as many as there are positions (two blocks of two), or a few more.
+const WINDOWS: [u64; 3] = [4, 4, 5];
+
 /// What a leaf is in the graph.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Leaf {
@@ -307,7 +310,9 @@ impl Draw<'_> {
 
     fn leaf_of(&mut self, kind: OpKind, operand: usize) -> Leaf {
         match (kind, operand) {
-            (OpKind::CacheWrite | OpKind::RopeCacheWrite, 0) | (OpKind::Attention, 1 | 2) => Leaf::State,
+            (OpKind::CacheWrite | OpKind::RopeCacheWrite, 0)
+            | (OpKind::Attention | OpKind::SparseAttention, 1 | 2)
+            | (OpKind::IndexScores, 2) => Leaf::State,
             (OpKind::Matmul | OpKind::MatmulAdd | OpKind::MatmulSiluMul, 1..) => {
                 self.pick(&[Leaf::Weight, Leaf::Weight, Leaf::Weight, Leaf::Input])
             }
@@ -413,17 +418,28 @@ impl Draw<'_> {
                 typed(dtype, &[Dim::sym("T"), known[0].shape[1].clone(), depth])
             }
             (OpKind::CacheWrite, 2 | 3) => typed(DType::I32, &[tokens(&known[1])?]),
-            (OpKind::CacheWrite, 4) | (OpKind::Attention, 5) => typed(DType::I32, &[Dim::Const(2), Dim::Const(2)]),
-            (OpKind::Attention, 0) => {
+            (OpKind::CacheWrite, 4) | (OpKind::Attention | OpKind::IndexScores, 5) | (OpKind::SparseAttention, 6) => {
+                typed(DType::I32, &[Dim::Const(2), Dim::Const(2)])
+            }
+            (OpKind::Attention | OpKind::SparseAttention | OpKind::IndexScores, 0) => {
                 let (heads, depth) = (self.pick(&[1, 2, 4]), self.pick(&[2, 4, 32]));
                 typed(float, &[Dim::sym("T"), Dim::Const(heads), Dim::Const(depth)])
             }
-            (OpKind::Attention, 1 | 2) => {
+            (OpKind::Attention | OpKind::SparseAttention, 1 | 2) => {
                 let (d, heads) = (known[0].shape[2].clone(), Dim::Const(self.pick(&[1, 1, 2])));
                 let cache = |h: Dim| if i == 1 { [4.into(), h, d, 2.into()] } else { [4.into(), h, 2.into(), d] };
                 typed(float, &cache(if i == 1 { heads } else { known[1].shape[1].clone() }))
             }
-            (OpKind::Attention, 3 | 4) => typed(DType::I32, &[tokens(&known[0])?]),
+            (OpKind::Attention | OpKind::IndexScores, 3 | 4) | (OpKind::SparseAttention, 4 | 5) | (OpKind::Topk, 1) => {
+                typed(DType::I32, &[tokens(&known[0])?])
+            }
+            (OpKind::SparseAttention, 3) => typed(DType::I32, &[tokens(&known[0])?, Dim::Const(self.pick(&WINDOWS))]),
+            (OpKind::IndexScores, 1) => typed(mostly(self, float), &known[0].shape[..2]),
+            (OpKind::IndexScores, 2) => {
+                typed(float, &[Dim::Const(4), Dim::Const(1), known[0].shape[2].clone(), Dim::Const(2)])
+            }
+            (OpKind::Topk, 0) => typed(DType::F32, &[Dim::sym("T"), Dim::Const(self.pick(&WINDOWS))]),
+            (OpKind::Window, 0) => typed(DType::I32, &[Dim::sym("T")]),
             // Ops whose operands are like their result.
             _ => typed(float, &want.shape),
         }
@@ -486,6 +502,16 @@ impl Draw<'_> {
                 Some(want) if kind == OpKind::Cast || !self.one_in(6) => want.dtype,
                 _ => self.float(),
             }),
+            (OpKind::Topk | OpKind::Window, "k", _) => match want.and_then(TensorType::last_constant) {
+                Some(k) if WINDOWS.contains(&k) && !self.one_in(4) => Attr::Int(k as i64),
+                _ => Attr::Int(self.pick(&[1, 2, 3, 4, 5])),
+            },
+            (OpKind::IndexScores, "columns", _) => {
+                let wanted =
+                    want.and_then(|t| t.shape.last().cloned()).filter(|d| d.constant().is_some_and(|n| n >= 4));
+                Attr::Shape(vec![wanted.unwrap_or(Dim::Const(self.pick(&WINDOWS)))])
+            }
+            (OpKind::IndexScores, "skip", _) => Attr::Int(self.pick(&[0, 1, 2, 3])),
             (_, _, AttrKind::Flag) => Attr::Flag(self.one_in(2)),
             _ => return None,
         })
