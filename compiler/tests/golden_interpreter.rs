@@ -80,8 +80,9 @@ impl Machine {
         // Blocks in reverse, so that a table that is ignored shows.
         input("block_tables", &[1, self.blocks], (0..self.blocks as i64).rev().collect());
         input("logit_rows", &[rows.len()], rows.to_vec());
-        let sizes = [("T", count), ("B", 1), ("P", self.blocks), ("R", rows.len()), ("N", self.blocks)];
-        let dims: BTreeMap<String, u64> = sizes.iter().map(|(name, n)| ((*name).to_owned(), *n as u64)).collect();
+        let paged = [("P", self.blocks), ("N", self.blocks), ("C", start + count)];
+        let sizes = [("T", count), ("B", 1), ("R", rows.len())].into_iter().chain(paged);
+        let dims: BTreeMap<String, u64> = sizes.map(|(name, n)| (name.to_owned(), n as u64)).collect();
         let outputs = interpret::<F64>(&self.graph, &dims, &self.bindings, &Options::default()).unwrap();
         for (name, tensor) in outputs.iter().filter(|(name, _)| *name != "logits") {
             self.bindings.insert(name, Binding::from(tensor));

@@ -104,6 +104,7 @@ fn leaf_type<'g>(graph: &'g Graph, name: &str) -> Result<&'g TensorType, String>
 fn pass_options(args: &Args) -> Result<pipeline::Options, String> {
     let mut disabled: BTreeSet<String> = args.list("disable").map(str::to_owned).collect();
     let kept: Vec<&str> = args.list("only").collect();
+    let mut enabled = BTreeSet::new();
     if !kept.is_empty() {
         let all = rules::all();
         if let Some(unknown) = kept.iter().find(|k| all.iter().all(|r| r.name != **k)) {
@@ -113,9 +114,10 @@ fn pass_options(args: &Args) -> Result<pipeline::Options, String> {
         let groups: BTreeSet<&str> = all.iter().filter(|r| kept.contains(&r.name)).filter_map(|r| r.group).collect();
         let others = all.iter().map(|r| r.name).filter(|name| !kept.contains(name) && !groups.contains(name));
         disabled.extend(others.map(str::to_owned));
+        enabled.extend(groups.into_iter().map(str::to_owned));
     }
     let fp_policy = args.get("policy").map(str::parse::<Numerics>).transpose()?;
-    Ok(pipeline::Options { fp_policy, disabled, dims: args.dims()?, ..pipeline::Options::default() })
+    Ok(pipeline::Options { fp_policy, disabled, enabled, dims: args.dims()?, ..pipeline::Options::default() })
 }
 
 fn optimised(graph: &Graph, target: &dyn TargetModel, options: &pipeline::Options) -> Result<Optimised, String> {

@@ -525,9 +525,9 @@ impl Build<'_> {
         Ok(())
     }
 
-    /// How many positions a row of indices holds: fewer than a window may, or more.
+    /// How many positions a row of indices holds: fewer than a window may, or more; now and then all that there are.
     fn top(&mut self) -> i64 {
-        1 + self.random.below(6) as i64
+        if self.random.one_in(4) { COLUMNS as i64 } else { 1 + self.random.below(6) as i64 }
     }
 
     /// An indexer over keys of its own, or attention over the positions that it, or a constant row, picks.

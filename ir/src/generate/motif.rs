@@ -364,7 +364,8 @@ impl Build<'_> {
         let t = self.graph.type_of(y).clone();
         let shape = if self.random.one_in(2) { t.shape } else { vec![features.into()] };
         let addend = self.value(dtype, shape)?;
-        self.push(Op::Add {}, &[y, addend]).map(drop)
+        let op = if self.random.one_in(3) { Op::Mul {} } else { Op::Add {} };
+        self.push(op, &[y, addend]).map(drop)
     }
 
     fn turned(&mut self) -> Result<(), Stop> {

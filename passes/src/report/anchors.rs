@@ -58,8 +58,9 @@ fn slot_type(unit: &Unit, operand: Option<&Operand>) -> Option<(TensorType, bool
 fn operand_root(unit: &Unit, mut operand: Operand) -> Operand {
     while let Operand::Local(i, _) = operand {
         let node = &unit.nodes[i as usize];
-        match (node.op.kind(), node.operands.as_slice()) {
-            (OpKind::Reshape | OpKind::Cast, [only]) => operand = *only,
+        let renames = node.op.kind().info().category == Category::View || node.op.kind() == OpKind::Cast;
+        match (renames, node.operands.as_slice()) {
+            (true, [only]) => operand = *only,
             _ => break,
         }
     }
@@ -196,13 +197,14 @@ pub(crate) fn anchors(unit: &Unit) -> Vec<Anchor> {
             OpKind::IndexScores if feeds(i, &[OpKind::Topk]) => add("topk_rows", vec![i], i, &[OpKind::Topk]),
             OpKind::SparseAttention => add("dense_window", vec![i], i, &[OpKind::Attention]),
             OpKind::Cast => {
-                // What a 16-bit value is cast to rounds nothing that its producer computes.
-                let single = Attr::DType(DType::F32);
+                // Widening rounds nothing, and a producer that rounds to this dtype already has nothing left to do.
+                let named = |op: &Op| op.attrs().into_iter().find(|a| matches!(a, Attr::DType(_)));
+                let wanted = named(&node.op).filter(|d| *d != Attr::DType(DType::F32));
                 let rounds = |operand: Operand| {
                     let Operand::Local(n, _) = operand else { return false };
                     let made = &unit.nodes[n as usize].op;
                     let computes = !matches!(made.kind(), OpKind::Cast | OpKind::Constant);
-                    computes && made.attrs().contains(&single) && !node.op.attrs().contains(&single)
+                    computes && wanted.is_some() && named(made).is_some_and(|d| Some(d) != wanted)
                 };
                 let producer = node.operands.first().map(|o| through_views(unit, *o));
                 // An elementwise op of one operand may stand between.

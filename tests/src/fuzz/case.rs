@@ -145,8 +145,16 @@ fn random_options(graph: &Graph, random: &mut Random) -> pipeline::Options {
         }
         _ => {}
     }
+    let enabled = rules::OPT_IN.iter().filter(|_| random.one_in(2)).map(|(name, _)| (*name).to_owned()).collect();
     let dims = if random.one_in(2) { random_dims(graph, random.bits()) } else { BTreeMap::new() };
-    pipeline::Options { fp_policy, disabled, dims, unit_stamping: !random.one_in(4), ..pipeline::Options::default() }
+    pipeline::Options {
+        fp_policy,
+        disabled,
+        enabled,
+        dims,
+        unit_stamping: !random.one_in(4),
+        ..pipeline::Options::default()
+    }
 }
 
 impl Case {

@@ -316,6 +316,7 @@ impl Draw<'_> {
             (OpKind::Matmul | OpKind::MatmulAdd | OpKind::MatmulSiluMul, 1..) => {
                 self.pick(&[Leaf::Weight, Leaf::Weight, Leaf::Weight, Leaf::Input])
             }
+            (OpKind::SiluMul, 1) => self.pick(&[Leaf::Input, Leaf::Weight]),
             _ => self.pick(&[Leaf::Input, Leaf::Input, Leaf::Input, Leaf::Weight]),
         }
     }

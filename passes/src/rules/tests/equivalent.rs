@@ -146,4 +146,55 @@ pub(super) const EQUIVALENT: &[(&str, &str, &str)] = &[
     ("cast_into_matmul_add", "condition 0 `result dtype` dropped", "the op table refuses other result dtypes"),
     ("cast_into_matmul_silu_mul", "condition 0 `result dtype` dropped", "the op table refuses other result dtypes"),
     ("cast_into_attention", "condition 0 `result dtype` dropped", "the op table refuses other result dtypes"),
+    (
+        "scores_of_short_rows",
+        "node 1: attribute 6 up",
+        "topk looks at the columns up to a row's position, which lies within the columns before",
+    ),
+    ("scores_of_short_rows", "node 1: attribute 7 down", "a row more is scored, and topk does not look at it"),
+    (
+        "scores_of_short_rows",
+        "node 6: other value 1",
+        "a row at position 0 has a window of one, which fits every k, so its scores are not looked at either",
+    ),
+    (
+        "matmul_silu_mul",
+        "condition 1 `static` dropped",
+        "the same function: the condition keeps weights that the step computes from kernels that read packed ones",
+    ),
+    (
+        "matmul_silu_mul",
+        "condition 1 `static` inverted",
+        "the same function: the condition keeps weights that the step computes from kernels that read packed ones",
+    ),
+    (
+        "matmul_silu_mul",
+        "condition 2 `static` dropped",
+        "the same function: the condition keeps weights that the step computes from kernels that read packed ones",
+    ),
+    (
+        "matmul_silu_mul",
+        "condition 2 `static` inverted",
+        "the same function: the condition keeps weights that the step computes from kernels that read packed ones",
+    ),
+    (
+        "matmul_silu_mul_half",
+        "condition 2 `static` dropped",
+        "the same function: the condition keeps weights that the step computes from kernels that read packed ones",
+    ),
+    (
+        "matmul_silu_mul_half",
+        "condition 2 `static` inverted",
+        "the same function: the condition keeps weights that the step computes from kernels that read packed ones",
+    ),
+    (
+        "matmul_silu_mul_half",
+        "condition 3 `static` dropped",
+        "the same function: the condition keeps weights that the step computes from kernels that read packed ones",
+    ),
+    (
+        "matmul_silu_mul_half",
+        "condition 3 `static` inverted",
+        "the same function: the condition keeps weights that the step computes from kernels that read packed ones",
+    ),
 ];
