@@ -21,6 +21,9 @@ pub struct Threshold {
 /// Symbols that never exceed another: rows of logits are tokens of the step.
 const BOUNDED_BY: [(&str, &str); 1] = [("R", "T")];
 
+/// Ranges of the split symbols, in the order of the symbols.
+type Cell = Vec<(Arc<str>, Range)>;
+
 /// A specialisation of the entry: its graph, and the ranges it assumed.
 #[derive(Clone, Debug)]
 pub struct Variant {
@@ -30,8 +33,8 @@ pub struct Variant {
     pub graph: Graph,
     /// (symbol, smallest, largest) for each symbol that was narrowed: what a launch must satisfy.
     pub guards: Vec<(String, u64, u64)>,
-    /// The split symbols and this variant's range of each, in the order of the symbols.
-    cell: Vec<(Arc<str>, Range)>,
+    /// The split symbols and this variant's range of each.
+    cell: Cell,
 }
 
 /// The graph with `symbol` in `min..=max`, and whatever it bounds narrowed too.
@@ -94,19 +97,18 @@ pub fn split(graph: &Graph, thresholds: &BTreeSet<Threshold>) -> Vec<Variant> {
     for t in thresholds {
         cuts.entry(&t.symbol).or_default().insert(t.at);
     }
-    let mut cells: Vec<Vec<(Arc<str>, Range)>> = vec![Vec::new()];
+    let mut cells: Vec<Cell> = vec![Vec::new()];
     for (symbol, range) in graph.symbols() {
         let Some(cuts) = cuts.get(symbol) else { continue };
         let parts = pieces(*range, cuts);
-        let with = |cell: &Vec<(Arc<str>, Range)>, part: &Range| {
-            cell.iter().cloned().chain([(Arc::clone(symbol), *part)]).collect::<Vec<_>>()
-        };
+        let with =
+            |cell: &Cell, part: &Range| cell.iter().cloned().chain([(Arc::clone(symbol), *part)]).collect::<Cell>();
         cells = cells.iter().flat_map(|cell| parts.iter().map(move |part| with(cell, part))).collect();
     }
     cells.into_iter().map(|cell| variant(graph, cell)).collect()
 }
 
-fn variant(entry: &Graph, cell: Vec<(Arc<str>, Range)>) -> Variant {
+fn variant(entry: &Graph, cell: Cell) -> Variant {
     let mut graph = entry.clone();
     for (symbol, range) in &cell {
         graph = narrow(&graph, symbol, range.min, range.max);
@@ -173,7 +175,7 @@ pub fn merge<T>(entry: &Graph, variants: Vec<Specialised<T>>, target: &dyn Targe
 }
 
 /// The place of an earlier variant that the last one can be joined with, and the ranges of both together.
-fn joinable<T>(variants: &[Specialised<T>], target: &dyn TargetModel) -> Option<(usize, Vec<(Arc<str>, Range)>)> {
+fn joinable<T>(variants: &[Specialised<T>], target: &dyn TargetModel) -> Option<(usize, Cell)> {
     let (last, earlier) = variants.split_last()?;
     earlier.iter().enumerate().find_map(|(i, lower)| {
         let (a, b) = (&lower.variant.cell, &last.variant.cell);
@@ -248,7 +250,10 @@ mod tests {
         list.iter().map(|(s, at)| Threshold { symbol: (*s).into(), at: *at, why: String::new() }).collect()
     }
 
-    fn merged(graph: &Graph, cut: &[(&str, u64)]) -> Vec<(String, Vec<(String, u64, u64)>)> {
+    /// A variant's name and guards.
+    type Found = (String, Vec<(String, u64, u64)>);
+
+    fn merged(graph: &Graph, cut: &[(&str, u64)]) -> Vec<Found> {
         let parts = split(graph, &cuts(cut));
         let parts = parts.into_iter().map(|variant| Specialised { fused: variant.graph.clone(), variant, rest: () });
         merge(graph, parts.collect(), &Stepped).into_iter().map(|s| (s.variant.name, s.variant.guards)).collect()
