@@ -17,7 +17,7 @@ use std::collections::BTreeSet;
 
 /// Draws in which a mutant must be caught.
 const DRAWS: u64 = 1500;
-/// Draws for one with another condition, until it has done this often what the rule does not.
+/// Draws for one with another condition, until it has done this often what the rule does not, or for one that seldom fires.
 const CONDITION_DRAWS: u64 = 60_000;
 const EXTRA: u64 = 1000;
 /// Draws after which a mutant counts as never firing, if the rule fired this often.
@@ -77,10 +77,11 @@ fn fate(rule: &Rule, mutation: &Mutation) -> Fate {
     let mut random = Random(0xD1B5_4A32_D192_ED03);
     let (mut fired, mut own, mut extra) = (0u64, 0u64, 0u64);
     let condition = matches!(mutation, Mutation::Drop(..) | Mutation::Invert(..));
-    let open = condition && !known(rule.name, &mutation.to_string());
+    let open = !known(rule.name, &mutation.to_string());
     for draws in 0.. {
-        // A condition may seldom fail where all others hold.
-        let enough = if open && fired > 0 { CONDITION_DRAWS } else { DRAWS };
+        // A condition may seldom fail where all others hold, and few instances may suit a sibling.
+        let seldom = condition || fired < FIRED;
+        let enough = if open && fired > 0 && seldom { CONDITION_DRAWS } else { DRAWS };
         if draws >= enough && (fired > 0 || own >= FIRED) || draws >= CONDITION_DRAWS || extra > EXTRA {
             break;
         }
