@@ -234,6 +234,7 @@ pub fn window_fits(vars: Vec<Var>) -> Condition {
         let accepted = format!("at most {} positions", show(k));
         answer(fits, || format!("up to {} positions", show(columns)), &accepted)
     })
+    .advise("bound the context by the top-k's k: --dim context=1..k")
 }
 
 /// b, x, shape attribute: b is one number, or one for each element of a row, and x's rows stay rows in the shape.

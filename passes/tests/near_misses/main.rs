@@ -5,6 +5,7 @@ mod matmuls;
 mod norms;
 #[path = "../support/mod.rs"]
 mod support;
+mod topk;
 
 use support::Build;
 use weldment_ir::{DType, Dim, Op, OpKind, Real, TensorType, Value};
@@ -146,7 +147,7 @@ fn case(
 #[test]
 fn the_planted_obstacle_is_named() {
     let mut wrong = Vec::new();
-    for case in norms::cases().into_iter().chain(gates::cases()).chain(matmuls::cases()) {
+    for case in norms::cases().into_iter().chain(gates::cases()).chain(matmuls::cases()).chain(topk::cases()) {
         let mut b = Build::new(case.name);
         for (name, max) in [("T", 8), ("B", 2), ("P", 2), ("N", 4)] {
             b.graph.declare_symbol(name, 1, max);
