@@ -49,12 +49,19 @@ pub fn narrow(graph: &Graph, symbol: &str, min: u64, max: u64) -> Graph {
     graph
 }
 
+fn operand_types(graph: &Graph, id: NodeId) -> Vec<TensorType> {
+    graph.node(id).operands.iter().map(|v| graph.type_of(*v).clone()).collect()
+}
+
+/// Where the kernels of `target` for a node change.
+fn kernel_thresholds(graph: &Graph, id: NodeId, target: &dyn TargetModel) -> Vec<Threshold> {
+    target.thresholds(&graph.node(id).op, &operand_types(graph, id), &graph.node(id).types)
+}
+
 /// What of `id` depends on a symbol's value: the kernels of `target`, and the rules.
 fn node_thresholds(graph: &Graph, id: NodeId, target: &dyn TargetModel) -> Vec<Threshold> {
-    let node = graph.node(id);
-    let operands: Vec<TensorType> = node.operands.iter().map(|v| graph.type_of(*v).clone()).collect();
-    let mut found = target.thresholds(&node.op, &operands, &node.types);
-    found.extend(rules::thresholds(&node.op, &operands));
+    let mut found = kernel_thresholds(graph, id, target);
+    found.extend(rules::thresholds(&graph.node(id).op, &operand_types(graph, id)));
     found
 }
 
@@ -201,9 +208,7 @@ fn body(graph: &Graph) -> String {
 /// True if a kernel of the graph depends on whether `symbol <= at`.
 fn depends(graph: &Graph, symbol: &str, at: u64, target: &dyn TargetModel) -> bool {
     graph.ids().any(|id| {
-        let node = graph.node(id);
-        let operands: Vec<TensorType> = node.operands.iter().map(|v| graph.type_of(*v).clone()).collect();
-        let found = target.thresholds(&node.op, &operands, &node.types);
+        let found = kernel_thresholds(graph, id, target);
         found.iter().any(|t| &*t.symbol == symbol && t.at == at)
     })
 }

@@ -1,14 +1,14 @@
 //! No model here copies anything in a step: by the plans for every target, and by the nodes of captured graphs.
 
+mod tiny_llama;
+
 use hip_double::{Double, locate};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use weldment_codegen::select::KernelLibrary;
 use weldment_codegen::target::Target;
 use weldment_codegen::{Statics, VariantPlan, prepare};
-use weldment_compiler::driver::{
-    CompileOptions, EntryOptions, FusionOptions, Quiet, Timeline, build_artifact, model_graph, open, plan_targets,
-};
+use weldment_compiler::driver::{EntryOptions, FusionOptions, Quiet, Timeline, model_graph, open, plan_targets};
 use weldment_compiler::frontend::WeightSource;
 use weldment_ir::{DType, Dim, Graph, Op, OutputKind, Value};
 use weldment_passes::buffer::{StepKind, bufferise};
@@ -94,33 +94,9 @@ fn a_copy_is_a_launch_that_says_so() {
     }
 }
 
-/// One artifact of the small llama for the host and an AMD GPU.
-fn artifact(dir: &Path) -> Artifact {
-    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/tiny/llama");
-    let checkpoint = open(&model, WeightSource::Files).expect("the fixture opens");
-    let entry = EntryOptions { dtype: Some(DType::BF16), max_tokens: 16, max_seqs: 2, max_seq: Some(64) };
-    let graph = model_graph(&checkpoint, &entry).expect("the fixture has a graph");
-    let (mut timeline, fusion) = (Timeline::default(), FusionOptions::default());
-    let targets = ["x86-64-v3", "gfx942"].map(str::to_owned).to_vec();
-    let planned = plan_targets(&graph, &targets, &fusion, &mut timeline, &mut Quiet).expect("it is planned");
-    let options = CompileOptions {
-        targets,
-        fusion,
-        embed: false,
-        max_seq: 64,
-        emit: Default::default(),
-        recorded: Vec::new(),
-        threads: 2,
-    };
-    let output = dir.join("m.weld");
-    build_artifact(&graph, &checkpoint, &planned, &options, &output, &mut timeline, &mut Quiet).expect("it compiles");
-    Artifact::open(&output).expect("it opens")
-}
-
 /// Captures the artifact's step, decodes a token and asks the captured graph.
 fn decode(artifact: &Artifact, device: &Device) {
-    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/tiny/llama");
-    let options = SessionOptions { cache: None, weights_file: Some(model), ..SessionOptions::default() };
+    let options = SessionOptions { cache: None, weights_file: Some(tiny_llama::folder()), ..SessionOptions::default() };
     let mut session = Session::new(artifact, device, options).expect("a session");
     let mut sequence = session.new_sequence();
     for tokens in [&[1, 2, 3][..], &[4]] {
@@ -145,7 +121,7 @@ fn captured_graphs_have_no_copies() {
         return;
     }
     let dir = tempfile::tempdir().expect("a temporary folder");
-    let made = artifact(dir.path());
+    let made = tiny_llama::artifact(dir.path(), &["x86-64-v3", "gfx942"], 16);
     decode(&made, &Device::host(1).expect("the host"));
     let output = Command::new(std::env::current_exe().expect("this test"))
         .args(["captured_graphs_have_no_copies", "--exact", "--nocapture"])

@@ -1,41 +1,15 @@
 //! GPU code without a GPU: what LLVM made of each kernel, by its metadata and its disassembly.
 
+#[allow(dead_code, reason = "each test binary uses its own part")]
+mod tiny_llama;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
 use weldment_codegen::object::{amdgpu, ptx};
 use weldment_codegen::target::GpuArch;
-use weldment_compiler::driver::{
-    CompileOptions, EntryOptions, FusionOptions, Quiet, Timeline, build_artifact, model_graph, open, plan_targets,
-};
-use weldment_compiler::frontend::WeightSource;
-use weldment_ir::DType;
-use weldment_runtime::Artifact;
 use weldment_tests::cases::cases;
 use weldment_tests::emulate::{Object, llvm_version, object};
-
-/// The tiny llama in bf16 for every GPU, as one artifact.
-fn tiny_llama(dir: &Path) -> Artifact {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/tiny/llama");
-    let checkpoint = open(&path, WeightSource::Files).expect("the fixture opens");
-    let entry = EntryOptions { dtype: Some(DType::BF16), max_tokens: 64, max_seqs: 2, max_seq: Some(64) };
-    let graph = model_graph(&checkpoint, &entry).expect("the fixture has a graph");
-    let (mut timeline, fusion) = (Timeline::default(), FusionOptions::default());
-    let targets: Vec<String> = GpuArch::ALL.iter().map(|arch| arch.cpu().to_owned()).collect();
-    let planned = plan_targets(&graph, &targets, &fusion, &mut timeline, &mut Quiet).expect("it is planned");
-    let options = CompileOptions {
-        targets,
-        fusion,
-        embed: false,
-        max_seq: 64,
-        emit: Default::default(),
-        recorded: Vec::new(),
-        threads: 1,
-    };
-    let output = dir.join("m.weld");
-    build_artifact(&graph, &checkpoint, &planned, &options, &output, &mut timeline, &mut Quiet).expect("it compiles");
-    Artifact::open(&output).expect("it opens")
-}
 
 /// Disassembly by kernel.
 fn disassemble(code: &[u8]) -> BTreeMap<String, String> {
@@ -72,7 +46,8 @@ fn compiled(name: &str, target: &str) -> Object {
 #[test]
 fn a_model_compiles_for_every_gpu_without_scratch() {
     let dir = tempfile::tempdir().expect("a temporary folder");
-    let artifact = tiny_llama(dir.path());
+    let targets = GpuArch::ALL.map(GpuArch::cpu);
+    let artifact = tiny_llama::artifact(dir.path(), &targets, 64);
     let mut report = String::new();
     for program in &artifact.manifest().programs {
         let code = artifact.section(&program.code).expect("its code");

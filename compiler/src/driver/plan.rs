@@ -52,6 +52,11 @@ pub struct Planned {
     pub correspondence: Correspondence,
 }
 
+/// Tokens of a step at most.
+fn most_tokens(graph: &Graph) -> u64 {
+    graph.symbols().get("T").map_or(1, |r| r.max)
+}
+
 impl Planned {
     /// What code generation takes.
     pub fn variant(&self) -> VariantPlan<'_> {
@@ -59,7 +64,7 @@ impl Planned {
             name: &self.name,
             graph: &self.graph,
             plan: &self.plan,
-            max_tokens: self.graph.symbols().get("T").map_or(1, |r| r.max),
+            max_tokens: most_tokens(&self.graph),
             guards: self.guards.clone(),
         }
     }
@@ -105,7 +110,6 @@ pub fn plan_entry<T: TargetModel + KernelNeeds>(
     timeline: &mut Timeline,
     progress: &mut dyn Progress,
 ) -> Result<Vec<Planned>, CompileError> {
-    let most_tokens = |graph: &Graph| graph.symbols().get("T").map_or(1, |r| r.max);
     let whole = library(most_tokens(entry));
     let mut fused: Vec<Specialised<(Report, Correspondence)>> = Vec::new();
     for variant in specialise::split(entry, &specialise::thresholds(entry, &whole)) {
@@ -132,7 +136,6 @@ pub fn bisect_entry<T: TargetModel + KernelNeeds>(
     library: &dyn Fn(u64) -> T,
     options: &FusionOptions,
 ) -> Result<Vec<(String, Option<Culprit>)>, CompileError> {
-    let most_tokens = |graph: &Graph| graph.symbols().get("T").map_or(1, |r| r.max);
     let whole = library(most_tokens(entry));
     let variants = specialise::split(entry, &specialise::thresholds(entry, &whole));
     let rules = rules::all();
@@ -146,16 +149,14 @@ pub fn bisect_entry<T: TargetModel + KernelNeeds>(
 
 /// The passes' options for a variant.
 fn passes(variant: &Variant, options: &FusionOptions) -> Options {
+    let mut enabled = BTreeSet::new();
+    if options.choices.dense_window == Some(1) {
+        enabled.insert("dense_window".to_owned());
+    }
     Options {
         fp_policy: options.fp_policy,
         disabled: options.disabled.clone(),
-        enabled: options
-            .choices
-            .dense_window
-            .filter(|on| *on == 1)
-            .map(|_| "dense_window".to_owned())
-            .into_iter()
-            .collect(),
+        enabled,
         dims: typical(&variant.graph, &options.choices),
         chaos: options.chaos,
         fuel: options.fuel,

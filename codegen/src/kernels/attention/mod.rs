@@ -18,7 +18,7 @@ use super::row::load_index;
 use super::schedule::param;
 use super::{Argument, Built, Request, Tensor, contiguous_last, last_dim, require};
 use crate::target::Target;
-use crate::tile::{Access, Binary, Builder, Compare, Conversion, Elem, Param, V};
+use crate::tile::{Access, Binary, Builder, Compare, Conversion, Elem, Param, Reduction, V};
 use weldment_ir::{DType, Dim, Op, TensorType};
 use weldment_passes::target::Refusal;
 
@@ -275,6 +275,21 @@ fn power(b: &mut Builder, x: V, scale: f64) -> V {
     let c = b.float(scale * std::f64::consts::LOG2_E);
     let x = b.mul(x, c);
     b.exp2(x)
+}
+
+/// A running softmax (highest score and total [.., rows, 1], sums [.., rows, d]) rescaled to take in `scores` [.., rows, keys]: the weights
+/// of the new keys, and the softmax with all of them but their values, which are still to be added to the sums.
+fn taken_in(b: &mut Builder, scale: f64, scores: V, [top, total, sums]: [V; 3]) -> (V, [V; 3]) {
+    let highest = b.reduce(Reduction::Max, scores, 2);
+    let new_top = b.max(top, highest);
+    let weights = b.sub(scores, new_top);
+    let weights = power(b, weights, scale);
+    let change = b.sub(top, new_top);
+    let change = power(b, change, scale);
+    let added = b.reduce(Reduction::Sum, weights, 2);
+    let total = b.fma(total, change, added);
+    let sums = b.mul(sums, change);
+    (weights, [new_top, total, sums])
 }
 
 /// A softmax's total, or 1 where nothing was seen: its sums are 0.

@@ -6,7 +6,7 @@
 
 use super::join::{self, Room, Share};
 use super::tiles::{self, CONTEXT_THREADS, Few, KEY_ELEMENTS, ROWS, SHARED_KEYS};
-use super::{LOWEST, Outcome, Problem, exp_of_negative, or_one, place, power, shared_room, token_grid};
+use super::{LOWEST, Outcome, Problem, exp_of_negative, or_one, place, shared_room, taken_in, token_grid};
 use crate::kernels::row::{elem_of, for_row, store_f32};
 use crate::kernels::schedule::{all_of, below, param};
 use crate::kernels::{Argument, Built, Request, Tensor, bytes_of, contiguous_last, last_dim, refuse};
@@ -409,7 +409,6 @@ fn matrix(
     let sums = b.float_tile(&[waves, ROWS, d], 0.0);
     let init: Vec<V> = [top, total, sums].into_iter().chain(found(b, first)).collect();
     let done = b.for_loop(first, end, apart, &init, |b, first, carried| {
-        let (top, total, sums) = (carried[0], carried[1], carried[2]);
         // Keys [waves, d, keys] and values [waves, keys, d]; what is not seen is not read.
         let load =
             |b: &mut Builder, at: usize, found: &[V], bytes: [i64; 2], shape: [[u32; 4]; 3], strides: [i64; 4]| {
@@ -437,18 +436,10 @@ fn matrix(
         let hidden = b.float(f64::NEG_INFINITY);
         let scores = b.select(seen, scores, hidden);
 
-        let highest = b.reduce(Reduction::Max, scores, 2);
-        let new_top = b.max(top, highest);
-        let weights = b.sub(scores, new_top);
-        let weights = power(b, weights, p.scale);
-        let change = b.sub(top, new_top);
-        let change = power(b, change, p.scale);
-        let added = b.reduce(Reduction::Sum, weights, 2);
-        let total = b.fma(total, change, added);
-        let sums = b.mul(sums, change);
+        let (weights, [top, total, sums]) = taken_in(b, p.scale, scores, [carried[0], carried[1], carried[2]]);
         let weights = b.convert(Conversion::Float, weights, unit);
         let sums = b.dot(sums, weights, v);
-        [new_top, total, sums].into_iter().chain(ahead).collect()
+        [top, total, sums].into_iter().chain(ahead).collect()
     });
     few.finish(b, p, outcome, split, &done, true);
     let form = format!("{} heads by {n} a step, {threads} threads", p.share.min(u64::from(ROWS)));

@@ -9,7 +9,7 @@
 //! GPU caches lie with the contracted dim innermost in both products (see `state_order`), so that operands load as they are.
 
 use super::join::Share;
-use super::{LOWEST, Outcome, Problem, or_one, place, power, token_grid};
+use super::{LOWEST, Outcome, Problem, or_one, place, power, taken_in, token_grid};
 use crate::kernels::row::elem_of;
 use crate::kernels::schedule::{all_of, below, present};
 use crate::select::Choices;
@@ -234,16 +234,7 @@ impl Walk<'_, '_> {
             scores = b.select(seen, scores, hidden);
         }
 
-        let (top, total, sums) = (carried[0], carried[1], carried[2]);
-        let highest = b.reduce(Reduction::Max, scores, 2);
-        let new_top = b.max(top, highest);
-        let weights = b.sub(scores, new_top);
-        let weights = power(b, weights, p.scale);
-        let change = b.sub(top, new_top);
-        let change = power(b, change, p.scale);
-        let added = b.reduce(Reduction::Sum, weights, 2);
-        let total = b.fma(total, change, added);
-        let sums = b.mul(sums, change);
+        let (weights, [top, total, sums]) = taken_in(b, p.scale, scores, [carried[0], carried[1], carried[2]]);
 
         let weights = b.convert(Conversion::Float, weights, self.unit);
         if let Some(position) = position {
@@ -255,7 +246,7 @@ impl Walk<'_, '_> {
             v = b.select(seen, v, zero);
         }
         let sums = b.dot(sums, weights, v);
-        [new_top, total, sums].into_iter().chain(next).collect()
+        [top, total, sums].into_iter().chain(next).collect()
     }
 }
 
