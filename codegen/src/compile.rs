@@ -570,7 +570,7 @@ impl State<'_> {
             .ok_or_else(|| failed(format!("{layout:?} does not take {rows:?} rows of {k}")))?;
         let offset = self.pack_bytes;
         self.pack_bytes = (offset + bytes).next_multiple_of(64);
-        self.items.insert((tensors.clone(), layout), PackItem { offset, bytes, layout, tensors });
+        self.items.insert((tensors.clone(), layout), PackItem { offset, bytes, layout, tensors, shards: Vec::new() });
         Ok(format::Arg { region: format::Region::Weights, offset })
     }
 }

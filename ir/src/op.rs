@@ -29,6 +29,8 @@ pub enum Category {
     Indexed,
     /// Gives a new version of a state operand (operand 0).
     StateWrite,
+    /// Reads what other ranks hold, or depends on the rank.
+    Collective,
 }
 
 /// What the table says of one op.
@@ -232,6 +234,24 @@ ops! {
     /// `attention` in which token t sees only the positions indices[t, j] (i32 [T, K]) in 0..=positions[t]; other entries are ignored. All heads share the row;
     /// callers name a position at most once in a row. A row that sees nothing gives 0.
     SparseAttention "sparse_attention" (q, k_cache, v_cache, indices, positions, sequence_ids, block_tables) {scale: Real, dtype: DType} -> (out) Contraction sparse_attention;
+
+    /// This rank's part of a tensor that all ranks hold: `axis` cut into `parts` equal ones, of which rank r takes part r / replicas. The world has parts * replicas
+    /// ranks.
+    Shard "shard" (a) {axis: i64, parts: i64, replicas: i64} -> (out) Collective shard;
+    /// `gather` from a table of which each of `world` ranks holds an equal part of the rows, in order: indices [..] into the whole table; rows of other ranks' parts
+    /// are 0. Their sum over ranks is the gather from the whole.
+    GatherPart "gather_part" (table, indices) {world: i64, dtype: DType} -> (out) Collective gather_part;
+    /// The sum of x over `world` ranks, the same bits on each: added in f32 in the order of ranks, rounded to x's dtype once.
+    AllReduce "all_reduce" (x) {world: i64} -> (out) Collective all_reduce;
+    /// Every rank's x, joined along `axis` in the order of ranks.
+    AllGather "all_gather" (x) {axis: i64, world: i64} -> (out) Collective all_gather;
+    /// This rank's part of `all_reduce` of x: `axis` cut into `world` equal parts.
+    ReduceScatter "reduce_scatter" (x) {axis: i64, world: i64} -> (out) Collective reduce_scatter;
+    /// sum = all_reduce(x), norm = rms_norm(sum, w): added in f32 in the order of ranks and rounded to x's dtype once; the norm reads the rounded sum.
+    AllReduceRmsNorm "all_reduce_rms_norm" (x, w) {world: i64, eps: Real, dtype: DType} -> (norm, sum) Collective all_reduce_rms_norm;
+    /// sum = all_reduce(x) + residual, norm = rms_norm(sum, w): ranks in order, then the residual, added in f32 and rounded to the residual's dtype once;
+    /// the norm reads the rounded sum.
+    AllReduceAddRmsNorm "all_reduce_add_rms_norm" (x, residual, w) {world: i64, eps: Real, dtype: DType} -> (norm, sum) Collective all_reduce_add_rms_norm;
 }
 
 impl OpKind {

@@ -445,3 +445,72 @@ pub(crate) fn window(op: &Op, o: &[TensorType]) -> Types {
     i32_tensor("positions", &o[0], 1)?;
     one(DType::I32, vec![o[0].shape[0].clone(), index_count("k", *k)?])
 }
+
+/// Ranks of one job that an op names: 1 to 1024.
+fn world_of(world: i64) -> Result<u64, String> {
+    check((1..=1024).contains(&world), || format!("world {world}; 1..=1024 is accepted"))?;
+    Ok(world.unsigned_abs())
+}
+
+/// The constant dim `axis` of `t` cut into `parts`, at whole blocks where it is the last.
+fn cut(t: &TensorType, axis: i64, parts: u64) -> Result<TensorType, String> {
+    let axis = axis_of(axis, t)?;
+    let size = t.shape[axis].constant().ok_or_else(|| format!("axis {axis} of {t}; a constant dim is expected"))?;
+    let block = if axis + 1 == t.rank() { t.dtype.block_elements() as u64 } else { 1 };
+    check(size.is_multiple_of(parts * block), || {
+        format!("dim {size} of {t} in {parts} parts; a multiple of {} is expected", parts * block)
+    })?;
+    let mut shape = t.shape.clone();
+    shape[axis] = Dim::Const(size / parts);
+    Ok(TensorType::new(t.dtype, shape))
+}
+
+pub(crate) fn shard(op: &Op, o: &[TensorType]) -> Types {
+    let Op::Shard { axis, parts, replicas } = op else { return Err("not a shard".into()) };
+    world_of(parts.saturating_mul(*replicas))?;
+    Ok(vec![cut(&o[0], *axis, world_of(*parts)?)?])
+}
+
+pub(crate) fn gather_part(op: &Op, o: &[TensorType]) -> Types {
+    let Op::GatherPart { world, dtype } = op else { return Err("not a gather_part".into()) };
+    world_of(*world)?;
+    gather(&Op::Gather { dtype: *dtype }, o)
+}
+
+pub(crate) fn all_reduce(op: &Op, o: &[TensorType]) -> Types {
+    let Op::AllReduce { world } = op else { return Err("not an all_reduce".into()) };
+    world_of(*world)?;
+    compute_float("x", &o[0])?;
+    one(o[0].dtype, o[0].shape.clone())
+}
+
+pub(crate) fn all_gather(op: &Op, o: &[TensorType]) -> Types {
+    let Op::AllGather { axis, world } = op else { return Err("not an all_gather".into()) };
+    let axis = axis_of(*axis, &o[0])?;
+    let size = o[0].shape[axis].constant();
+    let size = size.ok_or_else(|| format!("axis {axis} of {}; a constant dim is expected", o[0]))?;
+    let mut shape = o[0].shape.clone();
+    shape[axis] = Dim::Const(size.checked_mul(world_of(*world)?).ok_or("the joined dim overflows")?);
+    one(o[0].dtype, shape)
+}
+
+pub(crate) fn reduce_scatter(op: &Op, o: &[TensorType]) -> Types {
+    let Op::ReduceScatter { axis, world } = op else { return Err("not a reduce_scatter".into()) };
+    compute_float("x", &o[0])?;
+    Ok(vec![cut(&o[0], *axis, world_of(*world)?)?])
+}
+
+pub(crate) fn all_reduce_rms_norm(op: &Op, o: &[TensorType]) -> Types {
+    let Op::AllReduceRmsNorm { world, eps, dtype } = op else { return Err("not an all_reduce_rms_norm".into()) };
+    world_of(*world)?;
+    let norm = rms_norm(&Op::RmsNorm { eps: *eps, dtype: *dtype }, o)?.remove(0);
+    Ok(vec![norm, o[0].clone()])
+}
+
+pub(crate) fn all_reduce_add_rms_norm(op: &Op, o: &[TensorType]) -> Types {
+    let Op::AllReduceAddRmsNorm { world, eps, dtype } = op else {
+        return Err("not an all_reduce_add_rms_norm".into());
+    };
+    world_of(*world)?;
+    add_rms_norm(&Op::AddRmsNorm { eps: *eps, dtype: *dtype }, o)
+}

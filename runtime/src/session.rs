@@ -218,6 +218,8 @@ impl Session {
                 .iter()
                 .map(|b| allocate(manifest.max_bytes(b), Placement::Output))
                 .collect::<Result<Vec<_>>>()?,
+            slab: None,
+            comm: None,
         };
         let capturing = if options.captured { Capturing::Step } else { Capturing::Launches };
         let graph = StepGraph::capture(driver, &manifest, program, "step", &module, &regions, (blocks, capturing))?;

@@ -53,7 +53,8 @@ fn manifest(dtype: DType, rows: &[u64], k: u64, layout: Layout, source: &Tensors
         })
         .collect();
     let bytes = layout.packed_bytes(rows, k).unwrap();
-    let items = vec![PackItem { offset: 64, bytes, layout, tensors: (0..rows.len() as u32).collect() }];
+    let items =
+        vec![PackItem { offset: 64, bytes, layout, tensors: (0..rows.len() as u32).collect(), shards: Vec::new() }];
     m.programs[0].pack = Pack { bytes: 64 + bytes + 5, key: String::new(), items };
     m
 }
@@ -259,8 +260,11 @@ fn external(dir: &std::path::Path) -> (std::path::PathBuf, std::path::PathBuf, V
     };
     let layout = Layout::AffineBlocks(layout_for(DType::Q8_0, 8).unwrap());
     let bytes = layout.packed_bytes(&[8], 32).unwrap();
-    let mut pack =
-        Pack { bytes, key: String::new(), items: vec![PackItem { offset: 0, bytes, layout, tensors: vec![0] }] };
+    let mut pack = Pack {
+        bytes,
+        key: String::new(),
+        items: vec![PackItem { offset: 0, bytes, layout, tensors: vec![0], shards: Vec::new() }],
+    };
     pack.key = pack.compute_key(&m.weights, "x86-64");
     m.programs[0].pack = pack;
     let artifact = dir.join("m.weld");

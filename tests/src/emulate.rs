@@ -133,6 +133,7 @@ pub fn write_job(case: &Case, target: &str, dir: &Path) -> Result<Job, String> {
             Region::State(i) => states[i as usize],
             Region::Input(i) => inputs[i as usize],
             Region::Output(i) => results[i as usize],
+            Region::Slab | Region::Comm => unreachable!("one rank has no collectives"),
         };
         let mut args: Vec<(usize, u64)> = launch.args.iter().map(|a| (place(a.region), a.offset)).collect();
         args.push((block, 0));

@@ -359,10 +359,12 @@ pub(crate) fn packed(
         code: "code.0".into(),
         kernels: Vec::new(),
         arena_bytes: 0,
+        slab: None,
         pack: Pack { bytes, key: String::new(), items: items.to_vec() },
         entries: Vec::new(),
     };
     let manifest = Manifest {
+        world: 1,
         weldment_version: String::new(),
         model: Model {
             architecture: "test".into(),

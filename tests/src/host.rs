@@ -97,6 +97,7 @@ impl Loaded {
                 Region::State(i) => &states[i as usize],
                 Region::Input(i) => return CaptureArg::Input(i as usize, arg.offset as usize),
                 Region::Output(i) => &outputs[i as usize],
+                Region::Slab | Region::Comm => unreachable!("one rank has no collectives"),
             };
             CaptureArg::Buffer(buffer, arg.offset as usize)
         };

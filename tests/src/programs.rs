@@ -60,6 +60,7 @@ pub fn interpret_counting(
             Region::Input(i) => inputs + i as usize,
             Region::State(i) => states + i as usize,
             Region::Output(i) => outputs + i as usize,
+            Region::Slab | Region::Comm => unreachable!("one rank has no collectives"),
         };
         (buffer, arg.offset as usize)
     };

@@ -186,6 +186,7 @@ pub fn build_artifact(
             code: code.clone(),
             kernels: compiled.kernels,
             arena_bytes: compiled.arena_bytes,
+            slab: None,
             pack,
             entries: vec![Entry { name: "step".to_owned(), variants: compiled.variants }],
         });
@@ -198,6 +199,7 @@ pub fn build_artifact(
     });
     let tokenizer = checkpoint.tokenizer.as_ref();
     let manifest = Manifest {
+        world: 1,
         weldment_version: env!("CARGO_PKG_VERSION").to_owned(),
         model: model_facts(checkpoint, options.max_seq)?,
         symbols: symbols(graph),

@@ -281,6 +281,14 @@ impl Build<'_> {
                 let size = 1 + self.random.below(8) as i64;
                 self.push(Op::Iota { size }, &[])?;
             }
+            // A graph of one rank has none; sharded graphs are made from graphs without.
+            OpKind::Shard
+            | OpKind::GatherPart
+            | OpKind::AllReduce
+            | OpKind::AllGather
+            | OpKind::ReduceScatter
+            | OpKind::AllReduceRmsNorm
+            | OpKind::AllReduceAddRmsNorm => {}
             OpKind::Add => self.binary(Op::Add {}, a, &t)?,
             OpKind::Sub => self.binary(Op::Sub {}, a, &t)?,
             OpKind::Mul => self.binary(Op::Mul {}, a, &t)?,

@@ -117,6 +117,14 @@ pub(super) fn evaluate<D: Domain>(
             finish::<D>(dtype, shape, values, false, options)
         }
 
+        Op::Shard { .. }
+        | Op::GatherPart { .. }
+        | Op::AllReduce { .. }
+        | Op::AllGather { .. }
+        | Op::ReduceScatter { .. }
+        | Op::AllReduceRmsNorm { .. }
+        | Op::AllReduceAddRmsNorm { .. } => return Err("collectives need ranks".into()),
+
         Op::Gather { .. } => indexed::gather::<D>(&o[0], &o[1], dtype, shape, options)?,
         Op::Rope { interleaved } => indexed::rope::<D>(&o[0], &o[1], &o[2], *interleaved, options)?,
         Op::CacheWrite { transposed } => {

@@ -266,6 +266,8 @@ impl Checker<'_> {
             Region::State(i) => m.states.get(i as usize).map(|_| u64::MAX),
             Region::Input(i) => m.inputs.get(i as usize).and_then(|b| m.max_bytes(b)),
             Region::Output(i) => m.outputs.get(i as usize).and_then(|b| m.max_bytes(b)),
+            Region::Slab => program.slab.as_ref().map(|s| s.bytes),
+            Region::Comm => program.slab.as_ref().map(|_| super::comm_table::BYTES),
         }
     }
 

@@ -12,6 +12,9 @@ pub struct Manifest {
     pub weldment_version: String,
     /// The model.
     pub model: Model,
+    /// Ranks that run the model together, one process each.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub world: u32,
     /// Symbolic dims in the order of the dims block.
     pub symbols: Vec<Symbol>,
     /// Inputs of a step; launches address them by index.
@@ -135,6 +138,9 @@ pub struct Program {
     pub kernels: Vec<Kernel>,
     /// Bytes of the arena, one allocation, at the maximum of every symbol.
     pub arena_bytes: u64,
+    /// What collectives exchange data through; none without collectives.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slab: Option<Slab>,
     /// How the weights lie for this program.
     pub pack: Pack,
     /// Entries; today one, `step`.
@@ -327,6 +333,14 @@ impl From<Cost> for [u64; 3] {
     }
 }
 
+fn one() -> u32 {
+    1
+}
+
+fn is_one(n: &u32) -> bool {
+    *n == 1
+}
+
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
@@ -345,6 +359,28 @@ pub enum GridDim {
         /// Divisor.
         div: u64,
     },
+}
+
+/// Memory that every rank has alike and all ranks address. Offsets are of [`Region::Slab`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Slab {
+    /// Size in bytes, a multiple of 4096 (AMD exports whole pages).
+    pub bytes: u64,
+    /// What it holds before the first step; the rest is 0.
+    pub fills: Vec<SlabFill>,
+}
+
+/// A part of the slab that starts as one 32-bit word, repeated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SlabFill {
+    /// First byte, a multiple of 4.
+    pub offset: u64,
+    /// Bytes, a multiple of 4.
+    pub bytes: u64,
+    /// The word.
+    pub word: u32,
 }
 
 /// A pointer argument: a byte offset into a region. JSON: `[region code, offset]`.
@@ -369,10 +405,19 @@ pub enum Region {
     Input(u32),
     /// Output by index.
     Output(u32),
+    /// The symmetric slab: memory of the same layout on every rank, which the others address too.
+    Slab,
+    /// The rank's table of [`crate::artifact::comm_table`]: its number, where the others' slabs lie.
+    Comm,
 }
 
+/// Codes far over those of any index.
+const SLAB: u64 = 1 << 40;
+const COMM: u64 = (1 << 40) + 1;
+
 impl Region {
-    /// The number that stands for the region in JSON: 0 arena, 1 weights, `2 + 3 i` state, `3 + 3 i` input, `4 + 3 i` output.
+    /// The number that stands for the region in JSON: 0 arena, 1 weights, `2 + 3 i` state, `3 + 3 i` input, `4 + 3 i` output;
+    /// the two regions of collectives at the end of the range that indices leave free.
     pub const fn code(self) -> u64 {
         match self {
             Region::Arena => 0,
@@ -380,6 +425,8 @@ impl Region {
             Region::State(i) => 2 + 3 * i as u64,
             Region::Input(i) => 3 + 3 * i as u64,
             Region::Output(i) => 4 + 3 * i as u64,
+            Region::Slab => SLAB,
+            Region::Comm => COMM,
         }
     }
 
@@ -388,6 +435,8 @@ impl Region {
         Some(match code {
             0 => Region::Arena,
             1 => Region::Weights,
+            SLAB => Region::Slab,
+            COMM => Region::Comm,
             _ => {
                 let index = u32::try_from((code - 2) / 3).ok()?;
                 match (code - 2) % 3 {
@@ -489,6 +538,21 @@ pub struct PackItem {
     /// Indices into [`Weights::tensors`], concatenated along N (the first dim).
     #[serde(rename = "t")]
     pub tensors: Vec<u32>,
+    /// The part of each tensor that a rank takes, where it does not take the whole; empty if every rank takes all.
+    #[serde(rename = "s", default, skip_serializing_if = "Vec::is_empty")]
+    pub shards: Vec<Option<Shard>>,
+}
+
+/// The part of a logical tensor that a rank holds: dim `axis` is cut into `parts` equal ones, of which rank r takes part `r / replicas`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Shard {
+    /// 0 cuts rows, 1 columns at whole blocks of the dtype.
+    pub axis: u32,
+    /// How many.
+    pub parts: u32,
+    /// Ranks that share one.
+    pub replicas: u32,
 }
 
 /// A section of the file.

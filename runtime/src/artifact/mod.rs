@@ -3,6 +3,7 @@
 //! [`write_artifact`] writes one, [`Artifact::open`] maps and checks one.
 
 pub mod check;
+pub mod comm_table;
 mod compact;
 pub mod format;
 pub mod layout;

@@ -222,6 +222,8 @@ fn region(m: &Manifest, region: Region) -> String {
         Region::State(i) => m.states.get(i as usize).map_or("?".into(), |s| s.name.clone()),
         Region::Input(i) => name(&m.inputs, i),
         Region::Output(i) => name(&m.outputs, i),
+        Region::Slab => "slab".into(),
+        Region::Comm => "comm table".into(),
     }
 }
 

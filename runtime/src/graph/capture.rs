@@ -18,6 +18,10 @@ pub struct Regions {
     pub states: Vec<Buffer>,
     /// Outputs by index.
     pub outputs: Vec<Buffer>,
+    /// The symmetric slab, where there are collectives.
+    pub slab: Option<Buffer>,
+    /// The comm table, where there are collectives.
+    pub comm: Option<Buffer>,
 }
 
 impl Regions {
@@ -39,6 +43,8 @@ impl Regions {
             Region::State(i) => self.states.get(i as usize),
             Region::Input(_) => None,
             Region::Output(i) => self.outputs.get(i as usize),
+            Region::Slab => self.slab.as_ref(),
+            Region::Comm => self.comm.as_ref(),
         }
     }
 }

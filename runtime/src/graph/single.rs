@@ -70,6 +70,8 @@ impl SingleSteps {
                 .iter()
                 .map(|b| allocate(manifest.max_bytes(b), Placement::Output))
                 .collect::<Result<_>>()?,
+            slab: None,
+            comm: None,
         };
         let module = load_code(artifact, program, driver, options.cache.as_deref())?;
         let stream = driver.create_stream(None)?;
@@ -111,7 +113,7 @@ impl SingleSteps {
             Region::Weights => Some(&self.regions.weights),
             Region::State(i) => self.regions.states.get(i as usize),
             Region::Output(i) => self.regions.outputs.get(i as usize),
-            Region::Input(_) => None,
+            Region::Input(_) | Region::Slab | Region::Comm => None,
         };
         let all = buffer.map(|b| b.bytes()).transpose()?;
         let found = all.and_then(|all| all.get(offset..offset.checked_add(bytes)?));

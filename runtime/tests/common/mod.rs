@@ -60,12 +60,19 @@ pub fn manifest() -> Manifest {
         at: TensorPlace::Constant(0),
         blake3: blake3::hash(&[0; 16]).to_hex().to_string(),
     };
-    let item = PackItem { offset: 0, bytes: 16, layout: Layout::Raw(Raw { dtype: DType::F32 }), tensors: vec![0] };
+    let item = PackItem {
+        offset: 0,
+        bytes: 16,
+        layout: Layout::Raw(Raw { dtype: DType::F32 }),
+        tensors: vec![0],
+        shards: Vec::new(),
+    };
     let weights = Weights { mode: WeightMode::Embedded, files: vec![], tensors: vec![tensor] };
     let mut pack = Pack { bytes: 16, key: String::new(), items: vec![item] };
     pack.key = pack.compute_key(&weights, "x86-64");
     let guards = vec![Guard { symbol: 0, min: 1, max: 12 }];
     Manifest {
+        world: 1,
         weldment_version: "0.1.0".into(),
         model: Model {
             architecture: "counter".into(),
@@ -106,6 +113,7 @@ pub fn manifest() -> Manifest {
                 resources: None,
             }],
             arena_bytes: 64,
+            slab: None,
             pack,
             entries: vec![Entry {
                 name: "step".into(),

@@ -78,7 +78,7 @@ pub fn write_tiny(path: &Path) {
         blake3: weldment_runtime::blake3_hex(&weights),
     };
     let layout = Layout::Raw(Raw { dtype: DType::F32 });
-    let item = PackItem { offset: 0, bytes: weights.len() as u64, layout, tensors: vec![0] };
+    let item = PackItem { offset: 0, bytes: weights.len() as u64, layout, tensors: vec![0], shards: Vec::new() };
     let source = Weights { mode: WeightMode::Embedded, files: vec![], tensors: vec![tensor] };
     let mut pack = Pack { bytes: weights.len() as u64, key: String::new(), items: vec![item] };
     pack.key = pack.compute_key(&source, "gfx942");
@@ -92,6 +92,7 @@ pub fn write_tiny(path: &Path) {
         launches: launches.clone(),
     };
     let manifest = Manifest {
+        world: 1,
         weldment_version: "0.1.0".into(),
         model: Model {
             architecture: "history".into(),
@@ -124,6 +125,7 @@ pub fn write_tiny(path: &Path) {
             code: "code.0".into(),
             kernels: vec![kernel("mix"), kernel("one_hot")],
             arena_bytes: 1024,
+            slab: None,
             pack,
             entries: vec![Entry { name: "step".into(), variants: vec![variant(1, 4), variant(5, 64)] }],
         }],
