@@ -55,6 +55,9 @@ pub(super) fn evaluate<D: Domain>(
     }
     if node.op.world().is_some() {
         let run = || {
+            if node.op.world() != i64::try_from(world).ok() {
+                return Err(format!("is for {:?} ranks, and the graph for {world}", node.op.world()).into());
+            }
             let shapes =
                 node.types.iter().map(|t| machine.checked_shape(t, false)).collect::<Result<Vec<_>, Fault>>()?;
             collective::<D>(&node.op, &operands, world, (node.types[0].dtype, &shapes[0]), machine.options)

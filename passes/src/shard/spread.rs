@@ -88,7 +88,8 @@ pub(super) fn spread(graph: &Graph, world: u64) -> Result<Spread, PassError> {
     let mut findings = Findings::default();
     loop {
         findings.changed = false;
-        let mut round = Round { graph, fixed: &fixed, world, findings: &mut findings, held: Vec::new(), roles: Vec::new() };
+        let mut round =
+            Round { graph, fixed: &fixed, world, findings: &mut findings, held: Vec::new(), roles: Vec::new() };
         for id in graph.ids() {
             let (role, held) = round.node(id)?;
             round.roles.push(role);
@@ -245,7 +246,9 @@ impl Round<'_> {
         match &node.op {
             Op::Reshape { .. } => shapes::through_reshape(&from.shape, &to.shape, cut.axis),
             Op::Transpose { permutation } => permutation.iter().position(|p| usize::try_from(*p) == Ok(cut.axis)),
-            Op::Slice { axis, .. } | Op::Concat { axis } => (usize::try_from(*axis) != Ok(cut.axis)).then_some(cut.axis),
+            Op::Slice { axis, .. } | Op::Concat { axis } => {
+                (usize::try_from(*axis) != Ok(cut.axis)).then_some(cut.axis)
+            }
             Op::Broadcast { .. } => Some(cut.axis + to.rank() - from.rank()),
             Op::ReduceSum { axis } | Op::ReduceMean { axis } | Op::ReduceMax { axis } => {
                 let axis = usize::try_from(*axis).ok().filter(|a| *a != cut.axis)?;
