@@ -352,7 +352,8 @@ fn every_op_runs_in_the_ring() {
 
 #[test]
 fn the_table_of_cases_covers_every_op() {
-    let covered: BTreeSet<OpKind> = all_cases().iter().map(|c| c.op.kind()).collect();
+    let mut covered: BTreeSet<OpKind> = all_cases().iter().map(|c| c.op.kind()).collect();
+    covered.extend(super::collectives::all_cases().iter().map(|c| c.op.kind()));
     // `run` binds operands through inputs; weights and states are read in laws.rs.
     let leaves = BTreeSet::from([OpKind::Input, OpKind::Weight, OpKind::State]);
     let missing: Vec<_> = OpKind::ALL.iter().filter(|k| !covered.contains(k) && !leaves.contains(k)).collect();
