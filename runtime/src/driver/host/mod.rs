@@ -4,7 +4,7 @@ pub mod affinity;
 mod futex;
 mod graph;
 mod image;
-mod memory;
+pub(crate) mod memory;
 pub mod pool;
 
 use super::gpu::External;
