@@ -75,6 +75,8 @@ pub struct Slot {
     phase: AtomicU32,
     /// Barriers arrived at.
     pub barriers: AtomicU32,
+    /// Times that the rank let go of the others' slabs.
+    pub released: AtomicU32,
     message_bytes: AtomicU32,
     /// Counts up while the rank's watchdog runs.
     pub heartbeat: AtomicU64,

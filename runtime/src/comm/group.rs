@@ -80,6 +80,16 @@ impl Inner {
         }
     }
 
+    /// True if the process of a rank is known to have ended.
+    fn is_gone(&self, rank: u32) -> bool {
+        use rustix::event::{PollFd, PollFlags, Timespec};
+        let processes = self.processes.get().map_or(&[][..], Vec::as_slice);
+        let Some(Some(process)) = processes.get(rank as usize) else { return false };
+        let mut polled = [PollFd::new(process, PollFlags::IN)];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        rustix::event::poll(&mut polled, Some(&now)).is_ok_and(|n| n > 0)
+    }
+
     /// Ends a process that does not answer, so that nothing of the job is left.
     pub fn kill(&self, rank: u32) {
         let processes = self.processes.get().map_or(&[][..], Vec::as_slice);
@@ -258,6 +268,29 @@ impl Group {
                 _ => std::thread::sleep(Duration::from_millis(1)),
             }
         }
+    }
+
+    /// Says that this rank has let go of the others' slabs, and waits until all have. Once the job has failed it waits for no rank
+    /// that is gone, and for none longer than the deadline.
+    ///
+    /// # Errors
+    /// [`Error::Rank`] if the job has failed or fails meanwhile.
+    pub fn release(&self) -> Result<()> {
+        let (control, me, world) = (self.control(), self.ranks().rank, self.ranks().world);
+        let mine = control.slot(me).released.fetch_add(1, Ordering::SeqCst) + 1;
+        if self.barrier("release of slabs").is_ok() {
+            return Ok(());
+        }
+        let began = Instant::now();
+        let holds = |rank: &u32| {
+            let slot = control.slot(*rank);
+            let gone = slot.phase() == Phase::Left || self.inner.is_gone(*rank);
+            *rank != me && slot.released.load(Ordering::SeqCst) < mine && !gone
+        };
+        while (0..world).any(|rank| holds(&rank)) && began.elapsed() < self.inner.deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        self.check()
     }
 
     /// Gives every rank the message of each, by rank.

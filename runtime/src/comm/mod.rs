@@ -8,6 +8,7 @@
 pub mod control;
 pub mod fault;
 pub mod group;
+pub(crate) mod member;
 mod ranks;
 mod relax;
 mod rendezvous;

@@ -105,7 +105,7 @@ impl Attached {
             self.group.remove_abort_word(&word);
         }
         // Exported memory stays until nobody maps it.
-        self.group.barrier("release of slabs")
+        self.group.release()
     }
 }
 

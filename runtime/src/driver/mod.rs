@@ -206,6 +206,14 @@ pub trait StreamBackend: Send + Debug {
     /// If the work failed.
     fn synchronize(&mut self) -> Result<()>;
 
+    /// As [`StreamBackend::synchronize`], but gives up a while after `over` says that what is waited for may never come.
+    ///
+    /// # Errors
+    /// If the work failed or was given up.
+    fn synchronize_unless(&mut self, _over: &dyn Fn() -> bool) -> Result<()> {
+        self.synchronize()
+    }
+
     /// Marks the current end of the queue.
     ///
     /// # Errors
