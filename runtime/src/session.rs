@@ -1,9 +1,9 @@
 //! From an artifact to logits: a device, a stream, and a session that captures once and replays.
 
 use crate::artifact::{Artifact, Dim, Manifest, Model, Program};
-use crate::comm::{DEFAULT_DEADLINE, Group};
 use crate::comm::group::step_signature;
 use crate::comm::member::Member;
+use crate::comm::{DEFAULT_DEADLINE, Group};
 use crate::device::Device;
 use crate::driver::{
     Allocator, Buffer, Driver, Event, ExternalMemory, ExternalStream, Graph, KernelEntry, Module, ModuleSource,

@@ -224,8 +224,10 @@ impl Checker<'_> {
             }
             let tensor = self.manifest.weights.tensors.get(*tensor as usize);
             if let Some(tensor) = tensor.filter(|tensor| tensor.part_shape(*shard).is_none()) {
-                let detail =
-                    format!("{} {:?} is not cut into {} parts along axis {}", tensor.name, tensor.shape, shard.parts, shard.axis);
+                let detail = format!(
+                    "{} {:?} is not cut into {} parts along axis {}",
+                    tensor.name, tensor.shape, shard.parts, shard.axis
+                );
                 return self.bad(place, detail);
             }
         }
