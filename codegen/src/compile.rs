@@ -423,6 +423,7 @@ impl State<'_> {
                 // Those after the first work on what it left.
                 cost: std::mem::take(&mut cost),
                 gemm: gemm.take(),
+                all_reduce: None,
                 results: Vec::new(),
                 copy: None,
             });

@@ -257,9 +257,11 @@ impl Session {
                 .collect::<Result<Vec<_>>>()?,
             slab: None,
             comm: None,
+            library: None,
         };
         if let Some(member) = &mut member {
             (regions.slab, regions.comm) = member.attach(driver, program, device.threads())?;
+            regions.library = member.library(program)?;
         }
         let capturing = if options.captured { Capturing::Step } else { Capturing::Launches };
         let graph = StepGraph::capture(driver, &manifest, program, "step", &module, &regions, (blocks, capturing))?;
