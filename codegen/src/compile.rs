@@ -1,6 +1,7 @@
 //! From planned graphs to kernels and launches: builds each kernel once and binds every launch to its places. Code is
 //! generated from what this leaves by [`crate::generate`].
 
+use crate::channels::Channels;
 use crate::generate::{Kernels, generate};
 use crate::kernels::{Argument, Built, Request, Tensor, library};
 use crate::llvm::{Emit, LlvmError};
@@ -110,6 +111,8 @@ pub struct Compiled {
     pub sources: Vec<Vec<String>>,
     /// Bytes of the arena: the largest of the variants.
     pub arena_bytes: u64,
+    /// What collectives exchange data through, if there are some.
+    pub slab: Option<format::Slab>,
     /// Texts.
     pub emitted: Kernels,
 }
@@ -139,6 +142,7 @@ pub struct Prepared {
     pub(crate) pack_bytes: u64,
     pub(crate) sources: Vec<Vec<String>>,
     pub(crate) arena_bytes: u64,
+    pub(crate) slab: Option<format::Slab>,
 }
 
 impl Prepared {
@@ -166,6 +170,11 @@ impl Prepared {
     pub fn arena_bytes(&self) -> u64 {
         self.arena_bytes
     }
+
+    /// What collectives exchange data through, if there are some.
+    pub fn slab(&self) -> Option<&format::Slab> {
+        self.slab.as_ref()
+    }
 }
 
 struct State<'s> {
@@ -178,6 +187,7 @@ struct State<'s> {
     items: IndexMap<(Vec<u32>, Layout), PackItem>,
     pack_bytes: u64,
     sources: IndexMap<Vec<String>, ()>,
+    channels: Channels,
 }
 
 /// Compiles all variants for one target, whose symbols are the dims block's slots.
@@ -212,6 +222,7 @@ pub fn prepare(
         items: IndexMap::new(),
         pack_bytes: 0,
         sources: IndexMap::new(),
+        channels: Channels::default(),
     };
     let mut bound = Vec::new();
     let mut steps = Vec::new();
@@ -258,6 +269,7 @@ pub fn prepare(
         pack_bytes: state.pack_bytes,
         sources: state.sources.into_keys().collect(),
         arena_bytes,
+        slab: state.channels.slab(),
     })
 }
 
@@ -404,6 +416,9 @@ impl State<'_> {
                             step.scratch.ok_or_else(|| CodegenError::Internal("a step without scratch".into()))?;
                         format::Arg { region: format::Region::Arena, offset: start + offset }
                     }
+                    Argument::Channel(channel) => self.channels.place(*channel),
+                    Argument::Slab => format::Arg { region: format::Region::Slab, offset: 0 },
+                    Argument::Comm => format::Arg { region: format::Region::Comm, offset: 0 },
                     Argument::Packed { operands, layout } => {
                         let mut tensors = Vec::new();
                         for i in operands {

@@ -431,7 +431,7 @@ pub fn execute(
 ) -> Result<IndexMap<String, Vec<f64>>, String> {
     let built = build(graph, values, target)?;
     let loaded = Loaded::new(graph, &built.target, &built.compiled, &built.statics, threads)?;
-    loaded.run((&built.compiled, 0), (graph, &built.plan), dims, values)
+    loaded.run((&built.compiled, 0), (graph, &built.plan), dims, values, None)
 }
 
 /// Largest difference over the largest reference magnitude (at least 1) of each output: for quantised arithmetic, whose

@@ -186,7 +186,7 @@ pub fn build_artifact(
             code: code.clone(),
             kernels: compiled.kernels,
             arena_bytes: compiled.arena_bytes,
-            slab: None,
+            slab: compiled.slab,
             pack,
             entries: vec![Entry { name: "step".to_owned(), variants: compiled.variants }],
         });
