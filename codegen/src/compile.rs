@@ -438,6 +438,7 @@ impl State<'_> {
                 // Those after the first work on what it left.
                 cost: std::mem::take(&mut cost),
                 gemm: gemm.take(),
+                all_reduce: None,
                 results: Vec::new(),
                 copy: None,
             });
@@ -612,6 +613,9 @@ fn cost(r: &Request<'_>) -> format::Cost {
         let (symbolic, bytes) = per_token(t);
         let slot = if symbolic { &mut out.bytes_per_token } else { &mut out.bytes };
         *slot = slot.saturating_add(bytes);
+    }
+    if r.op.kind() == OpKind::ScaledMatmul {
+        out.flops_per_token = 2 * r.operands[2].ty.constant_shape().map_or(0, |s| s.iter().product());
     }
     if let OpKind::Matmul | OpKind::MatmulAdd | OpKind::MatmulSiluMul = r.op.kind() {
         let weights = if r.op.kind() == OpKind::MatmulSiluMul { 2 } else { 1 };

@@ -264,7 +264,7 @@ pub fn reference(
 /// Byte offsets of elements, or of blocks of them, in a physical buffer, row-major over the resolved shape.
 pub(crate) fn element_offsets(external: &External, shape: &[u64]) -> Vec<usize> {
     let dtype = external.ty.dtype;
-    let block = if dtype.is_block() { dtype.block_elements() as u64 } else { 1 };
+    let block = dtype.block_elements() as u64;
     let mut at = vec![0u64];
     for (axis, (size, stride)) in shape.iter().zip(&external.strides).enumerate() {
         // Blocks run along the last dim.
@@ -387,7 +387,7 @@ pub(crate) fn packed(
         sections: Vec::new(),
     };
     let mut pack = vec![0u8; bytes as usize];
-    pack_all(&manifest, &program, statics, &mut pack, 1).map_err(|e| e.to_string())?;
+    pack_all(&manifest, &program, 0, statics, &mut pack, 1).map_err(|e| e.to_string())?;
     Ok(pack)
 }
 

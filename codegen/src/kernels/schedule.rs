@@ -211,6 +211,14 @@ impl Walk {
         let v = b.convert(Conversion::Float, v, elem_of(dtype).unwrap_or(Elem::F32));
         b.store(param, base, &[row_stride, 0], v, self.present);
     }
+
+    /// Stores one element a row as it is.
+    pub fn store_values_per_row(&self, b: &mut Builder, param: Param, base: V, row_stride: i64, v: V) {
+        match self.rows {
+            None => b.store_row(param, base, v),
+            Some(_) => b.store(param, base, &[row_stride, 0], v, self.present),
+        }
+    }
 }
 
 /// i1 [rows, 1]: row `first + i` is below `count`.

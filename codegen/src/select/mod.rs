@@ -9,7 +9,7 @@ pub use choices::{Accepted, Choice, Choices};
 
 use crate::kernels::{
     Built, Request, Tensor, attention, collective, contiguous_last, gather, index_scores, library, matmul, norm,
-    pointwise, reduce, refuse, require, rope, row_stride, topk,
+    pointwise, quantise, reduce, refuse, require, rope, row_stride, scaled_matmul, topk,
 };
 use crate::target::Target;
 use weldment_ir::{Category, DType, Graph, NodeId, Op, OpKind, TensorType};
@@ -68,6 +68,20 @@ fn family(op: &Op) -> Option<Family> {
             build: matmul::build,
             operands: &[Rows, Any],
             result: Rows,
+        },
+        OpKind::ScaledMatmul => Family {
+            shares: Sharing::Never,
+            check: scaled_matmul::check,
+            build: scaled_matmul::build,
+            operands: &[Rows, Rows, Any],
+            result: Rows,
+        },
+        OpKind::Quantise => Family {
+            shares: Sharing::Never,
+            check: quantise::check,
+            build: quantise::build,
+            operands: &[Contiguous],
+            result: Contiguous,
         },
         OpKind::RmsNorm | OpKind::AddRmsNorm => Family {
             shares: Sharing::Rows,
@@ -220,6 +234,7 @@ impl TargetModel for KernelLibrary {
             t.is_static = matches!(
                 (op.kind(), i),
                 (OpKind::Matmul | OpKind::MatmulAdd, 1)
+                    | (OpKind::ScaledMatmul, 2 | 3)
                     | (OpKind::MatmulSiluMul, 1 | 2)
                     | (OpKind::Gather | OpKind::GatherPart, 0)
             );

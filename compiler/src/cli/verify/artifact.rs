@@ -86,6 +86,7 @@ pub fn verify(artifact: &Artifact, tokens: &Path, args: &VerifyArgs, bars: &mut 
     let tokens = files::read_tokens(tokens)?;
     let device = Device::host(build.threads.unwrap_or(0))?;
     let weights = WeightOptions {
+        rank: 0,
         weights_file: build.checkpoint.clone().or((!graphs::has_extension(&model, "wir")).then_some(model)),
         cache: weights::cache_dir(),
         threads: device.threads(),
