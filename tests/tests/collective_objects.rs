@@ -66,7 +66,7 @@ fn ptx_pushes_and_looks_at_system_scope() {
 /// Where a program uses several epochs in one launch, a release and an acquire stand between them.
 #[test]
 fn ptx_orders_the_epochs_of_a_launch() {
-    let text = text(&add_norm(2, 7168, 512), "sm_90a");
+    let text = text(&add_norm(2, 7168, 2048), "sm_90a");
     let (release, acquire) = (lines(&text, "st.release.sys.global.b32"), lines(&text, "ld.acquire.sys.global.b32"));
     assert_eq!((release.len(), acquire.len()), (1, 1), "{text}");
     assert!(release[0] < acquire[0] && lines(&text, "bar.sync").iter().any(|at| *at < release[0]), "{text}");
@@ -96,7 +96,7 @@ fn gcn_pushes_and_looks_at_system_scope() {
 #[test]
 fn gcn_orders_the_epochs_of_a_launch() {
     for target in ["gfx942", "gfx950"] {
-        let text = text(&add_norm(2, 7168, 512), target);
+        let text = text(&add_norm(2, 7168, 2048), target);
         let all: Vec<&str> = text.lines().map(str::trim).collect();
         let back = all.iter().position(|l| *l == "buffer_wbl2 sc0 sc1").unwrap_or_else(|| panic!("{target}: {text}"));
         let signal = (back..all.len()).find(|at| all[*at].starts_with("global_store_dword ")).expect("a signal");
@@ -119,6 +119,21 @@ fn gcn_orders_the_epochs_of_a_launch() {
     }
 }
 
+/// Both stages release what was stored and acquire what the others did, and vectors stay whole.
+#[test]
+fn two_stages_release_and_acquire() {
+    let ptx = text(&add_norm(4, 7168, 64), "sm_90a all_reduce=2");
+    assert_eq!(lines(&ptx, "st.release.sys.global.b32").len(), 2, "{ptx}");
+    assert_eq!(lines(&ptx, "ld.acquire.sys.global.b32").len(), 2, "{ptx}");
+    // A slice to each of three, then its sums to them and to itself.
+    assert_eq!(lines(&ptx, "st.volatile.global.").len(), 3 + 4, "{ptx}");
+    let gcn = text(&add_norm(4, 7168, 64), "gfx942 all_reduce=2");
+    for what in ["buffer_wbl2 sc0 sc1", "buffer_inv sc0 sc1"] {
+        assert_eq!(lines(&gcn, what).len(), 2, "{what}: {gcn}");
+    }
+    assert!(!gcn.contains("scratch_"), "{gcn}");
+}
+
 /// Every collective fits every GPU that has system-scope accesses to other devices, for the sizes of models.
 #[test]
 fn collectives_fit_every_gpu() {
@@ -129,7 +144,11 @@ fn collectives_fit_every_gpu() {
             let reduce = Op::AllReduce { world };
             text(&graph(reduce, &[(dtype, false)], h, 64), target);
             let norm = Op::AllReduceAddRmsNorm { world, eps: Real(1e-6), dtype };
-            text(&graph(norm, &[(dtype, false), (dtype, false), (dtype, true)], h, 64), target);
+            let norm = graph(norm, &[(dtype, false), (dtype, false), (dtype, true)], h, 64);
+            text(&norm, target);
+            if h % (8 * world as u64) == 0 {
+                text(&norm, &format!("{target} all_reduce=2"));
+            }
         }
         text(&graph(Op::AllGather { axis: 1, world: 8 }, &[(DType::F32, false)], 16_032, 64), target);
         text(&graph(Op::ReduceScatter { axis: 1, world: 2 }, &[(DType::BF16, false)], 7168, 512), target);

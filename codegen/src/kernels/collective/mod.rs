@@ -6,7 +6,9 @@ pub mod all_gather;
 pub mod all_reduce;
 pub mod channel;
 mod columns;
+mod flagged;
 mod mailbox;
+mod peers;
 pub mod reduce_scatter;
 
 use super::{Request, RowSpace, Tensor, contiguous_last, last_dim, require, row_stride};
@@ -16,9 +18,11 @@ use weldment_ir::{DType, Op};
 use weldment_passes::target::Refusal;
 use weldment_runtime::artifact::comm_table;
 
-/// Programs of a channel: more rows than these are walked in a loop.
-const PROGRAMS_GPU: u64 = 128;
+/// Programs of a channel: more rows than these are walked in a loop. A GPU has as many as its memory for them allows, so that
+/// every row of a batch has one.
 const PROGRAMS_HOST: u64 = 32;
+const PROGRAMS_GPU: std::ops::RangeInclusive<u64> = 128..=1024;
+const CHANNEL_BYTES: u64 = 128 << 20;
 
 /// Elements of which a row is made whole: 16 bytes of the widest tiles, on every target.
 const PACK: u64 = 8;
@@ -80,8 +84,14 @@ fn programs(b: &mut Builder, r: &Request<'_>, space: &RowSpace, most: u64) -> Pr
     Programs { step: Some(most), rows: most }
 }
 
-fn most_programs(target: &Target) -> u64 {
-    if target.gpu().is_some() { PROGRAMS_GPU } else { PROGRAMS_HOST }
+/// Programs that exchange `bytes` each with every rank.
+fn most_programs(target: &Target, world: u32, bytes: u64) -> u64 {
+    if target.gpu().is_none() {
+        return PROGRAMS_HOST;
+    }
+    let each = channel::TURNS * u64::from(world) * bytes;
+    let fit = (CHANNEL_BYTES / each.max(1)).clamp(*PROGRAMS_GPU.start(), *PROGRAMS_GPU.end());
+    1 << fit.ilog2()
 }
 
 /// Bits of -0.0 in every element: what is pushed never holds it, so it stands for what has not arrived.
