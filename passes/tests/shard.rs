@@ -58,7 +58,10 @@ fn every_all_reduce_of_a_decoder_is_fused() {
                 out.report.require("allreduce_rms_norm=all").unwrap_or_else(|e| panic!("{name} on {world}: {e}"));
                 assert_eq!(count(&out.graph, "all_reduce_add_rms_norm") as u64, all - 1);
                 assert_eq!(count(&out.graph, "all_reduce_rms_norm"), 1, "the embedding's");
-                assert_eq!(count(&out.graph, "all_reduce") + count(&out.graph, "rms_norm"), if config.qk_norm { 4 } else { 0 });
+                assert_eq!(
+                    count(&out.graph, "all_reduce") + count(&out.graph, "rms_norm"),
+                    if config.qk_norm { 4 } else { 0 }
+                );
                 // Roundings that the policy lets move are left out.
                 assert_ranks_equal(&whole, &out.graph, dtype == DType::BF16, 1);
             }
