@@ -418,6 +418,19 @@ pub fn tile_programs(graph: &Graph, target: &str) -> Result<String, String> {
     Ok(prepared.kernels().map(Kernel::to_string).collect::<Vec<_>>().join("\n"))
 }
 
+/// Assembly of a graph's kernels for a GPU: GCN, or PTX.
+///
+/// # Errors
+/// Any stage's, as text; a kernel that needs scratch among them.
+pub fn gpu_text(graph: &Graph, target: &str) -> Result<String, String> {
+    let least = graph.symbols().iter().map(|(name, range)| (name.to_string(), range.min)).collect();
+    let values = random_values(graph, &least, Values::new(), 0)?;
+    let (_, _, prepared, _) = plan(graph, &values, target)?;
+    let emit = Emit { llvm: false, asm: true };
+    let compiled = generate(vec![prepared], emit).map_err(|e| e.to_string())?.pop();
+    compiled.and_then(|c| c.emitted.asm).ok_or_else(|| "no assembly".to_owned())
+}
+
 /// Outputs by compiled host code for `target`, with `threads` threads.
 ///
 /// # Errors

@@ -172,3 +172,93 @@ fn many_rows_are_walked_in_a_loop() {
     check_reduce(Form::AddNorm, 2, 576, DType::BF16, 200, &[1, 200, 33, 129], 0, 2);
     check_reduce(Form::Plain, 4, 8, DType::F16, 200, &[200, 31], 0, 2);
 }
+
+/// Each rank's outputs of a graph of one op on `x`, of `shape` after T tokens.
+fn run_one(op: Op, world: usize, n: u64, dtype: DType, tokens: u64, parts: &[Vec<f32>]) -> Vec<Vec<f64>> {
+    let mut draft = Draft::new(tokens, 1..=64);
+    let x = draft.input("x", dtype, rows(n));
+    let out = draft.push(op, &[x]);
+    draft.results(&[out]);
+    let weights = Values::new();
+    let ranks = Ranks::new(&draft.graph, &weights, "host", world, 1).unwrap();
+    ranks.start_epochs(u32::MAX - 1).unwrap();
+    let own = |part: &Vec<f32>| Values::from([("x".to_owned(), Stored::floats(dtype, &[tokens, n], part))]);
+    let inputs: Vec<Values> = parts.iter().map(own).collect();
+    let mut found = Vec::new();
+    for _ in 0..5 {
+        found = ranks.run(&draft.dims, &inputs).unwrap();
+    }
+    found.into_iter().map(|mut outputs| outputs.swap_remove("out0").unwrap()).collect()
+}
+
+#[test]
+fn all_gathers_join_columns_and_keep_their_bits() {
+    for (world, n) in [(2, 24), (3, 7), (4, 130), (8, 1)] {
+        for dtype in [DType::F32, DType::BF16, DType::F16] {
+            let mut random = Random::new(n);
+            let tokens = 37;
+            let parts: Vec<Vec<f32>> =
+                (0..world).map(|_| values(&mut random, dtype, (tokens * n) as usize, true)).collect();
+            let op = Op::AllGather { axis: 1, world: world as i64 };
+            let found = run_one(op, world, n, dtype, tokens, &parts);
+            let row = |t: usize| parts.iter().flat_map(move |p| p[t * n as usize..(t + 1) * n as usize].iter().copied());
+            let expected: Vec<f32> = (0..tokens as usize).flat_map(row).collect();
+            for (rank, found) in found.iter().enumerate() {
+                same(found, &expected, &format!("all_gather of {n} {dtype}, rank {rank} of {world}"));
+            }
+        }
+    }
+}
+
+#[test]
+fn reduce_scatters_give_each_rank_its_columns() {
+    for (world, n) in [(2, 48), (3, 24), (4, 64), (8, 64)] {
+        for dtype in [DType::F32, DType::BF16] {
+            let mut random = Random::new(n);
+            let tokens = 35;
+            let parts: Vec<Vec<f32>> =
+                (0..world).map(|_| values(&mut random, dtype, (tokens * n) as usize, true)).collect();
+            let op = Op::ReduceScatter { axis: 1, world: world as i64 };
+            let found = run_one(op, world, n, dtype, tokens, &parts);
+            let whole = sum(&parts, None, dtype);
+            let width = n as usize / world;
+            for (rank, found) in found.iter().enumerate() {
+                let expected: Vec<f32> =
+                    whole.chunks(n as usize).flat_map(|r| r[rank * width..(rank + 1) * width].to_vec()).collect();
+                same(found, &expected, &format!("reduce_scatter of {n} {dtype}, rank {rank} of {world}"));
+            }
+        }
+    }
+}
+
+/// Every rank holds a third of the rows: what it gathers from them, summed over ranks, is the gather from the whole.
+#[test]
+fn parts_of_a_table_give_zeros_for_other_rows() {
+    let (world, rows_each, h) = (3, 5, 24);
+    for dtype in [DType::F32, DType::BF16] {
+        let mut draft = Draft::new(6, 1..=8);
+        let table = draft.weight("table", dtype, &[rows_each, h]);
+        let indices = draft.input("indices", DType::I32, vec![Dim::sym("T")]);
+        let out = draft.push(Op::GatherPart { world, dtype }, &[table, indices]);
+        let sum = draft.push(Op::AllReduce { world }, &[out]);
+        draft.results(&[out, sum]);
+        let mut random = Random::new(7);
+        let part = values(&mut random, dtype, (rows_each * h) as usize, false);
+        let weights = Values::from([("table".to_owned(), Stored::floats(dtype, &[rows_each, h], &part))]);
+        let ranks = Ranks::new(&draft.graph, &weights, "host", world as usize, 1).unwrap();
+        let wanted = [0, 14, 5, 9, 4, 10];
+        let own = Values::from([("indices".to_owned(), Stored::ints(&[6], &wanted))]);
+        let found = ranks.run(&draft.dims, &vec![own; world as usize]).unwrap();
+        for (t, index) in wanted.iter().enumerate() {
+            let (owner, row) = (*index as usize / rows_each as usize, *index as usize % rows_each as usize);
+            let (at, of) = (t * h as usize, row * h as usize);
+            for (rank, outputs) in found.iter().enumerate() {
+                let expected: Vec<f32> =
+                    part[of..of + h as usize].iter().map(|x| if rank == owner { *x } else { 0.0 }).collect();
+                same(&outputs["out0"][at..at + h as usize], &expected, &format!("token {t} on rank {rank}"));
+                let summed: Vec<f32> = part[of..of + h as usize].iter().map(|x| x + 0.0).collect();
+                same(&outputs["out1"][at..at + h as usize], &summed, &format!("sum of token {t} on rank {rank}"));
+            }
+        }
+    }
+}

@@ -271,6 +271,11 @@ impl Piece {
         b.reshape(both, &[g, self.width])
     }
 
+    /// i1 [g, width] for a tile of `g` such rows, where the last piece is not whole.
+    pub fn mask_columns(&self, b: &mut Builder, g: u32) -> Option<V> {
+        self.columns.map(|columns| b.broadcast(columns, &[g, self.width]))
+    }
+
     /// Pushes contiguous elements from byte `at` on.
     pub fn push(&self, b: &mut Builder, param: Param, at: V, v: V) {
         let (mask, size) = (self.mask(b), b.ty(v).elem.bytes() as i64);

@@ -394,17 +394,18 @@ impl Builder {
         self.emit(None, Inst::Push { address, value, mask });
     }
 
-    /// Waits for a tile of `ty` that other ranks push to `param + offset`; `empty` is the element that stands for nothing.
+    /// Waits for a tile of `ty` that other ranks push to `param + offset + gather[index]`; `empty` is the element that stands for
+    /// nothing.
     pub fn arrive(
         &mut self,
-        (param, offset, strides): (Param, V, &[i64]),
+        (param, offset, gather, strides): (Param, V, Option<V>, &[i64]),
         ty: TileType,
         mask: Option<V>,
         empty: u32,
         waiting: Waiting,
     ) -> V {
         let align = ty.elem.bytes() as u32;
-        let address = Address { param, offset, gather: None, strides: strides.to_vec(), align };
+        let address = Address { param, offset, gather, strides: strides.to_vec(), align };
         self.define(ty.elem, ty.shape, Inst::Arrive { address, mask, empty, waiting })
     }
 

@@ -21,8 +21,7 @@ pub fn check(r: &Request<'_>) -> Result<(), Refusal> {
     let x = &r.operands[0];
     world(r)?;
     let axis = if let Op::AllGather { axis, .. } = r.op { *axis } else { -1 };
-    let rank = x.ty.rank() as i64;
-    require(axis == -1 || axis + 1 == rank, "axis", axis, "the last")?;
+    require(axis + 1 == x.ty.rank() as i64, "axis", axis, "the last")?;
     last_dim(x)?;
     require(x.ty.dtype.is_compute_float(), "dtype", x.ty.dtype, "f32, f16 or bf16")?;
     check_rows(std::iter::once(x).chain(&r.results))

@@ -184,53 +184,94 @@ impl Mailbox {
         view: impl Fn(&mut Builder, V) -> V,
         mut take: impl FnMut(&mut Builder, u32, V),
     ) {
-        let mut source = 0;
-        while source < self.channel.world {
-            let group = self.group(piece, self.channel.world - source);
-            let first = b.int(i64::from(source));
-            let at = self.offset(b, turn.area, first, piece, chunk_at);
-            let arrived = if self.gpu {
-                self.arrive_group(b, piece, at, source, group)
-            } else {
-                self.arrive_one(b, piece, at, source)
-            };
-            for i in 0..group {
-                let row = if self.gpu { b.row(arrived, i) } else { arrived };
+        let others = self.channel.world - 1;
+        let (mut seen, mut before) = (0, None);
+        while seen < others {
+            let group = self.group(piece, others - seen);
+            let arrived = self.arrive(b, turn, (piece, chunk_at), (seen, group));
+            for (i, row) in (seen..others).zip(arrived) {
                 let row = view(b, row);
-                let term = b.select(self.is_own[(source + i) as usize], own, row);
-                take(b, source + i, term);
+                take_in_order(b, self, i, (before, Some(row)), own, &mut take);
+                before = Some(row);
             }
-            source += group;
+            seen += group.min(others - seen);
         }
+        take_in_order(b, self, others, (before, None), own, &mut take);
     }
 
-    /// Ranks whose pieces are waited for together, of `left`.
+    /// Other ranks whose pieces are waited for together, of `left`; a power of two, and more than are left where that saves a
+    /// wait.
     fn group(&self, piece: &Piece, left: u32) -> u32 {
         if !self.gpu {
             return 1;
         }
         let bytes = (u64::from(piece.width()) * self.elem.bytes()).div_ceil(u64::from(self.threads)).max(1);
-        let most = (IN_FLIGHT / bytes).clamp(1, u64::from(left)) as u32;
+        let most = (IN_FLIGHT / bytes).clamp(1, u64::from(left.next_power_of_two())) as u32;
         1 << most.ilog2()
     }
 
-    fn arrive_group(&self, b: &mut Builder, piece: &Piece, at: V, source: u32, group: u32) -> V {
+    /// Pieces of `group` of the other ranks from the `first` on, in the order of ranks: others below this rank have their own
+    /// number, those from it on one more.
+    fn arrive(
+        &self,
+        b: &mut Builder,
+        turn: &Turn,
+        (piece, chunk_at): (&Piece, Option<V>),
+        (first, group): (u32, u32),
+    ) -> Vec<V> {
+        let element = i64::from(self.elem.bytes() as u32);
+        let source = |b: &mut Builder, other: V| {
+            let above = b.compare(Compare::LessEqual, self.rank, other);
+            let one = b.offset(other, 1);
+            b.select(above, one, other)
+        };
+        if !self.gpu {
+            let other = b.int(i64::from(first));
+            let source = source(b, other);
+            let at = self.offset(b, turn.area, source, piece, chunk_at);
+            let ty = TileType { elem: self.elem, shape: vec![piece.width()] };
+            return vec![b.arrive((self.slab, at, None, &[element]), ty, None, self.element(), self.waiting)];
+        }
         let index = b.iota(Elem::I64, group);
-        let first = b.int(i64::from(source));
-        let index = b.add(index, first);
-        let own = b.compare(Compare::Equal, index, self.rank);
-        let one = b.int_of(Elem::I1, &[], 1);
-        let others = b.binary(Binary::Xor, own, one);
-        let mask = piece.mask_rows(b, others);
+        let start = b.int(i64::from(first));
+        let index = b.add(index, start);
+        let others = self.channel.world - 1;
+        let mask = if first + group > others {
+            let others = b.int(i64::from(others));
+            let there = b.compare(Compare::Less, index, others);
+            Some(piece.mask_rows(b, there))
+        } else {
+            piece.mask_columns(b, group)
+        };
+        let sources = source(b, index);
+        let chunks = b.scale(sources, self.channel.chunk as i64);
+        let chunks = b.reshape(chunks, &[group, 1]);
+        let zero = b.int(0);
+        let at = self.offset(b, turn.area, zero, piece, chunk_at);
         let ty = TileType { elem: self.elem, shape: vec![group, piece.width()] };
-        let strides = [self.channel.chunk as i64, self.elem.bytes() as i64];
-        b.arrive((self.slab, at, &strides), ty, Some(mask), self.element(), self.waiting)
+        let arrived = b.arrive((self.slab, at, Some(chunks), &[0, element]), ty, mask, self.element(), self.waiting);
+        (0..group).map(|i| b.row(arrived, i)).collect()
     }
+}
 
-    fn arrive_one(&self, b: &mut Builder, piece: &Piece, at: V, source: u32) -> V {
-        let one = b.int_of(Elem::I1, &[], 1);
-        let other = b.binary(Binary::Xor, self.is_own[source as usize], one);
-        let ty = TileType { elem: self.elem, shape: vec![piece.width()] };
-        b.arrive((self.slab, at, &[self.elem.bytes() as i64]), ty, Some(other), self.element(), self.waiting)
-    }
+/// Gives `take` what rank `source` has: of the others' pieces `below` if this rank is below it, `above` if it is above, else
+/// `own`.
+fn take_in_order(
+    b: &mut Builder,
+    mail: &Mailbox,
+    source: u32,
+    (below, above): (Option<V>, Option<V>),
+    own: V,
+    take: &mut impl FnMut(&mut Builder, u32, V),
+) {
+    let other = match (below, above) {
+        (Some(below), Some(above)) => {
+            let number = b.int(i64::from(source));
+            let is_above = b.compare(Compare::Less, number, mail.rank);
+            Some(b.select(is_above, above, below))
+        }
+        (one, two) => one.or(two),
+    };
+    let v = other.map_or(own, |other| b.select(mail.is_own[source as usize], own, other));
+    take(b, source, v);
 }

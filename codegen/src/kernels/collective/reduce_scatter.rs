@@ -18,7 +18,7 @@ pub fn check(r: &Request<'_>) -> Result<(), Refusal> {
     let (x, out) = (&r.operands[0], &r.results[0]);
     world(r)?;
     let axis = if let Op::ReduceScatter { axis, .. } = r.op { *axis } else { -1 };
-    require(axis == -1 || axis + 1 == x.ty.rank() as i64, "axis", axis, "the last")?;
+    require(axis + 1 == x.ty.rank() as i64, "axis", axis, "the last")?;
     packs(out)?;
     require(x.ty.dtype.is_compute_float(), "activation dtype", x.ty.dtype, "f32, f16 or bf16")?;
     check_rows([x, out])

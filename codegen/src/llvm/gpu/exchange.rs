@@ -120,8 +120,11 @@ impl<'c, 'k> Emit<'c, 'k> {
         layout: &Layout,
     ) -> Result<Regs<'c>, LlvmError> {
         let a = self.access(address, ty, mask, layout)?;
-        let mut places = Vec::with_capacity(a.groups.len());
-        for group in &a.groups {
+        // What is never there is not looked at.
+        let never = |c: Option<IntValue<'c>>| c.and_then(|c| c.get_zero_extended_constant()) == Some(0);
+        let groups: Vec<&Vec<usize>> = a.groups.iter().filter(|g| !never(Self::condition(&a, g[0]))).collect();
+        let mut places = Vec::with_capacity(groups.len());
+        for group in &groups {
             let at = self.place(&a, layout, group[0])?;
             places.push(match Self::condition(&a, group[0]) {
                 // Masked lanes look at the start of the parameter, which is there, and drop what they see.
@@ -137,7 +140,7 @@ impl<'c, 'k> Emit<'c, 'k> {
             // Everything is under way before the first is looked at.
             let words = places.iter().map(|at| e.look_group(*at, bytes)).collect::<Result<Vec<_>, _>>()?;
             let mut missing: Option<IntValue<'c>> = None;
-            for (group, words) in a.groups.iter().zip(&words) {
+            for (group, words) in groups.iter().zip(&words) {
                 let mut here: Option<IntValue<'c>> = None;
                 for word in words {
                     let empties = e.empties(word.into_int_value(), ty.elem, empty)?;
@@ -154,7 +157,7 @@ impl<'c, 'k> Emit<'c, 'k> {
         })?;
         let scalar = self.elem_type(ty.elem);
         let mut out: Regs<'c> = vec![scalar.const_zero(); layout.count()];
-        for (group, words) in a.groups.iter().zip(found) {
+        for (group, words) in groups.iter().zip(found) {
             let words = self.gather_lanes(&words)?;
             let row = self.builder.build_bit_cast(words, self.row_type(ty.elem, group.len() as u32), "")?;
             let row = match Self::condition(&a, group[0]) {

@@ -126,7 +126,8 @@ impl<'k> Inferred<'k> {
             Inst::Broadcast(a) => mark(a, false),
             Inst::Dot { a, b, .. } => [a, b].into_iter().for_each(|v| mark(v, false)),
             // Places are wanted as the tile is whose elements they place.
-            Inst::Load { address: Address { gather: Some(gather), .. }, .. } => mark(gather, false),
+            Inst::Load { address: Address { gather: Some(gather), .. }, .. }
+            | Inst::Arrive { address: Address { gather: Some(gather), .. }, .. } => mark(gather, false),
             // What a loop carries is wanted as the loop's body wants it.
             Inst::For { start, end, init, next, .. } => {
                 [start, end].into_iter().for_each(|v| mark(v, true));
@@ -363,6 +364,7 @@ impl<'k> Inferred<'k> {
                 if let Some(mask) = mask {
                     self.demand(*mask, &l);
                 }
+                self.demand_places(address, self.ty(v), &l);
                 self.layouts[v.0 as usize] = Some(l);
             }
             (Inst::Store { address, value, mask } | Inst::Push { address, value, mask }, _) => {
