@@ -252,8 +252,9 @@ impl Group {
         let mut looks = 0u32;
         loop {
             let missing = (0..world).find(|rank| control.slot(*rank).barriers.load(Ordering::SeqCst) < mine);
-            let Some(missing) = missing else { return Ok(()) };
+            // Ranks that leave after a failure pass here too.
             self.check()?;
+            let Some(missing) = missing else { return Ok(()) };
             if began.elapsed() > self.inner.deadline * deadlines {
                 let slot = control.slot(missing);
                 let cause = format!("it did not come to the {what} within {} s", began.elapsed().as_secs());

@@ -119,7 +119,7 @@ impl Watch {
         for (rank, seen) in (0..inner.ranks.world).zip(&mut self.heartbeats) {
             let slot = control.slot(rank);
             let silent = seen.look(slot.heartbeat.load(Ordering::Acquire), now);
-            let (theirs, _) = slot.progress();
+            let (theirs, they_wait) = slot.progress();
             let phase = slot.phase();
             if rank == me || (phase == Phase::Left && !waiting) {
                 continue;
@@ -139,6 +139,9 @@ impl Watch {
             } else if late && theirs < step {
                 let cause = format!("it is stuck: rank {me} waits in step {step} for {seconds} s");
                 inner.record(failure(slot, rank, cause));
+            } else if late && (theirs > step || !they_wait) {
+                let cause = format!("it is stuck: rank {rank} has ended step {step}, which it waits in for {seconds} s");
+                inner.record(failure(own, me, cause));
             }
         }
         if late && !inner.by_host.load(Ordering::Acquire) {
