@@ -25,7 +25,10 @@ fn rounds() -> u32 {
 
 /// A command line that generates 20 tokens with `path`.
 fn generate(dir: &Path, path: &Path, mark: &str) -> Command {
-    std::fs::write(dir.join("ids.json"), "[1, 2]").unwrap();
+    // Written once: ranks that run already may be reading it.
+    if !dir.join("ids.json").exists() {
+        std::fs::write(dir.join("ids.json"), "[1, 2]").unwrap();
+    }
     let mut command = Command::new(env!("CARGO_BIN_EXE_weldment-rt"));
     command.arg("run").arg(path).args(["--tokens", "ids.json", "--ignore-eos", "--max-tokens", "20", "--device", "host"]);
     command.arg("--collective-timeout").arg(DEADLINE.as_secs_f32().to_string());
