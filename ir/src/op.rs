@@ -189,6 +189,12 @@ ops! {
     /// sum = x + residual (in residual's dtype), norm = rms_norm(sum, w).
     AddRmsNorm "add_rms_norm" (x, residual, w) {eps: Real, dtype: DType} -> (norm, sum) Reduction add_rms_norm;
 
+    /// x [.., K] cut into groups of `group` elements along K (K itself: one group a token), each with a scale: codes in `dtype`, scales [.., K / group].
+    /// f8e4m3, f8e4m3fnuz: scale = amax / largest(dtype), in f32, as transformers and vLLM quantise activations as they come; code = x / scale, both rounded to
+    /// nearest even. A group whose scale is below f32's normals, one of zeros too, has scale 0 and codes 0. f4e2m1, groups of 32 (OCP Microscaling Formats 1.0,
+    /// section 6.3): scale = 2^(floor(log2 amax) - 2) as f8e8m0, its exponent in -127..=127 and -127 for zeros; code = x / scale, nearest even, saturating. x is finite.
+    Quantise "quantise" (x) {dtype: DType, group: i64} -> (codes, scales) Reduction quantise;
+
     /// The same elements in row-major order under another shape.
     Reshape "reshape" (a) {shape: Shape} -> (out) View reshape;
     /// Dims permuted: result dim i is operand dim permutation[i].
@@ -206,6 +212,10 @@ ops! {
     MatmulAdd "matmul_add" (x, w, addend) {dtype: DType} -> (out) Contraction matmul_add;
     /// silu(matmul(x, w_gate)) * matmul(x, w_up), rounded once.
     MatmulSiluMul "matmul_silu_mul" (x, w_gate, w_up) {dtype: DType} -> (out) Contraction matmul_silu_mul;
+    /// FP8 codes [.., K] with scales f32 [.., G], one for each K / G elements, times FP8 weights w [N, K] transposed, of which every `rows` x `columns` block has
+    /// one scale in w_scales f32 [ceil(N / rows), K / columns]: out [.., N]. Products are summed in f32 over each run of K under one pair of scales, multiplied by
+    /// both, added up, and rounded to `dtype` once. rows = N: a scale a tensor (columns = K); rows = 1: a scale an output channel.
+    ScaledMatmul "scaled_matmul" (codes, scales, w, w_scales) {rows: i64, columns: i64, dtype: DType} -> (out) Contraction scaled_matmul;
     /// silu(gate) * up, rounded once.
     SiluMul "silu_mul" (gate, up) {dtype: DType} -> (out) Elementwise silu_mul;
 

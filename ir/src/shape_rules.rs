@@ -190,6 +190,32 @@ pub(crate) fn add_rms_norm(op: &Op, o: &[TensorType]) -> Types {
     Ok(vec![norm, o[1].clone()])
 }
 
+/// FP8 formats of codes that matmuls take.
+fn fp8(name: &str, t: &TensorType) -> Result<(), String> {
+    check(matches!(t.dtype, DType::F8E4M3 | DType::F8E4M3Fnuz), || {
+        format!("{name} is {t}; f8e4m3 or f8e4m3fnuz is expected")
+    })
+}
+
+pub(crate) fn quantise(op: &Op, o: &[TensorType]) -> Types {
+    let Op::Quantise { dtype, group } = op else { return Err("not a quantise".into()) };
+    compute_float("x", &o[0])?;
+    let last = o[0].last_constant().ok_or_else(|| format!("x is {}; a constant last dim is expected", o[0]))?;
+    let groups = u64::try_from(*group).ok().filter(|g| *g > 0 && last > 0 && last.is_multiple_of(*g));
+    let groups =
+        groups.map(|g| last / g).ok_or_else(|| format!("groups of {group} in {last}; a divisor is expected"))?;
+    let scale = match dtype {
+        DType::F8E4M3 | DType::F8E4M3Fnuz => DType::F32,
+        DType::F4E2M1 if *group == 32 => DType::F8E8M0,
+        d => {
+            return Err(format!("{d} in groups of {group}; f8e4m3, f8e4m3fnuz, or f4e2m1 in groups of 32 is accepted"));
+        }
+    };
+    let mut scales = o[0].shape.clone();
+    scales[o[0].rank() - 1] = Dim::Const(groups);
+    Ok(vec![TensorType::new(*dtype, o[0].shape.clone()), TensorType::new(scale, scales)])
+}
+
 /// Symbols (sorted) and constant product of a shape: equal for two shapes with the same number of elements.
 fn volume(shape: &[Dim]) -> Option<(Vec<&Dim>, u64)> {
     let mut symbols: Vec<&Dim> = shape.iter().filter(|d| d.constant().is_none()).collect();
@@ -313,6 +339,41 @@ pub(crate) fn matmul_silu_mul(op: &Op, o: &[TensorType]) -> Types {
     let Op::MatmulSiluMul { dtype } = op else { return Err("not a matmul_silu_mul".into()) };
     check(o[1] == o[2], || format!("w_gate is {} and w_up {}; equal types are expected", o[1], o[2]))?;
     Ok(vec![contract(&o[0], &o[1], *dtype)?])
+}
+
+pub(crate) fn scaled_matmul(op: &Op, o: &[TensorType]) -> Types {
+    let Op::ScaledMatmul { rows, columns, dtype } = op else { return Err("not a scaled_matmul".into()) };
+    let [codes, scales, w, w_scales] = o else { return Err("wrong arity".into()) };
+    fp8("codes", codes)?;
+    fp8("w", w)?;
+    rank("w", w, 2)?;
+    check(codes.rank() >= 1, || format!("codes are {codes}; rank 1 or more is expected"))?;
+    let (Some(n), Some(k)) = (w.shape[0].constant(), w.shape[1].constant()) else {
+        return Err(format!("w is {w}; constant dims are expected"));
+    };
+    same_dim("codes' last dim", &codes.shape[codes.rank() - 1], "w's last dim", &w.shape[1])?;
+    let lead = &codes.shape[..codes.rank() - 1];
+    let groups = scales.last_constant().filter(|g| *g > 0 && k.is_multiple_of(*g));
+    let groups = groups.filter(|_| scales.dtype == DType::F32 && scales.shape[..scales.rank() - 1] == *lead);
+    let groups = groups.ok_or_else(|| {
+        format!("scales are {scales} for codes {codes}; f32 with a divisor of {k} as last dim is expected")
+    })?;
+    let block = |of: i64, size: u64| u64::try_from(of).ok().filter(|b| (1..=size.max(1)).contains(b));
+    let (Some(rows), Some(columns)) = (block(*rows, n), block(*columns, k).filter(|c| k.is_multiple_of(*c))) else {
+        return Err(format!(
+            "blocks of {rows} x {columns} of w {w}; up to all of it, and a divisor of {k} columns is expected"
+        ));
+    };
+    let expected = TensorType::fixed(DType::F32, &[n.div_ceil(rows), k / columns]);
+    check(*w_scales == expected, || format!("w_scales are {w_scales}; {expected} is expected"))?;
+    let group = k / groups;
+    check(group.is_multiple_of(columns) || columns.is_multiple_of(group), || {
+        format!("groups of {group} and blocks of {columns} columns; one must divide the other")
+    })?;
+    check(dtype.is_compute_float(), || format!("result dtype {dtype}; f32, f16 or bf16 is accepted"))?;
+    let mut shape = codes.shape.clone();
+    shape[codes.rank() - 1] = w.shape[0].clone();
+    one(*dtype, shape)
 }
 
 pub(crate) fn silu_mul(op: &Op, o: &[TensorType]) -> Types {

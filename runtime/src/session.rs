@@ -1,9 +1,9 @@
 //! From an artifact to logits: a device, a stream, and a session that captures once and replays.
 
 use crate::artifact::{Artifact, Dim, Manifest, Model, Program};
-use crate::comm::{DEFAULT_DEADLINE, Group};
 use crate::comm::group::step_signature;
 use crate::comm::member::Member;
+use crate::comm::{DEFAULT_DEADLINE, Group};
 use crate::device::Device;
 use crate::driver::{
     Allocator, Buffer, Driver, Event, ExternalMemory, ExternalStream, Graph, KernelEntry, Module, ModuleSource,
@@ -257,9 +257,11 @@ impl Session {
                 .collect::<Result<Vec<_>>>()?,
             slab: None,
             comm: None,
+            library: None,
         };
         if let Some(member) = &mut member {
             (regions.slab, regions.comm) = member.attach(driver, program, device.threads())?;
+            regions.library = member.library(program)?;
         }
         let capturing = if options.captured { Capturing::Step } else { Capturing::Launches };
         let graph = StepGraph::capture(driver, &manifest, program, "step", &module, &regions, (blocks, capturing))?;

@@ -126,7 +126,8 @@ fn embedded(artifact: &Artifact, program: &Program, rank: u32) -> Result<Arc<dyn
         .section(WEIGHTS_SECTION)
         .ok_or_else(|| Error::Weights("the artifact says its weights are embedded, but has no such section".into()))?;
     let stride = manifest.embedded_stride(program);
-    let wanted = stride.and_then(|stride| stride.checked_mul(u64::from(manifest.world) - 1)?.checked_add(program.pack.bytes));
+    let wanted =
+        stride.and_then(|stride| stride.checked_mul(u64::from(manifest.world) - 1)?.checked_add(program.pack.bytes));
     if Some(section.bytes) != wanted {
         return Err(Error::Weights(format!(
             "section weights has {} bytes, the program wants {wanted:?}",

@@ -8,5 +8,7 @@ pub mod filetest;
 pub mod fuzz;
 mod host;
 pub mod programs;
+pub mod protocol;
+pub mod ranks;
 pub mod stages;
 pub mod tile_interpreter;

@@ -2,15 +2,19 @@
 //! [`Request`] that passes them. The match guard, the near-miss text and the selection all call the same `check`.
 
 pub mod attention;
+pub mod collective;
 pub mod gather;
 pub mod index_scores;
 pub mod library;
 pub mod matmul;
+mod minifloat;
 pub mod norm;
 pub mod pointwise;
+pub mod quantise;
 pub mod reduce;
 pub mod rope;
 mod row;
+pub mod scaled_matmul;
 mod schedule;
 pub mod topk;
 mod weights;
@@ -84,6 +88,12 @@ pub enum Argument {
         /// Bytes from their start.
         offset: u64,
     },
+    /// A part of this rank's slab, laid out when all channels are known.
+    Channel(collective::channel::Channel),
+    /// This rank's slab, from its start.
+    Slab,
+    /// The comm table.
+    Comm,
     /// Static operands packed together in a layout.
     Packed {
         /// Operand positions, in packing order.

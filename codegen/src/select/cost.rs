@@ -90,6 +90,13 @@ pub fn nanoseconds(
                 work = matrices * elements(x) / k * elements(w) / rate;
             }
         }
+        Op::ScaledMatmul { .. } => {
+            if let [x, _, w, ..] = operands {
+                let k = x.shape.last().map_or(1.0, |k| (dim_at(k, dims) as f64).max(1.0));
+                // Codes are widened in registers.
+                work = elements(x) / k * elements(w) / (machine.matrix * 0.5);
+            }
+        }
         _ => work = results.iter().map(elements).sum::<f64>() * 4.0 / machine.rate,
     }
     machine.launch + (moved / machine.bandwidth).max(work)

@@ -8,8 +8,8 @@ mod thresholds;
 pub use choices::{Accepted, Choice, Choices};
 
 use crate::kernels::{
-    Built, Request, Tensor, attention, contiguous_last, gather, index_scores, library, matmul, norm, pointwise, reduce,
-    refuse, require, rope, row_stride, topk,
+    Built, Request, Tensor, attention, collective, contiguous_last, gather, index_scores, library, matmul, norm,
+    pointwise, quantise, reduce, refuse, require, rope, row_stride, scaled_matmul, topk,
 };
 use crate::target::Target;
 use weldment_ir::{Category, DType, Graph, NodeId, Op, OpKind, TensorType};
@@ -69,6 +69,20 @@ fn family(op: &Op) -> Option<Family> {
             operands: &[Rows, Any],
             result: Rows,
         },
+        OpKind::ScaledMatmul => Family {
+            shares: Sharing::Never,
+            check: scaled_matmul::check,
+            build: scaled_matmul::build,
+            operands: &[Rows, Rows, Any],
+            result: Rows,
+        },
+        OpKind::Quantise => Family {
+            shares: Sharing::Never,
+            check: quantise::check,
+            build: quantise::build,
+            operands: &[Contiguous],
+            result: Contiguous,
+        },
         OpKind::RmsNorm | OpKind::AddRmsNorm => Family {
             shares: Sharing::Rows,
             check: norm::check,
@@ -118,7 +132,28 @@ fn family(op: &Op) -> Option<Family> {
             operands: &[Contiguous, Any],
             result: Contiguous,
         },
-        OpKind::Gather => Family {
+        OpKind::AllReduce | OpKind::AllReduceRmsNorm | OpKind::AllReduceAddRmsNorm => Family {
+            shares: Sharing::Rows,
+            check: collective::all_reduce::check,
+            build: collective::all_reduce::build,
+            operands: &[Rows],
+            result: Rows,
+        },
+        OpKind::AllGather => Family {
+            shares: Sharing::Never,
+            check: collective::all_gather::check,
+            build: collective::all_gather::build,
+            operands: &[Rows],
+            result: Rows,
+        },
+        OpKind::ReduceScatter => Family {
+            shares: Sharing::Never,
+            check: collective::reduce_scatter::check,
+            build: collective::reduce_scatter::build,
+            operands: &[Rows],
+            result: Rows,
+        },
+        OpKind::Gather | OpKind::GatherPart => Family {
             shares: Sharing::Never,
             check: gather::check,
             build: gather::build,
@@ -198,7 +233,10 @@ impl TargetModel for KernelLibrary {
         for (i, t) in request.operands.iter_mut().enumerate() {
             t.is_static = matches!(
                 (op.kind(), i),
-                (OpKind::Matmul | OpKind::MatmulAdd, 1) | (OpKind::MatmulSiluMul, 1 | 2) | (OpKind::Gather, 0)
+                (OpKind::Matmul | OpKind::MatmulAdd, 1)
+                    | (OpKind::ScaledMatmul, 2 | 3)
+                    | (OpKind::MatmulSiluMul, 1 | 2)
+                    | (OpKind::Gather | OpKind::GatherPart, 0)
             );
         }
         no_q8a_on_gpus(&request)?;

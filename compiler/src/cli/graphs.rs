@@ -105,23 +105,24 @@ pub fn read_wir(path: &Path) -> Result<Graph, CompileError> {
     Ok(graph)
 }
 
-/// The entry's graph: built from the model's definition, or read.
+/// The entry's graph: built from the model's definition, or read; then that of each rank.
 ///
 /// # Errors
-/// See [`driver::model_graph`] and [`read_wir`].
+/// See [`driver::model_graph`], [`read_wir`] and [`driver::shard_graph`].
 pub fn graph(model: &Path, checkpoint: &Checkpoint, build: &BuildArgs) -> Result<Graph, CompileError> {
     match has_extension(model, "wir") {
         true => ranged_wir(model, build),
-        false => driver::model_graph(checkpoint, &entry_options(build)?),
+        false => driver::shard_graph(driver::model_graph(checkpoint, &entry_options(build)?)?, build.tp),
     }
 }
 
-/// Reads a text graph and gives it the ranges asked for.
+/// Reads a text graph, gives it the ranges asked for, and shards it.
 ///
 /// # Errors
-/// As [`read_wir`]; a range outside the declared one.
+/// As [`read_wir`] and [`driver::shard_graph`]; a range outside the declared one.
 pub fn ranged_wir(path: &Path, build: &BuildArgs) -> Result<Graph, CompileError> {
-    ranged(read_wir(path)?, build)
+    driver::check_limits(build.tp, build.kv_block)?;
+    driver::shard_graph(ranged(read_wir(path)?, build)?, build.tp)
 }
 
 /// A text graph with the ranges given: inside those that it declares.

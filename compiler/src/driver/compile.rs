@@ -186,7 +186,7 @@ pub fn build_artifact(
             code: code.clone(),
             kernels: compiled.kernels,
             arena_bytes: compiled.arena_bytes,
-            slab: None,
+            slab: compiled.slab,
             pack,
             entries: vec![Entry { name: "step".to_owned(), variants: compiled.variants }],
         });
@@ -199,7 +199,7 @@ pub fn build_artifact(
     });
     let tokenizer = checkpoint.tokenizer.as_ref();
     let manifest = Manifest {
-        world: 1,
+        world: graph.world(),
         weldment_version: env!("CARGO_PKG_VERSION").to_owned(),
         model: model_facts(checkpoint, options.max_seq)?,
         symbols: symbols(graph),

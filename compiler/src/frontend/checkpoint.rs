@@ -6,6 +6,7 @@ use super::gguf::{self, GgufFile};
 use super::hf;
 use super::layout::{Role, expected_tensors};
 use super::mapping::Mapping;
+use super::quantization::is_code;
 use super::random::random_bytes;
 use super::tokenizer::TokenizerData;
 use indexmap::IndexMap;
@@ -161,8 +162,17 @@ impl Checkpoint {
 
     /// A checkpoint of generated tensors, in the config's dtype.
     pub(super) fn random(config: ModelConfig, tokenizer: Option<TokenizerData>, path: &Path, seed: u64) -> Checkpoint {
-        let entry = |shape| Entry { dtype: config.dtype, shape, place: EntryPlace::Random { seed } };
-        let tensors = expected_tensors(&config).into_iter().map(|t| (t.name, entry(t.shape))).collect();
+        let entry = |dtype, shape| Entry { dtype, shape, place: EntryPlace::Random { seed } };
+        let mut tensors = IndexMap::new();
+        for t in expected_tensors(&config) {
+            let quantised = config.quantization.as_ref().zip(t.module()).filter(|(q, module)| q.converts(module));
+            let (Some((q, module)), &[n, k]) = (quantised, t.shape.as_slice()) else {
+                tensors.insert(t.name, entry(config.dtype, t.shape));
+                continue;
+            };
+            tensors.insert(format!("{module}.weight_scale_inv"), entry(DType::F32, q.scale_shape([n, k]).to_vec()));
+            tensors.insert(t.name, entry(DType::F8E4M3, t.shape));
+        }
         Checkpoint { config, tokenizer, path: path.to_owned(), files: Vec::new(), tensors }
     }
 
@@ -226,7 +236,15 @@ impl Checkpoint {
                     return wrong(format!("shape {:?}; {:?} is expected from the config", t.shape, expected.shape));
                 }
                 Some(t) => {
+                    let quantised = self.config.quantization.as_ref().filter(|_| is_code(t.dtype));
+                    if let Some((q, module)) = quantised.zip(expected.module()) {
+                        q.scales(self, module, &t)?;
+                        continue;
+                    }
                     let (sound, accepted) = match expected.role {
+                        Role::Embedding | Role::Projection if is_code(t.dtype) => {
+                            (false, "f32, f16 or bf16, or a projection of a checkpoint with a quantization_config")
+                        }
                         Role::Embedding | Role::Projection => (t.dtype.is_float(), "a float or block-quantised dtype"),
                         Role::Norm | Role::Bias => (t.dtype.is_compute_float(), "f32, f16 or bf16"),
                         Role::RopeFactors => (t.dtype == DType::F32, "f32"),

@@ -1,6 +1,7 @@
 //! What a model is, independent of the file format it came in.
 
 use super::error::{FrontendError, Place};
+use super::quantization::Quantization;
 use std::fmt;
 use std::path::Path;
 use weldment_ir::DType;
@@ -119,6 +120,8 @@ pub struct ModelConfig {
     /// Arithmetic dtype by default (f32, f16 or bf16): what `config.json` states; for GGUF that of the embedding, f32 where it is
     /// block-quantised.
     pub dtype: DType,
+    /// How projections are quantised, where they are to FP8.
+    pub quantization: Option<Quantization>,
 }
 
 impl ModelConfig {

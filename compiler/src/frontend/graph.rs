@@ -47,6 +47,7 @@ pub fn random(graph: &Graph, path: &Path, seed: u64) -> Result<Checkpoint, Front
         bos_id: None,
         eos_ids: Vec::new(),
         dtype: DType::F32,
+        quantization: None,
     };
     Ok(Checkpoint::from_parts(config, None, path, Vec::new(), tensors))
 }

@@ -28,6 +28,13 @@ pub struct Expected {
     pub role: Role,
 }
 
+impl Expected {
+    /// The module that this is the projection weight of.
+    pub fn module(&self) -> Option<&str> {
+        self.name.strip_suffix(".weight").filter(|_| self.role == Role::Projection)
+    }
+}
+
 /// Every tensor of the decoder that `config` describes, in the order of use.
 pub fn expected_tensors(config: &ModelConfig) -> Vec<Expected> {
     let c = config;

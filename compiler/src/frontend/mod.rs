@@ -8,6 +8,7 @@ pub mod graph;
 pub mod hf;
 mod layout;
 mod mapping;
+mod quantization;
 mod random;
 mod tokenizer;
 
@@ -16,4 +17,5 @@ pub use config::{Architecture, ModelConfig, RopeConfig, RopeKind};
 pub use error::{FrontendError, Place};
 pub use layout::{Expected, Role, expected_tensors};
 pub use mapping::Mapping;
+pub use quantization::{ActivationScales, Quantization, WeightScales, is_code};
 pub use tokenizer::TokenizerData;

@@ -2,7 +2,7 @@
 //! SiLU-gated MLP.
 
 use super::{KV_BLOCK, StepOptions};
-use crate::frontend::{Checkpoint, FrontendError, ModelConfig, Place, RopeKind};
+use crate::frontend::{Checkpoint, FrontendError, ModelConfig, Place, Quantization, RopeKind, WeightScales, is_code};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use weldment_ir::graph::OutputKind;
@@ -41,6 +41,11 @@ fn check_options(checkpoint: &Checkpoint, options: &StepOptions) -> Result<(), F
         }
     }
     Ok(())
+}
+
+/// Name of a module's tensor in the checkpoint.
+fn tensor_name(path: &str, part: &str) -> String {
+    if path == "lm_head" { format!("lm_head.{part}") } else { format!("model.{path}.{part}") }
 }
 
 struct Builder<'a> {
@@ -94,7 +99,7 @@ impl<'a> Builder<'a> {
         let normed = self.rms_norm("norm", hidden)?;
         let rows = self.graph.push("lm_head.rows", Op::Gather { dtype }, &[normed, logit_rows])?;
         let head = if self.config.tied_embeddings { embedding } else { self.weight("lm_head", "weight")? };
-        let logits = self.graph.push("lm_head", Op::Matmul { dtype: DType::F32 }, &[rows, head])?;
+        let logits = self.product("lm_head", rows, head, DType::F32)?;
         self.graph.output("logits", OutputKind::Result, logits);
         Ok(())
     }
@@ -143,7 +148,7 @@ impl<'a> Builder<'a> {
     fn linear(&mut self, path: &str, x: Value, bias: bool) -> Result<Value, IrError> {
         let dtype = self.options.dtype;
         let w = self.weight(path, "weight")?;
-        let out = self.graph.push(path, Op::Matmul { dtype }, &[x, w])?;
+        let out = self.product(path, x, w, dtype)?;
         if !bias {
             return Ok(out);
         }
@@ -152,6 +157,43 @@ impl<'a> Builder<'a> {
             b = self.graph.push(path, Op::Cast { dtype }, &[b])?;
         }
         self.graph.push(path, Op::Add {}, &[out, b])
+    }
+
+    /// x times the weight of the module `path` transposed; where that is quantised, so is x first.
+    fn product(&mut self, path: &str, x: Value, w: Value, dtype: DType) -> Result<Value, IrError> {
+        let weight = self.graph.type_of(w).clone();
+        let quantization = self.config.quantization.as_ref().filter(|_| is_code(weight.dtype));
+        let (Some(q), Some(&[n, k])) = (quantization, weight.constant_shape().as_deref()) else {
+            return self.graph.push(path, Op::Matmul { dtype }, &[x, w]);
+        };
+        let w_scales = self.weight_scales(path, q, [n, k])?;
+        let quantise = Op::Quantise { dtype: weight.dtype, group: q.group(k) as i64 };
+        let codes = self.graph.push(path, quantise, &[x])?;
+        let scales = Value { result: 1, ..codes };
+        let [rows, columns] = match q.weights {
+            WeightScales::Tensor | WeightScales::Channel => [1, k as i64],
+            WeightScales::Block { rows, columns } => [rows.min(n) as i64, columns as i64],
+        };
+        self.graph.push(path, Op::ScaledMatmul { rows, columns, dtype }, &[codes, scales, w, w_scales])
+    }
+
+    /// Scales of a quantised weight [N, K] in f32: one a block, or one a row; a scale of a whole tensor is repeated for each row,
+    /// so that projections of one input can be joined.
+    fn weight_scales(&mut self, path: &str, q: &Quantization, [n, k]: [u64; 2]) -> Result<Value, IrError> {
+        let names = Quantization::SCALES.map(|part| tensor_name(path, part));
+        let name = names.iter().find(|name| self.checkpoint.tensor(name).is_some()).unwrap_or(&names[0]);
+        let mut scales = self.named_weight(path, name)?;
+        if self.graph.type_of(scales).dtype != DType::F32 {
+            scales = self.graph.push(path, Op::Cast { dtype: DType::F32 }, &[scales])?;
+        }
+        let dims = |shape: [u64; 2]| -> Shape { shape.map(Dim::Const).to_vec() };
+        if self.graph.type_of(scales).shape != dims(q.scale_shape([n, k])) {
+            scales = self.graph.push(path, Op::Reshape { shape: dims(q.scale_shape([n, k])) }, &[scales])?;
+        }
+        if q.weights == WeightScales::Tensor && n != 1 {
+            scales = self.graph.push(path, Op::Broadcast { shape: dims([n, 1]) }, &[scales])?;
+        }
+        Ok(scales)
     }
 
     /// A projection split into heads: [T, heads, head_dim].
@@ -211,8 +253,7 @@ impl<'a> Builder<'a> {
 
     /// The leaf of the module `path`'s `weight` or `bias`.
     fn weight(&mut self, path: &str, part: &str) -> Result<Value, IrError> {
-        let name = if path == "lm_head" { format!("lm_head.{part}") } else { format!("model.{path}.{part}") };
-        self.named_weight(path, &name)
+        self.named_weight(path, &tensor_name(path, part))
     }
 
     fn named_weight(&mut self, path: &str, name: &str) -> Result<Value, IrError> {

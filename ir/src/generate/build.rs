@@ -330,6 +330,11 @@ impl Build<'_> {
             OpKind::ReduceMax => drop(self.push(Op::ReduceMax { axis: axis as i64 }, &[a])?),
             OpKind::Softmax => drop(self.push(Op::Softmax {}, &[a])?),
             OpKind::RmsNorm | OpKind::AddRmsNorm => self.norm(kind)?,
+            OpKind::Quantise => {
+                let (x, t) = self.matrix()?;
+                self.quantised(x, &t, true)?;
+            }
+            OpKind::ScaledMatmul => self.scaled_matmul()?,
             OpKind::Reshape => self.reshape(a, &t)?,
             OpKind::Transpose => {
                 let mut permutation: Vec<i64> = (0..t.rank() as i64).collect();
@@ -444,6 +449,31 @@ impl Build<'_> {
             }
             _ => self.push(Op::Matmul { dtype }, &[x, w]).map(drop),
         }
+    }
+
+    /// Codes and scales of a matrix, in groups of all of a row, or fewer; of FP8 or, where wanted, FP4.
+    fn quantised(&mut self, x: Value, t: &TensorType, fp4: bool) -> Result<[Value; 2], Stop> {
+        let last = t.last_constant().unwrap_or(1);
+        let divisors: Vec<u64> = [last, 64, 32, 16, 8, 1].into_iter().filter(|g| last.is_multiple_of(*g)).collect();
+        let group = *self.random.pick(&divisors).unwrap_or(&last) as i64;
+        let dtype = *self.random.pick(&[DType::F8E4M3, DType::F8E4M3, DType::F8E4M3Fnuz]).unwrap_or(&DType::F8E4M3);
+        let dtype = if fp4 && group == 32 && self.random.one_in(2) { DType::F4E2M1 } else { dtype };
+        let codes = self.push(Op::Quantise { dtype, group }, &[x])?;
+        Ok([codes, Value { result: 1, ..codes }])
+    }
+
+    fn scaled_matmul(&mut self) -> Result<(), Stop> {
+        let (x, t) = self.matrix()?;
+        let [codes, scales] = self.quantised(x, &t, false)?;
+        let (n, k) = (self.width(), t.last_constant().unwrap_or(1));
+        let group = k / self.graph.type_of(scales).last_constant().unwrap_or(1);
+        let rows = *self.random.pick(&[1, n, 16.min(n), 32.min(n)]).unwrap_or(&1);
+        let columns = *self.random.pick(&[k, group]).unwrap_or(&k);
+        let stored = self.graph.type_of(codes).dtype;
+        let w = self.static_value(stored, vec![n.into(), k.into()])?;
+        let w_scales = self.static_value(F32, vec![n.div_ceil(rows).into(), (k / columns).into()])?;
+        let (rows, columns, dtype) = (rows as i64, columns as i64, self.compute());
+        self.push(Op::ScaledMatmul { rows, columns, dtype }, &[codes, scales, w, w_scales]).map(drop)
     }
 
     pub(super) fn heads(&mut self, heads: u64) -> Built {

@@ -126,6 +126,8 @@ pub trait Domain {
     fn softmax(row: &mut [Self::Value]) -> Option<()>;
     /// Rounds exact values to the float dtype `to` in place; q8a takes blocks of 32.
     fn round(values: &mut [Self::Value], to: DType, options: &Options);
+    /// Divides the values of one group by the scale that the `quantise` op gives it, rounds them to `to`, and gives the scale.
+    fn quantise(group: &mut [Self::Value], to: DType, options: &Options) -> Self::Value;
     /// A cast to an integer dtype or bool.
     fn to_int(a: Self::Value, dtype: DType) -> i64;
     /// Element (`row`, `column`) of a rope table; `factor` is the divisor of that column's frequency.

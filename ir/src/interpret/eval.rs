@@ -85,6 +85,11 @@ pub(super) fn evaluate<D: Domain>(
             return Ok(vec![finish::<D>(dtype, shape, values, false, options), sum]);
         }
 
+        Op::Quantise { dtype, group } => {
+            let values = o[0].reals::<D>()?.into_owned();
+            return quantise::<D>(values, *dtype, *group, [shape, shapes.get(1).ok_or("no scales")?], options);
+        }
+
         Op::Reshape { .. } => Tensor { dtype, shape: shape.to_vec(), data: o[0].data.clone() },
         Op::Transpose { permutation } => view::transpose::<D>(&o[0], permutation, shape)?,
         Op::Slice { axis, start, .. } => view::slice::<D>(&o[0], *axis, *start, shape)?,
@@ -111,6 +116,10 @@ pub(super) fn evaluate<D: Domain>(
             }
             finish::<D>(dtype, shape, values, false, options)
         }
+        Op::ScaledMatmul { rows, columns, .. } => {
+            let values = contract::scaled_matmul::<D>(o, [*rows, *columns], options)?;
+            finish::<D>(dtype, shape, values, false, options)
+        }
         Op::SiluMul { .. } => {
             let (gate, up) = (o[0].reals::<D>()?, o[1].reals::<D>()?);
             let values = gate.iter().zip(up.iter()).map(|(g, u)| D::mul(D::silu(*g), *u)).collect();
@@ -123,7 +132,7 @@ pub(super) fn evaluate<D: Domain>(
         | Op::AllGather { .. }
         | Op::ReduceScatter { .. }
         | Op::AllReduceRmsNorm { .. }
-        | Op::AllReduceAddRmsNorm { .. } => return Err("collectives need ranks".into()),
+        | Op::AllReduceAddRmsNorm { .. } => return Err("ranks::evaluate interprets collectives".into()),
 
         Op::Gather { .. } => indexed::gather::<D>(&o[0], &o[1], dtype, shape, options)?,
         Op::Rope { interleaved } => indexed::rope::<D>(&o[0], &o[1], &o[2], *interleaved, options)?,
@@ -168,6 +177,20 @@ pub(super) fn finish<D: Domain>(
         D::round(&mut values, dtype, options);
     }
     Tensor::values(dtype, shape.to_vec(), values)
+}
+
+/// Codes and scales of `values` in groups along the last dim.
+fn quantise<D: Domain>(
+    mut values: Vec<D::Value>,
+    dtype: DType,
+    group: i64,
+    [codes, scales]: [&[usize]; 2],
+    options: &Options,
+) -> Result<Vec<Tensor<D::Value>>, Fault> {
+    let group = usize::try_from(group).ok().filter(|g| *g > 0).ok_or("a group without elements")?;
+    let found: Vec<D::Value> = values.chunks_mut(group).map(|g| D::quantise(g, dtype, options)).collect();
+    let scale = if dtype == DType::F4E2M1 { DType::F8E8M0 } else { DType::F32 };
+    Ok(vec![Tensor::values(dtype, codes.to_vec(), values), Tensor::values(scale, scales.to_vec(), found)])
 }
 
 /// A domain number from a constant of the graph.

@@ -109,6 +109,25 @@ impl Domain for F64 {
         }
     }
 
+    fn quantise(group: &mut [f64], to: DType, options: &Options) -> f64 {
+        let amax = group.iter().fold(0.0f32, |m, v| m.max(v.abs() as f32));
+        // In f32, as kernels compute it: a tie must fall to the same side in both.
+        let scale = match to {
+            DType::F4E2M1 => f64::from(mx_scale(amax)),
+            _ => f64::from(amax / round_to(to, f64::MAX) as f32),
+        };
+        let ideal = options.ideal.contains(&to);
+        for v in group {
+            *v = match to {
+                _ if scale < f64::from(f32::MIN_POSITIVE) && to != DType::F4E2M1 => 0.0,
+                _ if ideal => *v / scale,
+                DType::F4E2M1 => round_to(to, *v / scale),
+                _ => round_to(to, f64::from(*v as f32 / scale as f32)),
+            };
+        }
+        if scale < f64::from(f32::MIN_POSITIVE) && to != DType::F4E2M1 { 0.0 } else { scale }
+    }
+
     fn to_int(a: f64, dtype: DType) -> i64 {
         if dtype == DType::Bool {
             return i64::from(a != 0.0);
@@ -185,6 +204,14 @@ pub(crate) fn round_to(dtype: DType, v: f64) -> f64 {
         DType::F8E8M0 => 2f64.powi(-127),
         _ => v,
     }
+}
+
+/// The shared scale of a group of f4e2m1 whose largest magnitude is `amax`: 2^(floor(log2 amax) - 2), 4 being the largest power of two in
+/// f4e2m1 (OCP Microscaling Formats 1.0, section 6.3), with an exponent of -127 at least.
+fn mx_scale(amax: f32) -> f32 {
+    // A subnormal amax has field 0, which is below the least exponent as well.
+    let field = (amax.to_bits() >> 23).min(254) as i32;
+    crate::codec::e8m0_to_f32((field - 2).max(0) as u8)
 }
 
 /// One q8a block: d = amax / 127 in f32, high = round(v / d), low = round(254 (v / d - high)).

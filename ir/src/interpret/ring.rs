@@ -82,6 +82,8 @@ mod key {
     pub const RSQRT: u64 = 6;
     pub const ROPE: u64 = 7;
     pub const CAST: u64 = 0x100;
+    /// As `CAST`.
+    pub const QUANTISE: u64 = 0x200;
 }
 
 fn hashed(key: u64, a: RingValue) -> RingValue {
@@ -205,6 +207,16 @@ impl Domain for Ring {
         } else {
             values.iter_mut().for_each(|v| *v = hashed(key, *v));
         }
+    }
+
+    fn quantise(group: &mut [RingValue], to: DType, options: &Options) -> RingValue {
+        if options.ideal.contains(&to) {
+            return Ring::int(1);
+        }
+        // Every code depends on the whole group, through the scale.
+        let key = group.iter().fold(key::QUANTISE + to as u64, |k, v| hash(k, u64::from(v.p)));
+        group.iter_mut().for_each(|v| *v = hashed(key, *v));
+        RingValue::new(key, None)
     }
 
     fn to_int(a: RingValue, dtype: DType) -> i64 {

@@ -30,7 +30,7 @@ pub struct Raw {
 /// Several sources are concatenated along N.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct RowsInterleaved {
-    /// Element type in the pack: f32, f16 or bf16; sources of a narrower float type widen exactly, block formats decode to f32.
+    /// Element type in the pack: f32, f16 or bf16 (sources of a narrower float type widen exactly, block formats decode to f32), or FP8 as it is.
     pub dtype: DType,
     /// Rows per tile.
     pub n_tile: u32,
@@ -129,6 +129,7 @@ impl RowsInterleaved {
         match self.dtype {
             DType::F32 => !self.k_pair,
             DType::F16 | DType::BF16 => true,
+            DType::F8E4M3 | DType::F8E4M3Fnuz => !self.k_pair,
             _ => false,
         }
     }

@@ -39,15 +39,8 @@ pub enum Phase {
 }
 
 impl Phase {
-    const ALL: [Phase; 7] = [
-        Phase::Joining,
-        Phase::Weights,
-        Phase::Exchange,
-        Phase::Capture,
-        Phase::Steps,
-        Phase::Closing,
-        Phase::Left,
-    ];
+    const ALL: [Phase; 7] =
+        [Phase::Joining, Phase::Weights, Phase::Exchange, Phase::Capture, Phase::Steps, Phase::Closing, Phase::Left];
 
     fn from_code(code: u32) -> Phase {
         Phase::ALL.get(code as usize).copied().unwrap_or(Phase::Left)

@@ -403,7 +403,9 @@ impl Group {
         if rank == 0 {
             // Reserved, not only sized: where there is no memory this says so, and nobody meets a bus error later.
             let reserved = rustix::fs::fallocate(&self.inner.file, rustix::fs::FallocateFlags::empty(), at, total);
-            self.share(reserved.map_err(|e| Error::Driver(format!("no memory for {world} slabs of {bytes} bytes: {e}"))))?;
+            self.share(
+                reserved.map_err(|e| Error::Driver(format!("no memory for {world} slabs of {bytes} bytes: {e}"))),
+            )?;
         }
         self.barrier("slab")?;
         let buffer = memory::map_shared(&self.inner.file, at, total, stride * u64::from(rank), bytes);

@@ -73,7 +73,8 @@ fn same_user(stream: &UnixStream) -> bool {
 }
 
 fn listen(ranks: &Ranks, deadline: Duration, end: Instant) -> Result<Met> {
-    let file = rustix::fs::memfd_create("weldment-ranks", MemfdFlags::CLOEXEC).map_err(|e| broken("memfd_create", e))?;
+    let file =
+        rustix::fs::memfd_create("weldment-ranks", MemfdFlags::CLOEXEC).map_err(|e| broken("memfd_create", e))?;
     rustix::fs::ftruncate(&file, CONTROL_BYTES).map_err(|e| broken("ftruncate", e))?;
     let mut peers: Vec<(u32, UnixStream)> = Vec::new();
     if ranks.world > 1 {
@@ -87,7 +88,9 @@ fn listen(ranks: &Ranks, deadline: Duration, end: Instant) -> Result<Met> {
             // Whoever waits is told at once. What cannot be told will see the connection end.
             let text = e.to_string();
             for (_, stream) in &mut peers {
-                let _ = stream.write_all(&(text.len() as u32).to_le_bytes()).and_then(|()| stream.write_all(text.as_bytes()));
+                let _ = stream
+                    .write_all(&(text.len() as u32).to_le_bytes())
+                    .and_then(|()| stream.write_all(text.as_bytes()));
             }
             return Err(e);
         }
@@ -176,7 +179,9 @@ fn connect(ranks: &Ranks, deadline: Duration, end: Instant) -> Result<Met> {
     }
     stream.write_all(&hello).map_err(|e| gone(&e))?;
     // Rank 0 names who is missing once its own deadline is over: give it the time to.
-    stream.set_read_timeout(Some(left(end) + deadline / 4 + Duration::from_millis(200))).map_err(|e| broken("socket", e))?;
+    stream
+        .set_read_timeout(Some(left(end) + deadline / 4 + Duration::from_millis(200)))
+        .map_err(|e| broken("socket", e))?;
     let file = match receive_file(&mut stream).map_err(|e| gone(&e))? {
         Ok(file) => file,
         Err(text) => return Err(told(&text)),

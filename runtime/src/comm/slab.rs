@@ -68,8 +68,7 @@ impl Attached {
     }
 
     fn by_export(group: &Arc<Group>, driver: &dyn Driver, spec: &Slab) -> Result<Attached> {
-        let peers =
-            driver.peer_memory().ok_or_else(|| Error::Unsupported("the device shares no memory".into()))?;
+        let peers = driver.peer_memory().ok_or_else(|| Error::Unsupported("the device shares no memory".into()))?;
         group.set_by_host(false);
         let bytes = usize::try_from(spec.bytes).map_err(|_| Error::Driver("a slab's size overflows".into()))?;
         let (slab, message) = peers.export(bytes)?;

@@ -40,7 +40,8 @@ impl SingleSteps {
     pub fn open(artifact: &Artifact, device: &Device, blocks: usize, options: &WeightOptions) -> Result<SingleSteps> {
         let manifest = artifact.shared_manifest();
         if manifest.world > 1 {
-            let message = format!("stepping through launches is for artifacts of one rank; this is for {}", manifest.world);
+            let message =
+                format!("stepping through launches is for artifacts of one rank; this is for {}", manifest.world);
             return Err(Error::Unsupported(message));
         }
         let driver = device.driver();
@@ -76,6 +77,7 @@ impl SingleSteps {
                 .collect::<Result<_>>()?,
             slab: None,
             comm: None,
+            library: None,
         };
         let module = load_code(artifact, program, driver, options.cache.as_deref())?;
         let stream = driver.create_stream(None)?;

@@ -1,6 +1,7 @@
 //! Weights for models of which only the config is at hand: deterministic, any row by itself, plausible in size.
 //!
-//! Matrices have standard deviation `1 / sqrt(K)`, rank-1 tensors (norms) are `1 + 0.1 n`. A value depends on the seed, the
+//! Matrices have standard deviation `1 / sqrt(K)`, rank-1 tensors (norms) are `1 + 0.1 n`; FP8 matrices are codes of the order of 64
+//! beside scales of the order of 2^-12. A value depends on the seed, the
 //! tensor's name, its row and its column alone, so any number of threads makes the same bytes.
 
 use super::formats::encode_row;
@@ -13,8 +14,20 @@ pub struct RandomTensor {
     key: u64,
     dtype: DType,
     columns: u64,
-    vector: bool,
+    kind: Kind,
 }
+
+/// What the values of a float tensor are like.
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Vector,
+    /// Scales of FP8 codes, by their name.
+    Scales,
+    Matrix,
+}
+
+/// What brings random FP8 codes to the size of a matrix of a few thousand columns.
+const SCALE: f32 = 1.0 / 4096.0;
 
 /// The finaliser of SplitMix64 (Steele, Lea, Flood 2014).
 const fn mix(mut x: u64) -> u64 {
@@ -37,7 +50,12 @@ impl RandomTensor {
         let mut raw = [0u8; 8];
         raw.copy_from_slice(&hash.as_bytes()[..8]);
         let key = mix(u64::from_le_bytes(raw) ^ mix(seed.wrapping_add(0x9e37_79b9_7f4a_7c15)));
-        RandomTensor { key, dtype, columns: shape.last().copied().unwrap_or(1), vector: shape.len() <= 1 }
+        let kind = match shape.len() {
+            _ if name.ends_with(".weight_scale_inv") || name.ends_with(".weight_scale") => Kind::Scales,
+            0 | 1 => Kind::Vector,
+            _ => Kind::Matrix,
+        };
+        RandomTensor { key, dtype, columns: shape.last().copied().unwrap_or(1), kind }
     }
 
     /// Bytes of one row (the last dim).
@@ -71,9 +89,20 @@ impl RandomTensor {
                     let n = out.len() / element;
                     for (i, v) in values[..n].iter_mut().enumerate() {
                         let x = normal(at(first + (chunk * 64 + i) as u64));
-                        *v = if self.vector { 1.0 + 0.1 * x } else { sigma * x };
+                        *v = match self.kind {
+                            Kind::Vector => 1.0 + 0.1 * x,
+                            Kind::Scales => SCALE * (1.0 + 0.1 * x),
+                            Kind::Matrix => sigma * x,
+                        };
                     }
                     encode_row(self.dtype, &values[..n], out);
+                }
+            }
+            // A byte at most the largest number's, either sign: values of the order of 64, for scales of the order of 2^-12.
+            DType::F8E4M3 | DType::F8E4M3Fnuz => {
+                for (i, code) in out.iter_mut().enumerate() {
+                    let bits = at(i as u64);
+                    *code = (0x40 + (bits % 0x38) as u8) | ((bits >> 32) as u8 & 0x80);
                 }
             }
             _ => {

@@ -8,7 +8,9 @@ use crate::dtype::DType;
 pub fn refusal(layout: &Layout, dtype: DType) -> Option<String> {
     let ok = match layout {
         Layout::Raw(l) => l.dtype == dtype || (is_decodable(dtype) && is_plain_float(l.dtype)),
-        Layout::RowsInterleaved(l) => is_decodable(dtype) && l.is_well_formed(),
+        Layout::RowsInterleaved(l) => {
+            l.is_well_formed() && (l.dtype == dtype || (is_decodable(dtype) && is_plain_float(l.dtype)))
+        }
         Layout::AffineBlocks(l) => block_format(dtype).is_some_and(|f| f.fits(l)),
     };
     if ok { None } else { Some(format!("{dtype} cannot be packed into {layout:?}")) }
@@ -81,7 +83,11 @@ fn rows_interleaved(
             encode_row(l.dtype, scratch, encoded);
         }
         let columns = out.chunks_exact_mut(n_tile * word);
-        if word == 4 {
+        if word == 1 {
+            for (column, e) in columns.zip(&padded) {
+                column[lane] = *e;
+            }
+        } else if word == 4 {
             for (column, e) in columns.zip(padded.chunks_exact(4)) {
                 column[lane * 4..lane * 4 + 4].copy_from_slice(e);
             }

@@ -101,8 +101,11 @@ pub fn manifest(world: u32, epoch: u32, axis: u32) -> Manifest {
     let bytes = 16 * 32 * 4 / u64::from(world);
     let shards = if world > 1 { vec![Some(Shard { axis, parts: world, replicas: 1 })] } else { Vec::new() };
     let layout = Layout::Raw(Raw { dtype: DType::F32 });
-    program.pack =
-        Pack { bytes, key: String::new(), items: vec![PackItem { offset: 0, bytes, layout, tensors: vec![0], shards }] };
+    program.pack = Pack {
+        bytes,
+        key: String::new(),
+        items: vec![PackItem { offset: 0, bytes, layout, tensors: vec![0], shards }],
+    };
     program.kernels[0].name = "allsum".into();
     let launch = &mut program.entries[0].variants[0].launches[0];
     launch.args.push(Arg { region: Region::Slab, offset: 0 });

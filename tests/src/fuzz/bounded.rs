@@ -229,6 +229,27 @@ impl Domain for Bounded {
             _ => values.iter_mut().for_each(|v| *v = round_half(*v, to, ideal)),
         }
     }
+    fn quantise(group: &mut [Bound], to: DType, options: &Options) -> Bound {
+        // The extremes of every magnitude: each end of a code's interval is divided by a scale of either.
+        let of = |value: &dyn Fn(&Bound) -> f64| {
+            let mut values: Vec<f64> = group.iter().map(value).collect();
+            let scale = F64::quantise(&mut values, to, options);
+            (values, scale)
+        };
+        let (codes, scale) = of(&|v| v.value);
+        if group.iter().all(Bound::is_exact) {
+            group.iter_mut().zip(codes).for_each(|(v, code)| *v = Bound::exact(code));
+            return Bound::exact(scale);
+        }
+        let (low, high) = (of(&|v| (v.value.abs() - v.error).max(0.0)).1, of(&|v| v.value.abs() + v.error).1);
+        let ends = |v: &Bound| [v.value - v.error, v.value + v.error];
+        for (v, code) in group.iter_mut().zip(codes) {
+            let quotients = ends(v).into_iter().flat_map(|x| [x / low, x / high]).map(|x| x * (1.0 + 4.0 * UNIT));
+            let error = quotients.map(|x| (rounded(x, to) - code).abs()).fold(0.0, f64::max);
+            *v = Bound { value: code, error: if low > 0.0 { error } else { f64::INFINITY } };
+        }
+        Bound { value: scale, error: (high - scale).max(scale - low) + 2.0 * UNIT * scale }
+    }
     fn to_int(a: Bound, dtype: DType) -> i64 {
         let n = F64::to_int(a.value, dtype);
         if [a.value - a.error, a.value + a.error].iter().any(|v| F64::to_int(*v, dtype) != n) {
@@ -247,14 +268,16 @@ impl Domain for Bounded {
     }
 }
 
+/// `x` in a plain dtype.
+fn rounded(x: f64, to: DType) -> f64 {
+    let mut one = [x];
+    F64::round(&mut one, to, &Options::default());
+    one[0]
+}
+
 /// A plain dtype narrower than f32. Rounding is monotone: where both ends of the interval round alike, nothing is left of it.
 fn round_half(v: Bound, to: DType, ideal: bool) -> Bound {
-    let rounded = |x: f64| {
-        let mut one = [x];
-        F64::round(&mut one, to, &Options::default());
-        one[0]
-    };
-    let (low, mid, high) = (rounded(v.value - v.error), rounded(v.value), rounded(v.value + v.error));
+    let (low, mid, high) = (rounded(v.value - v.error, to), rounded(v.value, to), rounded(v.value + v.error, to));
     if !(low.is_finite() && high.is_finite()) {
         return Bound { error: f64::INFINITY, ..v };
     }

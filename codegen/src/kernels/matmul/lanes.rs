@@ -11,7 +11,7 @@ use weldment_passes::target::Refusal;
 use weldment_runtime::artifact::{AffineBlocks, Layout, RowsInterleaved};
 
 /// Rows per program: one for decode, else as many as leave the accumulators in registers.
-fn row_tile(r: &Request<'_>, rows: &RowSpace) -> u32 {
+pub(in crate::kernels) fn row_tile(r: &Request<'_>, rows: &RowSpace) -> u32 {
     let wide = r.target.choices().gemm_rows.unwrap_or(if r.target.lanes() == 16 { 8 } else { 4 });
     match &rows.symbol {
         // Rows past the symbol's value are computed into the padding that bufferisation leaves (16 rows).

@@ -8,6 +8,8 @@ mod dots;
 mod lanes;
 mod row_sum;
 
+pub(super) use lanes::row_tile;
+
 use super::row::elem_of;
 use super::schedule::{self, all_of, packed_param};
 use super::weights::matrix_layout;

@@ -75,6 +75,7 @@ pub(crate) fn read_config(file: &GgufFile) -> Result<ModelConfig, FrontendError>
         bos_id: token_id(file, "tokenizer.ggml.bos_token_id")?,
         eos_ids: eos_ids(file)?,
         dtype: if embedding.dtype.is_compute_float() { embedding.dtype } else { DType::F32 },
+        quantization: None,
     };
     config.check(path)?;
     Ok(config)

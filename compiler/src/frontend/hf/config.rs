@@ -2,6 +2,7 @@
 //! `rope_scaling` with `rope_type` or `type`, `torch_dtype`).
 
 use super::json::Object;
+use super::quantization;
 use crate::frontend::config::{Architecture, ModelConfig, RopeConfig, RopeKind};
 use crate::frontend::error::{FrontendError, shown};
 use std::path::Path;
@@ -59,6 +60,7 @@ pub(super) fn read_config(path: &Path, c: &Object, generation: Option<&Object>) 
         bos_id: bos.first().copied(),
         eos_ids,
         dtype: dtype(c)?,
+        quantization: quantization::read(c)?,
     };
     config.check(path)?;
     Ok(config)
@@ -68,12 +70,6 @@ pub(super) fn read_config(path: &Path, c: &Object, generation: Option<&Object>) 
 fn refuse_variants(c: &Object) -> Result<(), FrontendError> {
     if let Some(act) = c.text("hidden_act")?.filter(|act| !matches!(*act, "silu" | "swish")) {
         return Err(c.unsupported("hidden_act", format!("activation `{}`; silu is accepted", shown(act))));
-    }
-    if c.get("quantization_config").is_some() {
-        return Err(c.unsupported(
-            "quantization_config",
-            "a quantised checkpoint; plain f32, f16 and bf16 ones are accepted (and block-quantised GGUF)",
-        ));
     }
     if c.flag("use_sliding_window")?.unwrap_or(false) {
         return Err(c.unsupported("use_sliding_window", "true; full attention is accepted"));

@@ -2,6 +2,7 @@
 
 mod config;
 mod json;
+mod quantization;
 mod safetensors;
 mod tokenizer;
 

@@ -103,6 +103,46 @@ fn reductions() -> Vec<Case<'static>> {
     ]
 }
 
+fn quantised() -> Vec<Case<'static>> {
+    let fp8 = |group| Op::Quantise { dtype: DType::F8E4M3, group };
+    // Scales 2 and 1/2: 896 / 448 and 224 / 448. 17 is a tie between 16 and 18, 200 one between 192 and 208.
+    let x: Operand<'_> = (F32, &[2, 4], &[896., 34., -3.5, 0., 224., -1., 2., 100.]);
+    let tiny: Operand<'_> = (F32, &[1, 4], &[1e-38, 0., 3.5, -7.]);
+    let mut row = [0.0; 32];
+    // floor(log2 11) - 2 = 1: codes of x / 2, where 5.5 rounds to 6, 5 to 4 (a tie), 0.25 to 0 and 0.75 to 1 (ties).
+    row[..6].copy_from_slice(&[11., -10., 0.5, 1.5, 3., 7.]);
+    let mx: &'static [f64] = Box::leak(Box::new(row));
+    let mut codes = [0.0; 32];
+    codes[..6].copy_from_slice(&[6., -4., 0., 1., 1.5, 4.]);
+    let codes: &'static [f64] = Box::leak(Box::new(codes));
+    const F8: DType = DType::F8E4M3;
+    // Runs of two under scales of x (1, 2 | 3, 4) and of w (blocks of 2 x 2: 10, 100 | 1000, 10000).
+    let operands: &[Operand<'_>] = &[
+        (F8, &[2, 4], &[1., 2., 3., 4., 1., 0., 0., 1.]),
+        (F32, &[2, 2], &[1., 2., 3., 4.]),
+        (F8, &[3, 4], &[1., 1., 1., 1., 0., 1., 1., 0., 2., 0., 0., 2.]),
+        (F32, &[2, 2], &[10., 100., 1000., 10000.]),
+    ];
+    let whole: &[Operand<'_>] =
+        &[operands[0], (F32, &[2, 1], &[1., 2.]), operands[2], (F32, &[3, 1], &[1., 10., 100.])];
+    vec![
+        case(fp8(4), &[x], &[&[448., 16., -1.75, 0., 448., -2., 4., 192.], &[2., 0.5]]),
+        case(fp8(2), &[tiny], &[&[0., 0., 224., -448.], &[0., 0.015625]]),
+        case(
+            Op::Quantise { dtype: DType::F8E4M3Fnuz, group: 2 },
+            &[(BF16, &[2], &[-120., 1.])],
+            &[&[-240., 2.], &[0.5]],
+        ),
+        case(Op::Quantise { dtype: DType::F4E2M1, group: 32 }, &[(F32, &[32], mx)], &[codes, &[2.]]),
+        case(
+            Op::ScaledMatmul { rows: 2, columns: 2, dtype: F32 },
+            operands,
+            &[&[1430., 620., 162000., 430., 0., 86000.]],
+        ),
+        case(Op::ScaledMatmul { rows: 1, columns: 4, dtype: F32 }, whole, &[&[10., 50., 1000., 4., 0., 800.]]),
+    ]
+}
+
 fn views() -> Vec<Case<'static>> {
     let x: Operand<'_> = (F32, &[2, 3], &[1., 2., 3., 4., 5., 6.]);
     let n: Operand<'_> = (I32, &[2, 3], &[1., 2., 3., 4., 5., 6.]);
@@ -319,7 +359,7 @@ fn rope_table_interpolates_between_the_bands() {
 }
 
 fn all_cases() -> Vec<Case<'static>> {
-    [elementwise(), casts(), reductions(), views(), contractions(), indexed(), sparse(), leaves()]
+    [elementwise(), casts(), reductions(), quantised(), views(), contractions(), indexed(), sparse(), leaves()]
         .into_iter()
         .flatten()
         .collect()
@@ -352,7 +392,8 @@ fn every_op_runs_in_the_ring() {
 
 #[test]
 fn the_table_of_cases_covers_every_op() {
-    let covered: BTreeSet<OpKind> = all_cases().iter().map(|c| c.op.kind()).collect();
+    let mut covered: BTreeSet<OpKind> = all_cases().iter().map(|c| c.op.kind()).collect();
+    covered.extend(super::collectives::all_cases().iter().map(|c| c.op.kind()));
     // `run` binds operands through inputs; weights and states are read in laws.rs.
     let leaves = BTreeSet::from([OpKind::Input, OpKind::Weight, OpKind::State]);
     let missing: Vec<_> = OpKind::ALL.iter().filter(|k| !covered.contains(k) && !leaves.contains(k)).collect();
