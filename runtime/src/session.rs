@@ -223,7 +223,8 @@ impl Session {
             return Err(Error::Unsupported(message.into()));
         }
         let rank = member.as_ref().map_or(0, |member| member.group().ranks().rank);
-        let values = options.values.filter(|_| rank == 0).map(|path| ValueLog::new(path, &manifest, program)).transpose()?;
+        let values =
+            options.values.filter(|_| rank == 0).map(|path| ValueLog::new(path, &manifest, program)).transpose()?;
         let inputs = input_kinds(&manifest)?;
         check_output(&manifest)?;
         let module = load_code(artifact, program, driver, options.cache.as_deref())?;

@@ -30,7 +30,15 @@ fn generate(dir: &Path, path: &Path, mark: &str) -> Command {
         std::fs::write(dir.join("ids.json"), "[1, 2]").unwrap();
     }
     let mut command = Command::new(env!("CARGO_BIN_EXE_weldment-rt"));
-    command.arg("run").arg(path).args(["--tokens", "ids.json", "--ignore-eos", "--max-tokens", "20", "--device", "host"]);
+    command.arg("run").arg(path).args([
+        "--tokens",
+        "ids.json",
+        "--ignore-eos",
+        "--max-tokens",
+        "20",
+        "--device",
+        "host",
+    ]);
     command.arg("--collective-timeout").arg(DEADLINE.as_secs_f32().to_string());
     command.current_dir(dir).env("XDG_CACHE_HOME", dir.join("cache")).env(MARK, mark).env_remove("WELDMENT_LOG");
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -77,7 +85,8 @@ fn ranks_are_started_and_one_speaks_for_all() {
     }
     // A usage error is said once, with its exit code.
     let path = made::write(dir.path(), 2, 0, 0);
-    let output = generate(dir.path(), &path, "usage").args(["--seed", "1", "--top-p", "7", "--temperature", "1"]).output();
+    let output =
+        generate(dir.path(), &path, "usage").args(["--seed", "1", "--top-p", "7", "--temperature", "1"]).output();
     let output = output.unwrap();
     let (_, err) = text(&output);
     assert_eq!((output.status.code(), err.matches("error: ").count()), (Some(2), 1), "{err}");
@@ -157,7 +166,9 @@ fn eight_ranks_end_together() {
 fn every_survivor_says_who_failed() {
     let dir = tempfile::tempdir().unwrap();
     let path = made::write(dir.path(), 4, 0, 0);
-    for (kind, cause) in [("kill", "has ended"), ("stop", "does not answer"), ("error", "asked for"), ("sleep", "stuck")] {
+    for (kind, cause) in
+        [("kill", "has ended"), ("stop", "does not answer"), ("error", "asked for"), ("sleep", "stuck")]
+    {
         let mark = format!("{}.survivors.{kind}", std::process::id());
         let ranks: Vec<_> = (0..4)
             .map(|rank: u32| {

@@ -86,7 +86,10 @@ fn a_rank_packs_its_part_of_every_format_along_every_axis() {
                                 .collect(),
                             _ => out.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect(),
                         };
-                        assert_eq!(packed, expected, "{dtype} {shape:?} axis {axis}, rank {rank} of {parts} x {replicas}");
+                        assert_eq!(
+                            packed, expected,
+                            "{dtype} {shape:?} axis {axis}, rank {rank} of {parts} x {replicas}"
+                        );
                         // Random tensors are the same tensor, cut.
                         let mut again = vec![0x55; out.len()];
                         pack_all(&random, &random.programs[0], rank, &source, &mut again, 1).unwrap();

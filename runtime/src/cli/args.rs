@@ -180,7 +180,20 @@ fn dispatch(arguments: Vec<OsString>, open_codec: OpenCodec<'_>, out: &mut dyn W
             eval(&EvalOptions { session: session()?, tokens, logits, stepwise: flag("stepwise") })
         }
         "bench" => {
-            only(&["device", "threads", "weights-file", "shapes", "collective-timeout", "batch", "context", "prefill", "json"], 1)?;
+            only(
+                &[
+                    "device",
+                    "threads",
+                    "weights-file",
+                    "shapes",
+                    "collective-timeout",
+                    "batch",
+                    "context",
+                    "prefill",
+                    "json",
+                ],
+                1,
+            )?;
             let (batch, context, prefill) = (given.batch.unwrap_or(1), given.context, given.prefill);
             bench(&BenchOptions { session: session()?, batch, context, prefill, json: flag("json") }, out)
         }

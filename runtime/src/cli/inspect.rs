@@ -157,7 +157,9 @@ fn memory(t: &mut String, m: &Manifest) -> std::fmt::Result {
                 let name = &m.weights.tensors.get(*index as usize)?.name;
                 Some(match item.shard(at) {
                     Some(Shard { axis, parts, replicas: 1 }) => format!("{name}[axis {axis} / {parts}]"),
-                    Some(Shard { axis, parts, replicas }) => format!("{name}[axis {axis} / {parts}, {replicas} ranks each]"),
+                    Some(Shard { axis, parts, replicas }) => {
+                        format!("{name}[axis {axis} / {parts}, {replicas} ranks each]")
+                    }
                     None => name.clone(),
                 })
             });

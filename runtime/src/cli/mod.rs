@@ -98,16 +98,8 @@ impl SessionArgs {
         let shapes = self.shapes.clone().or_else(|| defaults.shapes.clone());
         let (values, captured) = (self.values.clone(), !self.uncaptured);
         let collective_timeout = self.collective_timeout.unwrap_or(defaults.collective_timeout);
-        let options = SessionOptions {
-            kv_blocks,
-            weights_file,
-            cache,
-            shapes,
-            values,
-            captured,
-            collective_timeout,
-            ..defaults
-        };
+        let options =
+            SessionOptions { kv_blocks, weights_file, cache, shapes, values, captured, collective_timeout, ..defaults };
         Session::new(artifact, &device, options)
     }
 }
