@@ -6,6 +6,7 @@
 //!   split along the last axis;
 //! * a matmul whose operand is split along the last axis takes the same part of the weight's columns (row parallel): its result is partial,
 //!   and an `all_reduce` follows, after a bias if one is added (rank 0 adds it, the others add zeros);
+//! * FP8 products go as matmuls do; a row that is quantised as one group is, where it is split, one group a part: finer than before;
 //! * rows gathered from a weight are gathered from a part of it and reduced (vocabulary parallel);
 //! * attention goes by heads; caches hold the heads of their rank; where ranks outnumber heads of K and V, several hold the same;
 //! * what works on each element, row or head alone goes on with the parts it is given; other ops need whole operands.
