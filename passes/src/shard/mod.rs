@@ -22,7 +22,7 @@ mod shapes;
 mod spread;
 
 use crate::error::PassError;
-use weldment_ir::{Category, Graph};
+use weldment_ir::{Category, Graph, OutputKind};
 
 /// Ranks of one job at most: what a comm table holds.
 pub const MAX_WORLD: u32 = 64;
@@ -49,6 +49,12 @@ pub fn shard(graph: &Graph, world: u32) -> Result<Graph, PassError> {
     let spread = spread::spread(&graph, u64::from(world))?;
     let out = emit::emit(&graph, &spread, world)?;
     weldment_ir::verify(&out)?;
+    for (before, after) in graph.outputs().iter().zip(out.outputs()) {
+        let (wanted, found) = (graph.type_of(before.value), out.type_of(after.value));
+        if before.kind == OutputKind::Result && wanted != found {
+            return Err(PassError::Unsound { message: format!("output {} became {found}", before.name) });
+        }
+    }
     Ok(out)
 }
 

@@ -255,8 +255,12 @@ impl Round<'_> {
                 let axis = usize::try_from(*axis).ok().filter(|a| *a != cut.axis)?;
                 Some(cut.axis - usize::from(axis < cut.axis))
             }
-            // A part of a row has scales of its own: as many groups or, where the row is one group, one for each part.
-            Op::Quantise { .. } => Some(cut.axis),
+            // A part of a row has scales of its own: as many groups or, where the row is one group, one for each part, which nothing
+            // but a product of that part may see.
+            Op::Quantise { group, .. } => {
+                let one = cut.axis == last && from.last_constant() == Some(group.unsigned_abs());
+                (!one || self.feeds_products(id)).then_some(cut.axis)
+            }
             Op::Softmax {} | Op::RmsNorm { .. } | Op::AddRmsNorm { .. } => (cut.axis != last).then_some(cut.axis),
             Op::Rope { .. } => (*operand == 0 && cut.axis == 1).then_some(1),
             // Columns of a table that the step computes.
@@ -267,6 +271,13 @@ impl Round<'_> {
                 None
             }
         }
+    }
+
+    /// Are a node's results codes and scales of products, and nothing else?
+    fn feeds_products(&self, id: NodeId) -> bool {
+        let product = |id: NodeId| self.graph.node(id).op.kind() == OpKind::ScaledMatmul;
+        let is_output = self.graph.outputs().iter().any(|o| o.value.node == id);
+        !is_output && self.graph.users(id).all(|(user, used)| product(user) && used.operand < 2)
     }
 
     /// The axis along which operand `i` is cut where the result is cut along `axis`; none if it is read whole.
