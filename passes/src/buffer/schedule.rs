@@ -1,8 +1,8 @@
 //! The schedule: steps in as few epochs as their order allows, then late where that keeps less alive. Collectives are a chain: ranks meet in
 //! one after the other, in the order of the graph.
 
-use super::{BufferError, Region, StepKind};
 use super::places::Draft;
+use super::{BufferError, Region, StepKind};
 use std::collections::{BTreeMap, BTreeSet};
 use weldment_ir::generate::Random;
 
