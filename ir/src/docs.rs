@@ -15,7 +15,7 @@ Arithmetic is f32's unless the operands are integers, which wrap at their width 
 `maximum`, `minimum`, `select`, `neg`, `reduce_max` and views never round.
 ";
 
-const CATEGORIES: [(Category, &str); 7] = [
+const CATEGORIES: [(Category, &str); 8] = [
     (Category::Leaf, "Leaves: no operands that change from step to step"),
     (
         Category::Elementwise,
@@ -26,6 +26,10 @@ const CATEGORIES: [(Category, &str); 7] = [
     (Category::Contraction, "Contractions"),
     (Category::Indexed, "Indexed reads"),
     (Category::StateWrite, "State writes: the result is the next version of operand 0"),
+    (
+        Category::Collective,
+        "Collectives: every rank runs the same graph; these read what the others hold, or depend on the rank's number",
+    ),
 ];
 
 /// The page, byte for byte what docs/ops.md must be.

@@ -199,7 +199,7 @@ impl Graph {
             let node = &self.net[id];
             let fixed = match node.op {
                 Op::Input { .. } | Op::State { .. } => false,
-                _ if node.op.kind().info().category == Category::StateWrite => false,
+                _ if node.op.kind().info().category == Category::StateWrite || node.op.communicates() => false,
                 _ => node.operands.iter().all(|v| known[v.node.index()]),
             };
             known.push(fixed);

@@ -3,6 +3,7 @@
 
 pub mod attr;
 pub mod codec;
+mod collective;
 pub mod docs;
 pub mod dtype;
 pub mod error;

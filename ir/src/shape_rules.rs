@@ -202,11 +202,14 @@ pub(crate) fn quantise(op: &Op, o: &[TensorType]) -> Types {
     compute_float("x", &o[0])?;
     let last = o[0].last_constant().ok_or_else(|| format!("x is {}; a constant last dim is expected", o[0]))?;
     let groups = u64::try_from(*group).ok().filter(|g| *g > 0 && last > 0 && last.is_multiple_of(*g));
-    let groups = groups.map(|g| last / g).ok_or_else(|| format!("groups of {group} in {last}; a divisor is expected"))?;
+    let groups =
+        groups.map(|g| last / g).ok_or_else(|| format!("groups of {group} in {last}; a divisor is expected"))?;
     let scale = match dtype {
         DType::F8E4M3 | DType::F8E4M3Fnuz => DType::F32,
         DType::F4E2M1 if *group == 32 => DType::F8E8M0,
-        d => return Err(format!("{d} in groups of {group}; f8e4m3, f8e4m3fnuz, or f4e2m1 in groups of 32 is accepted")),
+        d => {
+            return Err(format!("{d} in groups of {group}; f8e4m3, f8e4m3fnuz, or f4e2m1 in groups of 32 is accepted"));
+        }
     };
     let mut scales = o[0].shape.clone();
     scales[o[0].rank() - 1] = Dim::Const(groups);
@@ -352,11 +355,14 @@ pub(crate) fn scaled_matmul(op: &Op, o: &[TensorType]) -> Types {
     let lead = &codes.shape[..codes.rank() - 1];
     let groups = scales.last_constant().filter(|g| *g > 0 && k.is_multiple_of(*g));
     let groups = groups.filter(|_| scales.dtype == DType::F32 && scales.shape[..scales.rank() - 1] == *lead);
-    let groups = groups
-        .ok_or_else(|| format!("scales are {scales} for codes {codes}; f32 with a divisor of {k} as last dim is expected"))?;
+    let groups = groups.ok_or_else(|| {
+        format!("scales are {scales} for codes {codes}; f32 with a divisor of {k} as last dim is expected")
+    })?;
     let block = |of: i64, size: u64| u64::try_from(of).ok().filter(|b| (1..=size.max(1)).contains(b));
     let (Some(rows), Some(columns)) = (block(*rows, n), block(*columns, k).filter(|c| k.is_multiple_of(*c))) else {
-        return Err(format!("blocks of {rows} x {columns} of w {w}; up to all of it, and a divisor of {k} columns is expected"));
+        return Err(format!(
+            "blocks of {rows} x {columns} of w {w}; up to all of it, and a divisor of {k} columns is expected"
+        ));
     };
     let expected = TensorType::fixed(DType::F32, &[n.div_ceil(rows), k / columns]);
     check(*w_scales == expected, || format!("w_scales are {w_scales}; {expected} is expected"))?;

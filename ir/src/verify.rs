@@ -23,6 +23,7 @@ pub fn verify(graph: &Graph) -> Result<(), IrError> {
 /// * reals are finite;
 /// * inputs, weights and states have distinct names; a weight may be read by several nodes of one type; weights are constant in shape;
 /// * a state write's operand 0 is a state or an earlier write of it, and each version is written at most once;
+/// * all ops that name a number of ranks name one number;
 /// * outputs exist and have distinct names; an output of kind State names a state, is a version of it, and is the last one:
 ///   no write is lost.
 pub fn verify_all(graph: &Graph) -> Vec<IrError> {
@@ -32,6 +33,7 @@ pub fn verify_all(graph: &Graph) -> Vec<IrError> {
         check.node(id);
     }
     check.leaf_names();
+    check.worlds();
     check.outputs();
     check.errors
 }
@@ -189,6 +191,16 @@ impl Check<'_> {
                 );
                 self.fail_node(id, message);
             }
+        }
+    }
+
+    fn worlds(&mut self) {
+        let graph = self.graph;
+        let Some((first, world)) = graph.named_world() else { return };
+        let other = |id: &NodeId| graph.node(*id).op.world().is_some_and(|w| w != i64::from(world));
+        for id in graph.ids().filter(other) {
+            let found = graph.node(id).op.world().unwrap_or(1);
+            self.fail_node(id, format!("is for {found} ranks; {world} are expected, as of {}", self.path(first)));
         }
     }
 

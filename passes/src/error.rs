@@ -41,6 +41,14 @@ pub enum PassError {
         /// Where.
         path: String,
     },
+    /// A graph that cannot be spread over so many ranks.
+    #[error("{path}: {message}")]
+    Shard {
+        /// Where.
+        path: String,
+        /// Found and accepted.
+        message: String,
+    },
     /// A `--require` that does not parse.
     #[error("`{0}`; FUSION=N, FUSION>=N or FUSION=all is accepted")]
     BadRequirement(String),

@@ -12,6 +12,7 @@ pub mod probe;
 pub mod regions;
 pub mod report;
 pub mod rules;
+pub mod shard;
 mod solve;
 pub mod specialise;
 pub mod target;

@@ -82,7 +82,9 @@ pub fn traffic(op: &Op, operands: &[TensorType], results: &[TensorType], dims: &
     let all = |types: &[TensorType]| types.iter().fold(0u64, |sum, t| sum.saturating_add(bytes_at(t, dims)));
     let written = all(results);
     match (op, operands) {
-        (Op::Gather { .. }, [_, indices]) => written.saturating_mul(2).saturating_add(bytes_at(indices, dims)),
+        (Op::Gather { .. } | Op::GatherPart { .. }, [_, indices]) => {
+            written.saturating_mul(2).saturating_add(bytes_at(indices, dims))
+        }
         (Op::Rope { .. }, [x, positions, table]) => {
             let rows = rows_of(table, positions, dims);
             all(&[x.clone(), positions.clone()]).saturating_add(rows).saturating_add(written)
@@ -133,7 +135,12 @@ impl TargetModel for ReferenceTarget {
         let (mut read, written) = (bytes(operands), bytes(results));
         let mut work = 0.0;
         match op {
-            Op::Gather { .. } => read = 2.0 * written,
+            Op::Gather { .. } | Op::GatherPart { .. } => read = 2.0 * written,
+            // What other ranks hold comes over a link, and each waits for all: several launches' worth.
+            op if op.communicates() => {
+                let ranks = op.world().unwrap_or(1) as f64;
+                return 5.0 * self.launch + (read * ranks + written) / self.bandwidth;
+            }
             // A write touches the new positions only.
             Op::CacheWrite { .. } | Op::RopeCacheWrite { .. } => {
                 let moved = operands.get(1).map_or(0.0, |x| bytes_at(x, dims) as f64);

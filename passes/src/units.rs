@@ -134,6 +134,10 @@ fn heads(graph: &Graph, nodes: &[NodeId]) -> BTreeMap<u32, Vec<NodeId>> {
             continue;
         }
         let (kind, category) = (node.op.kind(), node.op.kind().info().category);
+        // A rank's part of a weight stands beside what reads it.
+        if kind == OpKind::Shard {
+            continue;
+        }
         if category == Category::View || kind == OpKind::Cast {
             head.renamed.push(*id);
         } else if matches!(category, Category::Contraction | Category::Indexed | Category::StateWrite) {

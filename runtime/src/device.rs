@@ -15,6 +15,8 @@ use std::sync::Arc;
 pub struct Device {
     driver: Arc<dyn Driver>,
     threads: usize,
+    /// As asked for on the host, where the session of a rank makes a pool of its own.
+    host: HostOptions,
 }
 
 /// A device by name: `auto`, `host`, `cuda`, `cuda:1`, `hip`, `hip:0`.
@@ -25,17 +27,17 @@ pub enum DeviceChoice {
     Auto,
     /// This machine's CPU.
     Host,
-    /// A device of a GPU platform, by the platform's name and the device's index.
-    Gpu(&'static str, usize),
+    /// A device of a GPU platform, by the platform's name and the device's index; the first without one, or that of the rank.
+    Gpu(&'static str, Option<usize>),
 }
 
 impl FromStr for DeviceChoice {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<DeviceChoice> {
-        let (name, index) = text.split_once(':').unwrap_or((text, "0"));
+        let (name, index) = text.split_once(':').map_or((text, None), |(name, index)| (name, Some(index)));
         let platform = Platform::named(name).map(|p| p.name);
-        match (name, platform, index.parse::<usize>()) {
+        match (name, platform, index.map(str::parse::<usize>).transpose()) {
             ("auto", ..) if text == "auto" => Ok(DeviceChoice::Auto),
             ("host", ..) if text == "host" => Ok(DeviceChoice::Host),
             (_, Some(name), Ok(index)) => Ok(DeviceChoice::Gpu(name, index)),
@@ -52,7 +54,8 @@ impl fmt::Display for DeviceChoice {
         match self {
             DeviceChoice::Auto => f.write_str("auto"),
             DeviceChoice::Host => f.write_str("host"),
-            DeviceChoice::Gpu(name, index) => write!(f, "{name}:{index}"),
+            DeviceChoice::Gpu(name, Some(index)) => write!(f, "{name}:{index}"),
+            DeviceChoice::Gpu(name, None) => f.write_str(name),
         }
     }
 }
@@ -63,7 +66,7 @@ impl Device {
     /// # Errors
     /// If the threads cannot be started.
     pub fn host(threads: usize) -> Result<Device> {
-        Device::host_with(HostOptions { threads, pin_caller: false })
+        Device::host_with(HostOptions { threads, ..HostOptions::default() })
     }
 
     /// This machine's CPU with all options.
@@ -73,7 +76,7 @@ impl Device {
     pub fn host_with(options: HostOptions) -> Result<Device> {
         let driver = HostDriver::new(options)?;
         let threads = driver.threads();
-        Ok(Device { driver: Arc::new(driver), threads })
+        Ok(Device { driver: Arc::new(driver), threads, host: options })
     }
 
     /// NVIDIA GPU `index`.
@@ -101,7 +104,7 @@ impl Device {
         let platform = Platform::named(platform)
             .ok_or_else(|| Error::InvalidInput(format!("there is no platform called {platform}")))?;
         let threads = if threads == 0 { cpu::default_threads() } else { threads };
-        teardown::listen(|| Ok(Device { driver: platform.driver(index)?, threads }))
+        teardown::listen(|| Ok(Device { driver: platform.driver(index)?, threads, host: HostOptions::default() }))
     }
 
     /// Gives the device back, unless sessions or clones still hold it; they do when they go. Dropping it does the same, but then
@@ -124,12 +127,15 @@ impl Device {
         match choice {
             DeviceChoice::Auto => Device::auto(artifact, host),
             DeviceChoice::Host => Device::host_with(host),
-            DeviceChoice::Gpu(name, index) => Device::gpu(name, index, host.threads),
+            DeviceChoice::Gpu(name, index) => {
+                let index = index.or(host.local_rank.map(|(rank, _)| rank)).unwrap_or(0);
+                Device::gpu(name, index, host.threads)
+            }
         }
     }
 
     /// The first device that can run a program of `artifact`: of each GPU platform that a program is for, in the artifact's
-    /// order, then the host. No GPU library is opened for an artifact without a program for it.
+    /// order, then the host. No GPU library is opened for an artifact without a program for it. A rank takes the GPU of its number.
     ///
     /// # Errors
     /// If there is none; the reasons of all are given.
@@ -152,7 +158,15 @@ impl Device {
                     continue;
                 }
             };
-            for index in 0..count {
+            let indices = match host.local_rank {
+                Some((rank, _)) => rank..(rank + 1).min(count),
+                None => 0..count,
+            };
+            if indices.is_empty() && count > 0 {
+                let rank = indices.start;
+                refused(Error::Unsupported(format!("{} has {count} devices, none for rank {rank}", platform.name)));
+            }
+            for index in indices {
                 match Device::gpu(platform.name, index, host.threads) {
                     Ok(device) => match device.driver.check_target(&program.target) {
                         Ok(()) => return Ok(device),
@@ -169,6 +183,11 @@ impl Device {
             return Device::host_with(host);
         }
         Err(Error::Unsupported(reasons.join("; ")))
+    }
+
+    /// As [`Device::host_with`] was asked for this device.
+    pub(crate) fn host_options(&self) -> HostOptions {
+        self.host
     }
 
     /// The driver.
@@ -195,8 +214,8 @@ mod tests {
         for (text, choice) in [
             ("auto", DeviceChoice::Auto),
             ("host", DeviceChoice::Host),
-            ("cuda", DeviceChoice::Gpu("cuda", 0)),
-            ("cuda:3", DeviceChoice::Gpu("cuda", 3)),
+            ("cuda", DeviceChoice::Gpu("cuda", None)),
+            ("cuda:3", DeviceChoice::Gpu("cuda", Some(3))),
         ] {
             assert_eq!(text.parse::<DeviceChoice>().unwrap(), choice);
             assert_eq!(choice.to_string().parse::<DeviceChoice>().unwrap(), choice);

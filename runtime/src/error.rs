@@ -61,6 +61,16 @@ pub enum Error {
     /// A driver call failed.
     #[error("driver: {0}")]
     Driver(String),
+    /// A rank of the job failed: what every rank's pending call returns, the failed one's included.
+    #[error("rank {rank}, {at}: {cause}")]
+    Rank {
+        /// The rank that failed.
+        rank: u32,
+        /// Where it was: `step 12`, `capture`, ...
+        at: String,
+        /// What happened to it.
+        cause: String,
+    },
     /// A check that the user asked for did not hold (exit code 1).
     #[error("check failed: {0}")]
     CheckFailed(String),

@@ -33,6 +33,7 @@
 pub mod artifact;
 pub mod cli;
 pub mod codec;
+pub mod comm;
 pub mod conformance;
 pub mod cpu;
 pub mod device;

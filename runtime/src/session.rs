@@ -1,6 +1,9 @@
 //! From an artifact to logits: a device, a stream, and a session that captures once and replays.
 
 use crate::artifact::{Artifact, Dim, Manifest, Model, Program};
+use crate::comm::group::step_signature;
+use crate::comm::member::Member;
+use crate::comm::{DEFAULT_DEADLINE, Group};
 use crate::device::Device;
 use crate::driver::{
     Allocator, Buffer, Driver, Event, ExternalMemory, ExternalStream, Graph, KernelEntry, Module, ModuleSource,
@@ -16,6 +19,7 @@ use crate::values::ValueLog;
 use crate::weights::{self, WeightOptions};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// An in-order queue of work on a device.
 #[derive(Debug)]
@@ -77,6 +81,10 @@ pub struct SessionOptions {
     pub values: Option<PathBuf>,
     /// Captures a step as one graph. Off, for the host, its launches run one by one.
     pub captured: bool,
+    /// The ranks that run the artifact together; `None` joins those that the environment names, where the artifact is for several.
+    pub group: Option<Arc<Group>>,
+    /// How long a rank may be missing, silent or behind before all ranks end with an error.
+    pub collective_timeout: Duration,
 }
 
 impl Default for SessionOptions {
@@ -91,6 +99,8 @@ impl Default for SessionOptions {
             shapes: std::env::var_os("WELDMENT_SHAPES").filter(|v| !v.is_empty()).map(PathBuf::from),
             values: None,
             captured: true,
+            group: None,
+            collective_timeout: DEFAULT_DEADLINE,
         }
     }
 }
@@ -124,12 +134,15 @@ enum InputKind {
 const MAX_INPUTS: usize = 5;
 
 /// An artifact on a device: weights in place, graph captured, KV cache empty.
+///
+/// Fields drop in this order: graph and stream first, then the membership, which waits until no other rank maps the slab.
 #[derive(Debug)]
 pub struct Session {
-    manifest: Arc<Manifest>,
-    regions: Regions,
     graph: StepGraph,
     stream: Stream,
+    member: Option<Member>,
+    manifest: Arc<Manifest>,
+    regions: Regions,
     /// What each input of the manifest is.
     inputs: Vec<InputKind>,
     /// Where the host reads output 0, if not in place.
@@ -155,7 +168,15 @@ impl Session {
     /// # Errors
     /// If no program of the artifact runs on the device, the weights are not found or differ, or there is no memory.
     pub fn new(artifact: &Artifact, device: &Device, options: SessionOptions) -> Result<Session> {
-        teardown::listen(|| Session::open(artifact, device, options))
+        let mut member = Member::of(artifact.manifest(), &options)?;
+        let opened = teardown::listen(|| Session::open(artifact, device, options, member.as_mut()));
+        // What fails on one rank fails on all, and is known to have failed before the rank leaves.
+        let mut session = match &member {
+            None => opened?,
+            Some(member) => member.group().share(opened)?,
+        };
+        session.member = member;
+        Ok(session)
     }
 
     /// Waits for what is under way and gives everything back. Dropping the session does the same, but then failures are only
@@ -165,9 +186,12 @@ impl Session {
     /// A failed step's, and the driver's, if it refuses to destroy something.
     pub fn close(mut self) -> Result<()> {
         let done = self.wait();
-        let closed = teardown::listen(|| {
-            drop(self);
-            Ok(())
+        let closed = teardown::listen(move || {
+            let Session { graph, stream, member, regions, .. } = self;
+            drop((graph, stream));
+            let left = member.map_or(Ok(()), Member::close);
+            drop(regions);
+            left
         });
         if let (Err(_), Err(e)) = (&done, &closed) {
             log::write(Level::Warn, format_args!("closing a session: {e}"));
@@ -175,8 +199,17 @@ impl Session {
         done.and(closed)
     }
 
-    fn open(artifact: &Artifact, device: &Device, options: SessionOptions) -> Result<Session> {
+    fn open(
+        artifact: &Artifact,
+        device: &Device,
+        options: SessionOptions,
+        mut member: Option<&mut Member>,
+    ) -> Result<Session> {
         let manifest = artifact.shared_manifest();
+        let device = match &member {
+            Some(member) => member.device(device)?,
+            None => device.clone(),
+        };
         let driver = device.driver();
         let (index, program) = choose_program(&manifest, driver)?;
         if options.values.is_some() && options.captured {
@@ -198,8 +231,12 @@ impl Session {
         let blocks = kv_blocks(&manifest, options.kv_blocks)?;
         dims.set(&manifest, "N", blocks)?;
         let allocator = options.allocator.as_ref();
+        if let Some(member) = &member {
+            member.agree(artifact, index, blocks)?;
+        }
+        let rank = member.as_ref().map_or(0, |member| member.group().ranks().rank);
         let weight_options =
-            WeightOptions { weights_file: options.weights_file, cache: options.cache, threads: device.threads() };
+            WeightOptions { weights_file: options.weights_file, cache: options.cache, threads: device.threads(), rank };
         let allocate = |bytes: Option<u64>, placement| driver.allocate(size(bytes)?, placement, allocator);
         let states = match &options.states {
             Some(given) => external_states(&manifest, driver, given, blocks)?,
@@ -209,7 +246,7 @@ impl Session {
                 .map(|s| allocate(s.unit_bytes.checked_mul(blocks as u64), Placement::State))
                 .collect::<Result<Vec<_>>>()?,
         };
-        let regions = Regions {
+        let mut regions = Regions {
             arena: allocate(Some(program.arena_bytes), Placement::Arena)?,
             weights: weights::load(artifact, program, driver, &weight_options, allocator)?,
             states,
@@ -221,6 +258,9 @@ impl Session {
             slab: None,
             comm: None,
         };
+        if let Some(member) = &mut member {
+            (regions.slab, regions.comm) = member.attach(driver, program, device.threads())?;
+        }
         let capturing = if options.captured { Capturing::Step } else { Capturing::Launches };
         let graph = StepGraph::capture(driver, &manifest, program, "step", &module, &regions, (blocks, capturing))?;
         let logits = match regions.outputs.first() {
@@ -235,11 +275,15 @@ impl Session {
         let sequence_ids = Vec::with_capacity(tokens.min(1 << 20));
         let threads = device.threads();
         let shapes = options.shapes.map(|path| ShapeLog::new(path, &manifest, program));
+        if let Some(member) = &member {
+            member.ready()?;
+        }
         Ok(Session {
-            manifest,
-            regions,
             graph,
             stream,
+            member: None,
+            manifest,
+            regions,
             inputs,
             logits,
             rows: 0,
@@ -252,7 +296,7 @@ impl Session {
             variant: 0,
             threads,
             module,
-            device: device.clone(),
+            device,
         })
     }
 
@@ -359,6 +403,10 @@ impl Session {
     /// As [`Session::step`].
     pub fn enqueue(&mut self, input: &StepInput<'_>) -> Result<()> {
         self.check(input)?;
+        if let Some(member) = &self.member {
+            let StepInput { tokens, positions, seq_starts, logit_rows, .. } = *input;
+            member.group().enter(step_signature(self.dims.values(), &[tokens, positions, seq_starts, logit_rows]))?;
+        }
         let mut inputs: [&[u8]; MAX_INPUTS] = [&[]; MAX_INPUTS];
         for (slot, kind) in inputs.iter_mut().zip(&self.inputs) {
             *slot = bytes_of(match kind {
@@ -379,7 +427,11 @@ impl Session {
             Some(note) => Some(note),
             None => None,
         };
-        self.variant = self.graph.replay(manifest, &mut *self.stream.backend, dims, inputs, between)?;
+        let replayed = self.graph.replay(manifest, &mut *self.stream.backend, dims, inputs, between);
+        self.variant = match &self.member {
+            None => replayed?,
+            Some(member) => member.replayed(replayed)?,
+        };
         self.rows = input.logit_rows.len();
         if let Some(shapes) = &mut self.shapes {
             let [tokens, sequences, rows] =
@@ -396,7 +448,26 @@ impl Session {
     /// # Errors
     /// If one of them failed.
     pub fn wait(&mut self) -> Result<()> {
-        self.stream.synchronize()
+        match &self.member {
+            None => self.stream.synchronize(),
+            Some(member) => member.wait(&mut *self.stream.backend),
+        }
+    }
+
+    /// The ranks that run the artifact together; none for an artifact of one.
+    pub fn group(&self) -> Option<&Arc<Group>> {
+        self.member.as_ref().map(Member::group)
+    }
+
+    /// What rank 0 says, on all ranks: for decisions that depend on the time. All ranks call this together.
+    ///
+    /// # Errors
+    /// [`Error::Rank`] if the job is over.
+    pub fn as_on_rank_0(&self, value: u64) -> Result<u64> {
+        let Some(member) = &self.member else { return Ok(value) };
+        let messages = member.group().exchange("exchange of a number", &value.to_le_bytes())?;
+        let first = messages.first().and_then(|message| message.first_chunk());
+        first.map(|bytes| u64::from_le_bytes(*bytes)).ok_or_else(|| Error::Driver("rank 0 left no number".into()))
     }
 
     /// Waits for the last step and returns its logits `[R, vocab]`, row-major f32; none before the first step.
@@ -409,7 +480,10 @@ impl Session {
         if let (Some(host), true) = (&self.logits, count > 0) {
             self.stream.backend.download(output, host, count * 4)?;
         }
-        self.stream.synchronize()?;
+        match &self.member {
+            None => self.stream.synchronize()?,
+            Some(member) => member.wait(&mut *self.stream.backend)?,
+        }
         self.logits.as_ref().unwrap_or(output).as_f32(count)
     }
 

@@ -4,7 +4,9 @@
 //! External weights are found by the caller's path, else beside the artifact, else where the compiler last saw them (a
 //! registry in the cache, by content). Wherever they are found, every tensor's hash must be the manifest's.
 
-use crate::artifact::{Artifact, Manifest, Program, TensorPlace, WEIGHTS_SECTION, WeightMode, write_atomically};
+use crate::artifact::{
+    Artifact, Manifest, Program, Section, TensorPlace, WEIGHTS_SECTION, WeightMode, write_atomically,
+};
 use crate::driver::{Allocator, Buffer, Driver, Placement, SharedBytes};
 use crate::error::{Error, Result};
 use crate::log::{self, Level};
@@ -29,6 +31,8 @@ pub struct WeightOptions {
     pub cache: Option<PathBuf>,
     /// Threads that pack.
     pub threads: usize,
+    /// The rank whose parts of the tensors are packed; 0 where there is but one.
+    pub rank: u32,
 }
 
 /// `$XDG_CACHE_HOME/weldment`, else `~/.cache/weldment`; `None` if neither variable is set to an absolute path.
@@ -68,10 +72,10 @@ fn registered_source(cache: &Path, id: &str) -> Option<PathBuf> {
     json.get("path")?.as_str().map(PathBuf::from)
 }
 
-/// Where the pack of `program` is, or would be, cached; `None` if it is not cacheable.
-pub fn pack_path(manifest: &Manifest, program: &Program, cache: &Path) -> Option<PathBuf> {
+/// Where the pack of `program` for `rank` is, or would be, cached; `None` if it is not cacheable.
+pub fn pack_path(manifest: &Manifest, program: &Program, rank: u32, cache: &Path) -> Option<PathBuf> {
     let cacheable = manifest.weights.mode == WeightMode::External && program.pack.key.len() == 64;
-    cacheable.then(|| cache.join("packs").join(format!("{}.pack", program.pack.key)))
+    cacheable.then(|| cache.join("packs").join(format!("{}.pack", program.pack.key_of(rank))))
 }
 
 /// The weights region of `program`, ready for kernels, in memory of `allocator` where one is given and the driver copies.
@@ -90,10 +94,11 @@ pub fn load(
         return driver.allocate(0, Placement::Weights, allocator);
     }
     if manifest.weights.mode == WeightMode::Embedded {
-        return driver.import(embedded(artifact, program)?, allocator);
+        return driver.import(embedded(artifact, program, options.rank)?, allocator);
     }
-    let cached = options.cache.as_deref().and_then(|cache| pack_path(manifest, program, cache));
-    if let Some(pack) = cached.as_deref().and_then(|path| open_pack(path, program)) {
+    let rank = options.rank;
+    let cached = options.cache.as_deref().and_then(|cache| pack_path(manifest, program, rank, cache));
+    if let Some(pack) = cached.as_deref().and_then(|path| open_pack(path, program, rank)) {
         return driver.import(Arc::new(pack), allocator);
     }
     let bytes = usize::try_from(program.pack.bytes)
@@ -101,12 +106,12 @@ pub fn load(
     let mut buffer = driver.allocate(bytes, Placement::Weights, allocator)?;
     let source = Source::find(artifact, options)?;
     source.verify(options.threads)?;
-    let packer = Packer::new(manifest, program, &source)?;
+    let packer = Packer::new(manifest, program, rank, &source)?;
     let ranges = packer.ranges(driver.staging_bytes().unwrap_or(usize::MAX));
     driver.fill(&mut buffer, &ranges, &mut |range, out| packer.pack(range, out, options.threads))?;
     // A device's pack is close to the checkpoint's own bytes: making it again costs little more than reading it.
     if let (Some(path), true) = (cached, buffer.is_host_visible())
-        && let Err(e) = buffer.bytes().and_then(|bytes| write_pack(&path, program, bytes, options.threads))
+        && let Err(e) = buffer.bytes().and_then(|bytes| write_pack(&path, program, rank, bytes, options.threads))
     {
         // The weights are in memory: a cache that cannot be written costs the next start, nothing else.
         log::write(Level::Warn, format_args!("the pack is not cached: {e}"));
@@ -114,19 +119,28 @@ pub fn load(
     Ok(buffer)
 }
 
-fn embedded(artifact: &Artifact, program: &Program) -> Result<Arc<dyn SharedBytes>> {
+/// The pack of `rank` in the artifact, which has those of all ranks one after the other.
+fn embedded(artifact: &Artifact, program: &Program, rank: u32) -> Result<Arc<dyn SharedBytes>> {
     let manifest = artifact.manifest();
     let section = manifest
         .section(WEIGHTS_SECTION)
         .ok_or_else(|| Error::Weights("the artifact says its weights are embedded, but has no such section".into()))?;
-    if section.bytes != program.pack.bytes {
+    let stride = manifest.embedded_stride(program);
+    let wanted =
+        stride.and_then(|stride| stride.checked_mul(u64::from(manifest.world) - 1)?.checked_add(program.pack.bytes));
+    if Some(section.bytes) != wanted {
         return Err(Error::Weights(format!(
-            "section weights has {} bytes, the program wants {}",
-            section.bytes, program.pack.bytes
+            "section weights has {} bytes, the program wants {wanted:?}",
+            section.bytes
         )));
     }
     artifact.check_hash(section)?;
-    let range = artifact.map_section(section).ok_or_else(|| Error::Weights("section weights is not mapped".into()))?;
+    let own = Section {
+        offset: section.offset + u64::from(rank) * stride.unwrap_or_default(),
+        bytes: program.pack.bytes,
+        ..section.clone()
+    };
+    let range = artifact.map_section(&own).ok_or_else(|| Error::Weights("section weights is not mapped".into()))?;
     Ok(Arc::new(range))
 }
 
@@ -292,13 +306,13 @@ pub fn chunked_hash(bytes: &[u8], threads: usize) -> blake3::Hash {
 }
 
 /// 8 magic, u32 version, u32 0, u64 bytes, 64 hex key, 32 data hash, 8 header check; zeros to 4096.
-fn pack_header(program: &Program, data_hash: &blake3::Hash) -> Vec<u8> {
+fn pack_header(program: &Program, rank: u32, data_hash: &blake3::Hash) -> Vec<u8> {
     let mut header = Vec::with_capacity(PACK_HEADER_BYTES);
     header.extend(PACK_MAGIC);
     header.extend(PACK_VERSION.to_le_bytes());
     header.extend([0; 4]);
     header.extend(program.pack.bytes.to_le_bytes());
-    header.extend(program.pack.key.as_bytes());
+    header.extend(program.pack.key_of(rank).as_bytes());
     header.extend(data_hash.as_bytes());
     let check = blake3::hash(&header);
     header.extend(&check.as_bytes()[..8]);
@@ -306,30 +320,30 @@ fn pack_header(program: &Program, data_hash: &blake3::Hash) -> Vec<u8> {
     header
 }
 
-/// Writes a pack file for `program`.
+/// Writes a pack file for `rank` of `program`.
 ///
 /// # Errors
 /// If the disk is full or the folder cannot be written; nothing partial is left.
-pub fn write_pack(path: &Path, program: &Program, bytes: &[u8], threads: usize) -> Result<()> {
+pub fn write_pack(path: &Path, program: &Program, rank: u32, bytes: &[u8], threads: usize) -> Result<()> {
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, "cannot create", e))?;
     }
-    let header = pack_header(program, &chunked_hash(bytes, threads));
+    let header = pack_header(program, rank, &chunked_hash(bytes, threads));
     write_atomically(path, |out: &mut dyn Write| {
         out.write_all(&header)?;
         out.write_all(bytes)
     })
 }
 
-/// Maps a cached pack if it is whole and for this program. Its data is hashed by [`verify_pack`], not here.
-pub fn open_pack(path: &Path, program: &Program) -> Option<MappedRange> {
+/// Maps a cached pack if it is whole and for `rank` of this program. Its data is hashed by [`verify_pack`], not here.
+pub fn open_pack(path: &Path, program: &Program, rank: u32) -> Option<MappedRange> {
     let map = FileMap::open(path).ok()?;
     let size = PACK_HEADER_BYTES.checked_add(usize::try_from(program.pack.bytes).ok()?)?;
     if map.len() != size {
         return None;
     }
     let data_hash = blake3::Hash::from_bytes(*map.get(88..120)?.first_chunk()?);
-    if map.get(..PACK_HEADER_BYTES)? != pack_header(program, &data_hash) {
+    if map.get(..PACK_HEADER_BYTES)? != pack_header(program, rank, &data_hash) {
         return None;
     }
     MappedRange::new(Arc::new(map), PACK_HEADER_BYTES, program.pack.bytes as usize)
@@ -338,11 +352,11 @@ pub fn open_pack(path: &Path, program: &Program) -> Option<MappedRange> {
 /// Hashes a cached pack's data against its header.
 ///
 /// # Errors
-/// [`Error::CheckFailed`] if the data differs, or the file is not a pack for this program.
-pub fn verify_pack(path: &Path, program: &Program, threads: usize) -> Result<()> {
-    let pack = open_pack(path, program);
+/// [`Error::CheckFailed`] if the data differs, or the file is not a pack for `rank` of this program.
+pub fn verify_pack(path: &Path, program: &Program, rank: u32, threads: usize) -> Result<()> {
+    let pack = open_pack(path, program, rank);
     let whole = pack.as_ref().is_some_and(|pack| {
-        pack_header(program, &chunked_hash(pack.bytes(), threads)) == pack.header(PACK_HEADER_BYTES)
+        pack_header(program, rank, &chunked_hash(pack.bytes(), threads)) == pack.header(PACK_HEADER_BYTES)
     });
     if whole { Ok(()) } else { Err(Error::CheckFailed(format!("{}: not the pack it says it is", path.display()))) }
 }

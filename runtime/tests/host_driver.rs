@@ -16,7 +16,7 @@ const ADD1: usize = 1;
 const REV1: usize = 2;
 
 fn driver(threads: usize) -> HostDriver {
-    HostDriver::new(HostOptions { threads, pin_caller: false }).unwrap()
+    HostDriver::new(HostOptions { threads, ..HostOptions::default() }).unwrap()
 }
 
 fn code_hash() -> String {
@@ -191,5 +191,5 @@ fn bad_launches_and_images_are_refused() {
     let grid = [GridDim::Symbol { symbol: 0, mul: 1, div: 0 }];
     assert!(capture.launch(CaptureLaunch { kernel: 0, grid: &grid, ..launch }).is_err(), "division by zero");
     assert!(driver.allocate(usize::MAX, Placement::State, None).is_err());
-    assert!(HostDriver::new(HostOptions { threads: 100_000, pin_caller: false }).is_err());
+    assert!(HostDriver::new(HostOptions { threads: 100_000, ..HostOptions::default() }).is_err());
 }

@@ -387,7 +387,7 @@ pub(crate) fn packed(
         sections: Vec::new(),
     };
     let mut pack = vec![0u8; bytes as usize];
-    pack_all(&manifest, &program, statics, &mut pack, 1).map_err(|e| e.to_string())?;
+    pack_all(&manifest, &program, 0, statics, &mut pack, 1).map_err(|e| e.to_string())?;
     Ok(pack)
 }
 

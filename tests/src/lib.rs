@@ -8,5 +8,6 @@ pub mod filetest;
 pub mod fuzz;
 mod host;
 pub mod programs;
+pub mod protocol;
 pub mod stages;
 pub mod tile_interpreter;

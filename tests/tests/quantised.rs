@@ -54,7 +54,8 @@ fn extreme(n: u64, seed: u64) -> Vec<f32> {
 /// Codes and scales are the interpreter's, to the bit, in groups of all sizes.
 #[test]
 fn codes_and_scales_are_exact() {
-    for (t, k, group) in [(1, 1, 1), (3, 7, 7), (5, 256, 128), (2, 96, 32), (3, 100, 20), (1, 576, 576), (2, 2048, 128)] {
+    for (t, k, group) in [(1, 1, 1), (3, 7, 7), (5, 256, 128), (2, 96, 32), (3, 100, 20), (1, 576, 576), (2, 2048, 128)]
+    {
         for dtype in [DType::F32, DType::BF16, DType::F16] {
             for format in [F8, FNUZ] {
                 let mut c = Draft::new(t, 1..=6);

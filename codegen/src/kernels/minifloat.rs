@@ -84,8 +84,7 @@ impl MiniFloat {
         let least = b.float(f64::powi(2.0, least));
         let small = b.compare(Compare::Less, bounded, least);
         let code = b.select(small, subnormal, normal);
-        let (bits, over, top) =
-            (b.bitcast(v, Elem::I32), int(b, 31 - self.magnitude), int(b, 1 << self.magnitude));
+        let (bits, over, top) = (b.bitcast(v, Elem::I32), int(b, 31 - self.magnitude), int(b, 1 << self.magnitude));
         let sign = b.binary(Binary::Shr, bits, over);
         let sign = b.binary(Binary::And, sign, top);
         let mut signed = b.binary(Binary::Or, code, sign);

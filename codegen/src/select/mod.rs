@@ -8,8 +8,8 @@ mod thresholds;
 pub use choices::{Accepted, Choice, Choices};
 
 use crate::kernels::{
-    Built, Request, Tensor, attention, contiguous_last, gather, index_scores, library, matmul, norm, pointwise, quantise, reduce,
-    refuse, require, rope, row_stride, scaled_matmul, topk,
+    Built, Request, Tensor, attention, contiguous_last, gather, index_scores, library, matmul, norm, pointwise,
+    quantise, reduce, refuse, require, rope, row_stride, scaled_matmul, topk,
 };
 use crate::target::Target;
 use weldment_ir::{Category, DType, Graph, NodeId, Op, OpKind, TensorType};
@@ -212,7 +212,10 @@ impl TargetModel for KernelLibrary {
         for (i, t) in request.operands.iter_mut().enumerate() {
             t.is_static = matches!(
                 (op.kind(), i),
-                (OpKind::Matmul | OpKind::MatmulAdd, 1) | (OpKind::ScaledMatmul, 2 | 3) | (OpKind::MatmulSiluMul, 1 | 2) | (OpKind::Gather, 0)
+                (OpKind::Matmul | OpKind::MatmulAdd, 1)
+                    | (OpKind::ScaledMatmul, 2 | 3)
+                    | (OpKind::MatmulSiluMul, 1 | 2)
+                    | (OpKind::Gather, 0)
             );
         }
         no_q8a_on_gpus(&request)?;

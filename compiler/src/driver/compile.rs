@@ -221,7 +221,7 @@ pub fn build_artifact(
             usize::try_from(program.pack.bytes).map_err(|e| CompileError::option("--weights", e.to_string()))?;
         packed.resize(bytes, 0);
         let threads = options.threads.max(1);
-        let work = || weldment_runtime::pack::pack_all(&manifest, program, &statics, &mut packed, threads);
+        let work = || weldment_runtime::pack::pack_all(&manifest, program, 0, &statics, &mut packed, threads);
         timeline.stage(progress, "pack weights", work)?;
     }
     let report = serde_json::to_vec(&reports(planned)).map_err(|e| CompileError::option("report", e.to_string()))?;

@@ -114,7 +114,10 @@ impl Quantization {
             _ => plain(scales.shape) == plain(&expected),
         };
         if !fits {
-            return Err(wrong(scales.name, format!("shape {:?}; {expected:?} is expected for {n} x {k}", scales.shape)));
+            return Err(wrong(
+                scales.name,
+                format!("shape {:?}; {expected:?} is expected for {n} x {k}", scales.shape),
+            ));
         }
         if !scales.dtype.is_compute_float() {
             return Err(wrong(scales.name, format!("dtype {}; f32, f16 or bf16 is expected", scales.dtype)));

@@ -132,7 +132,7 @@ pub(super) fn evaluate<D: Domain>(
         | Op::AllGather { .. }
         | Op::ReduceScatter { .. }
         | Op::AllReduceRmsNorm { .. }
-        | Op::AllReduceAddRmsNorm { .. } => return Err("collectives need ranks".into()),
+        | Op::AllReduceAddRmsNorm { .. } => return Err("ranks::evaluate interprets collectives".into()),
 
         Op::Gather { .. } => indexed::gather::<D>(&o[0], &o[1], dtype, shape, options)?,
         Op::Rope { interleaved } => indexed::rope::<D>(&o[0], &o[1], &o[2], *interleaved, options)?,

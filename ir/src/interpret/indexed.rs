@@ -31,6 +31,31 @@ pub(super) fn gather<D: Domain>(
     Ok(Tensor::values(dtype, shape.to_vec(), out))
 }
 
+/// `gather` from rank `rank`'s part of a table that `world` ranks hold: rows of other parts are 0.
+pub(super) fn gather_part<D: Domain>(
+    part: &Tensor<D::Value>,
+    indices: &Tensor<D::Value>,
+    (rank, world): (usize, usize),
+    shape: &[usize],
+    dtype: DType,
+    options: &Options,
+) -> Result<Tensor<D::Value>, Fault> {
+    let &[rows, width] = part.shape.as_slice() else { return Err("the table is not a matrix".into()) };
+    let whole = rows.checked_mul(world).ok_or("the table is too large")?;
+    let mut out = vec![D::ZERO; shape.iter().product()];
+    let mut scratch = Vec::new();
+    for (index, row) in indices.integers()?.iter().zip(out.chunks_mut(width.max(1))) {
+        let index = place("index", *index, whole)?;
+        if index / rows.max(1) == rank {
+            part.read::<D>(index % rows * width, row, &mut scratch)?;
+            if !widens(part.dtype, dtype) {
+                D::round(row, dtype, options);
+            }
+        }
+    }
+    Ok(Tensor::values(dtype, shape.to_vec(), out))
+}
+
 pub(super) fn rope_table<D: Domain>(
     spec: &RopeSpec,
     factors: Option<&Tensor<D::Value>>,

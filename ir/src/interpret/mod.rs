@@ -28,6 +28,7 @@ mod domain;
 mod elementwise;
 mod eval;
 mod indexed;
+mod ranks;
 mod real;
 mod ring;
 mod sparse;
@@ -42,18 +43,19 @@ pub use ring::{P, Q, Ring, RingValue};
 pub use tensor::{Binding, BindingData, Bindings, Bytes, Data, Tensor};
 
 use crate::error::IrError;
-use crate::graph::{Graph, NodeId};
+use crate::graph::{Graph, NodeId, Value};
 use crate::op::Op;
 use crate::types::{Dim, TensorType};
 use domain::Fault;
 use indexmap::IndexMap;
+use ranks::Ranks;
 use std::collections::BTreeMap;
 
 /// Outputs by name, in the graph's order.
 pub type Outputs<V> = IndexMap<String, Tensor<V>>;
 
 /// Evaluates the outputs of `graph`. `dims` gives each declared symbol a value in its range; `bindings` gives every input,
-/// weight and state that an output needs.
+/// weight and state that an output needs. Of a graph with collectives all ranks run, and rank 0's outputs are given.
 ///
 /// # Errors
 /// [`IrError::Interpret`] names the node: a missing or misshapen binding, an index out of range, a dim outside its range.
@@ -64,6 +66,42 @@ pub fn interpret<D: Domain>(
     bindings: &Bindings,
     options: &Options,
 ) -> Result<Outputs<D::Value>, IrError> {
+    run::<D>(graph, dims, bindings, options, 1).map(|mut ranks| ranks.swap_remove(0))
+}
+
+/// Every rank's outputs, by rank. A binding of the name `NAME@r` stands for NAME on rank r ([`Bindings::insert_on_rank`]).
+///
+/// # Errors
+/// As [`interpret`].
+pub fn interpret_ranks<D: Domain>(
+    graph: &Graph,
+    dims: &BTreeMap<String, u64>,
+    bindings: &Bindings,
+    options: &Options,
+) -> Result<Vec<Outputs<D::Value>>, IrError> {
+    run::<D>(graph, dims, bindings, options, graph.world() as usize)
+}
+
+/// What the nodes before gave, by node.
+type Values<V> = Vec<Ranks<Vec<Tensor<V>>>>;
+
+/// A node's operands, on each rank or on all.
+fn operands_of<V: Clone>(values: &Values<V>, operands: &[Value], world: usize) -> Ranks<Vec<Tensor<V>>> {
+    let on = |rank| operands.iter().map(|v| values[v.node.index()].of(rank)[v.result as usize].clone()).collect();
+    match operands.iter().any(|v| matches!(values[v.node.index()], Ranks::Each(_))) {
+        true => Ranks::Each((0..world).map(on).collect()),
+        false => Ranks::Same(on(0)),
+    }
+}
+
+/// Outputs of the first `wanted` ranks.
+fn run<D: Domain>(
+    graph: &Graph,
+    dims: &BTreeMap<String, u64>,
+    bindings: &Bindings,
+    options: &Options,
+    wanted: usize,
+) -> Result<Vec<Outputs<D::Value>>, IrError> {
     let machine = Machine::<D>::new(graph, dims, bindings, options)?;
     let live = graph.live();
     let mut uses: Vec<usize> = vec![0; graph.len()];
@@ -72,28 +110,27 @@ pub fn interpret<D: Domain>(
     }
     graph.outputs().iter().for_each(|o| uses[o.value.node.index()] += 1);
 
-    let mut values: Vec<Vec<Tensor<D::Value>>> = vec![Vec::new(); graph.len()];
+    let mut values: Values<D::Value> = vec![Ranks::Same(Vec::new()); graph.len()];
     for id in graph.ids().filter(|id| live[id.index()]) {
         let node = graph.node(id);
-        let operands: Vec<Tensor<D::Value>> =
-            node.operands.iter().map(|v| values[v.node.index()][v.result as usize].clone()).collect();
+        let operands = operands_of(&values, &node.operands, machine.world);
         // Dropped before the evaluation, so that a state's last reader may write in place.
         for v in &node.operands {
             uses[v.node.index()] -= 1;
             if uses[v.node.index()] == 0 {
-                values[v.node.index()] = Vec::new();
+                values[v.node.index()] = Ranks::Same(Vec::new());
             }
         }
-        values[id.index()] = machine.evaluate(id, operands)?;
+        values[id.index()] = ranks::evaluate(&machine, id, operands)?;
     }
-    let output = |o: &crate::graph::Output| {
-        let tensor = &values[o.value.node.index()][o.value.result as usize];
+    let output = |rank: usize, o: &crate::graph::Output| {
+        let tensor = &values[o.value.node.index()].of(rank)[o.value.result as usize];
         machine.finished(o.value.node, tensor).map(|t| (o.name.to_string(), t))
     };
-    graph.outputs().iter().map(output).collect()
+    (0..wanted).map(|rank| graph.outputs().iter().map(|o| output(rank, o)).collect()).collect()
 }
 
-/// Evaluates every node, dead ones too, and keeps every value, at `[node index][result]`: for bisecting a difference.
+/// Evaluates every node, dead ones too, and keeps every value of rank 0, at `[node index][result]`: for bisecting a difference.
 ///
 /// # Errors
 /// As [`interpret`].
@@ -104,16 +141,16 @@ pub fn interpret_all<D: Domain>(
     options: &Options,
 ) -> Result<Vec<Vec<Tensor<D::Value>>>, IrError> {
     let machine = Machine::<D>::new(graph, dims, bindings, options)?;
-    let mut values: Vec<Vec<Tensor<D::Value>>> = Vec::with_capacity(graph.len());
+    let mut values: Values<D::Value> = Vec::with_capacity(graph.len());
     for id in graph.ids() {
-        let operands =
-            graph.node(id).operands.iter().map(|v| values[v.node.index()][v.result as usize].clone()).collect();
-        values.push(machine.evaluate(id, operands)?);
+        let operands = operands_of(&values, &graph.node(id).operands, machine.world);
+        values.push(ranks::evaluate(&machine, id, operands)?);
     }
-    Ok(values)
+    Ok(values.iter().map(|v| v.of(0).clone()).collect())
 }
 
-/// Evaluates one node on the operands given: for running a graph in another order or memory than its own.
+/// Evaluates one node on the operands given, which every rank holds, for rank 0: for running a graph in another order or
+/// memory than its own.
 ///
 /// # Errors
 /// As [`interpret`].
@@ -125,7 +162,8 @@ pub fn interpret_node<D: Domain>(
     id: NodeId,
     operands: Vec<Tensor<D::Value>>,
 ) -> Result<Vec<Tensor<D::Value>>, IrError> {
-    Machine::<D>::new(graph, dims, bindings, options)?.evaluate(id, operands)
+    let machine = Machine::<D>::new(graph, dims, bindings, options)?;
+    ranks::evaluate(&machine, id, Ranks::Same(operands)).map(|results| results.of(0).clone())
 }
 
 /// What all nodes share.
@@ -134,6 +172,8 @@ pub(crate) struct Machine<'a, D> {
     dims: &'a BTreeMap<String, u64>,
     bindings: &'a Bindings,
     options: &'a Options,
+    /// Ranks of the graph.
+    world: usize,
     domain: std::marker::PhantomData<D>,
 }
 
@@ -152,7 +192,7 @@ impl<'a, D: Domain> Machine<'a, D> {
                 return Err(IrError::Interpret { path: graph.name.clone(), message });
             }
         }
-        Ok(Machine { graph, dims, bindings, options, domain: std::marker::PhantomData })
+        Ok(Machine { graph, dims, bindings, options, world: graph.world() as usize, domain: std::marker::PhantomData })
     }
 
     /// A shape with the symbols' values.

@@ -286,7 +286,7 @@ impl From<&Tensor<f64>> for Binding {
     }
 }
 
-/// Values of inputs, weights and states by name: one namespace.
+/// Values of inputs, weights and states by name: one namespace. A name `NAME@r` stands for NAME on rank r.
 #[derive(Clone, Debug, Default)]
 pub struct Bindings {
     map: BTreeMap<String, Binding>,
@@ -306,6 +306,16 @@ impl Bindings {
     /// The binding of a name.
     pub fn get(&self, name: &str) -> Option<&Binding> {
         self.map.get(name)
+    }
+
+    /// The binding that rank `rank` alone has: `NAME@r`.
+    pub fn on_rank(&self, name: &str, rank: usize) -> Option<&Binding> {
+        self.map.get(&format!("{name}@{rank}"))
+    }
+
+    /// Binds a name on one rank, where it counts more than a binding of all ranks.
+    pub fn insert_on_rank(&mut self, name: &str, rank: usize, binding: Binding) {
+        self.map.insert(format!("{name}@{rank}"), binding);
     }
 
     /// Names and bindings in name order.

@@ -110,6 +110,7 @@ pub fn value_facts(op: &Op, types: Vec<TensorType>, operands: &[&ValueFacts]) ->
     let info = op.kind().info();
     let fixed = !matches!(op, Op::Input { .. } | Op::State { .. })
         && info.category != Category::StateWrite
+        && !op.communicates()
         && operands.iter().all(|o| o.fixed);
     let uniform = uniform(op, operands);
     let range = uniform.map(|u| (u, u)).or_else(|| range(op, operands));

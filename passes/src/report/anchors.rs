@@ -40,6 +40,11 @@ pub(crate) enum Test {
     Int8,
 }
 
+/// What a norm may be fused into.
+const NORMS: &[OpKind] = &[OpKind::RmsNorm, OpKind::AddRmsNorm, OpKind::AllReduceRmsNorm, OpKind::AllReduceAddRmsNorm];
+/// What the sum that a norm reads may be fused into.
+const RESIDUAL_NORMS: &[OpKind] = &[OpKind::AddRmsNorm, OpKind::AllReduceAddRmsNorm];
+
 impl Anchor {
     pub(crate) fn site(&self) -> Site {
         Site { group: self.group, nodes: self.at.clone() }
@@ -104,7 +109,8 @@ fn through_views(unit: &Unit, mut operand: Operand) -> Operand {
     while let Operand::Local(i, _) = operand {
         let node = &unit.nodes[i as usize];
         match (node.op.kind().info().category, &node.op, node.operands.as_slice()) {
-            (Category::View, _, [only]) => operand = *only,
+            // A rank's part of a weight is a part of a weight.
+            (Category::View, _, [only]) | (_, Op::Shard { .. }, [only]) => operand = *only,
             (_, Op::Cast { dtype }, [only]) if dtype_of(unit, *only) == Some(*dtype) => operand = *only,
             (_, Op::Cast { dtype }, [only]) => match widened(unit, through_views(unit, *only)) {
                 Some(inner) if dtype_of(unit, inner) == Some(*dtype) => operand = inner,
@@ -171,15 +177,19 @@ pub(crate) fn anchors(unit: &Unit) -> Vec<Anchor> {
         };
         match node.op.kind() {
             OpKind::Rsqrt => {
-                add("rms_norm", vec![i], i, &[OpKind::RmsNorm, OpKind::AddRmsNorm]);
+                add("rms_norm", vec![i], i, NORMS);
                 if let Some(sum) = squared(unit, i).and_then(|x| comes_from(unit, x, OpKind::Add)) {
-                    add("add_rms_norm", vec![i], sum, &[OpKind::AddRmsNorm]);
+                    add("add_rms_norm", vec![i], sum, RESIDUAL_NORMS);
                 }
             }
             OpKind::RmsNorm => {
                 if let Some(sum) = behind(0, OpKind::Add) {
-                    add("add_rms_norm", vec![i], sum, &[OpKind::AddRmsNorm]);
+                    add("add_rms_norm", vec![i], sum, RESIDUAL_NORMS);
                 }
+            }
+            // Every one, whatever reads it.
+            OpKind::AllReduce => {
+                add("allreduce_rms_norm", vec![i], i, &[OpKind::AllReduceRmsNorm, OpKind::AllReduceAddRmsNorm]);
             }
             OpKind::Silu => add("silu_mul", vec![i], i, &[OpKind::SiluMul]),
             OpKind::Sigmoid if near_product(i) => add("silu_mul", vec![i], i, &[OpKind::SiluMul]),

@@ -2,6 +2,7 @@
 
 mod activations;
 mod attention;
+mod collectives;
 pub mod conditions;
 mod derive;
 mod matmul;
@@ -398,6 +399,7 @@ pub fn all() -> Vec<Rule> {
     [
         views::rules(),
         norms::rules(),
+        collectives::rules(),
         activations::rules(),
         attention::rules(),
         matmul::rules(),
@@ -419,6 +421,7 @@ pub(crate) fn thresholds(op: &Op, operands: &[TensorType]) -> Vec<Threshold> {
 pub const GROUPS: &[&str] = &[
     "rms_norm",
     "add_rms_norm",
+    "allreduce_rms_norm",
     "merged_qkv",
     "merged_gate_up",
     "silu_mul",

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test binary uses its part")]
 
 pub mod obscure;
+pub mod ranks;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -1,5 +1,6 @@
 //! Every index, offset and count of a manifest, checked once: after this the runtime indexes without surprises.
 
+use super::comm_table;
 use super::limits::*;
 use super::manifest::*;
 use crate::dtype::DType;
@@ -13,6 +14,10 @@ use std::path::Path;
 /// [`Error::Corrupt`] naming the first thing that is off, [`Error::Limit`] where a count passes `limits.rs`.
 pub fn check_manifest(manifest: &Manifest, path: &Path) -> Result<()> {
     let c = Checker { manifest, path };
+    if manifest.world == 0 || u64::from(manifest.world) > comm_table::MAX_WORLD {
+        let what = format!("{}: manifest: number of ranks", path.display());
+        return Err(Error::Limit { what, found: manifest.world.into(), limit: comm_table::MAX_WORLD });
+    }
     c.limit("symbols", manifest.symbols.len(), MAX_SYMBOLS)?;
     c.limit("sections", manifest.sections.len(), MAX_SECTIONS)?;
     c.limit("programs", manifest.programs.len(), MAX_PROGRAMS)?;
@@ -150,6 +155,9 @@ impl Checker<'_> {
         }
         self.kernels(program, code)?;
         self.pack(&place, &program.pack)?;
+        if let Some(slab) = &program.slab {
+            self.slab(&place, slab)?;
+        }
         for entry in &program.entries {
             self.limit("variants", entry.variants.len(), MAX_VARIANTS)?;
             for variant in &entry.variants {
@@ -169,6 +177,58 @@ impl Checker<'_> {
                         self.gemm(&place, program, variant, launch, gemm)?;
                     }
                 }
+            }
+        }
+        Ok(())
+    }
+
+    /// Fills ascend and lie in the slab.
+    fn slab(&self, place: &str, slab: &Slab) -> Result<()> {
+        if slab.bytes == 0 || !slab.bytes.is_multiple_of(SLAB_MULTIPLE) || slab.bytes > MAX_SLAB_BYTES {
+            let detail = format!(
+                "a slab of {} bytes; a multiple of {SLAB_MULTIPLE} up to {MAX_SLAB_BYTES} is accepted",
+                slab.bytes
+            );
+            return self.bad(place, detail);
+        }
+        self.limit("fills of a slab", slab.fills.len(), MAX_SLAB_FILLS)?;
+        let mut end = 0;
+        for fill in &slab.fills {
+            let next = fill.offset.checked_add(fill.bytes).filter(|next| *next <= slab.bytes);
+            let aligned = fill.offset.is_multiple_of(4) && fill.bytes.is_multiple_of(4);
+            match next {
+                Some(next) if aligned && fill.offset >= end => end = next,
+                _ => {
+                    let detail = format!("a fill of {} bytes at {} of the slab", fill.bytes, fill.offset);
+                    return self.bad(place, format!("{detail} is unaligned, overlaps or passes its end"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A rank's part of each tensor is as large as every other's, and cut at whole blocks.
+    fn shards(&self, place: &str, item: &PackItem) -> Result<()> {
+        if item.shards.is_empty() {
+            return Ok(());
+        }
+        if item.shards.len() != item.tensors.len() {
+            return self.bad(place, format!("{} shards for {} tensors", item.shards.len(), item.tensors.len()));
+        }
+        for (tensor, shard) in item.tensors.iter().zip(&item.shards) {
+            let Some(shard) = shard else { continue };
+            let world = shard.parts.checked_mul(shard.replicas);
+            if world != Some(self.manifest.world) {
+                let detail = format!("{} parts for {} ranks each", shard.parts, shard.replicas);
+                return self.bad(place, format!("{detail} are not the {} ranks", self.manifest.world));
+            }
+            let tensor = self.manifest.weights.tensors.get(*tensor as usize);
+            if let Some(tensor) = tensor.filter(|tensor| tensor.part_shape(*shard).is_none()) {
+                let detail = format!(
+                    "{} {:?} is not cut into {} parts along axis {}",
+                    tensor.name, tensor.shape, shard.parts, shard.axis
+                );
+                return self.bad(place, detail);
             }
         }
         Ok(())
@@ -286,6 +346,7 @@ impl Checker<'_> {
                 Some(end) if end <= pack.bytes => end,
                 _ => return self.bad(&place, "passes the end of the pack"),
             };
+            self.shards(&place, item)?;
             let expected = self.manifest.item_bytes(item);
             if expected != Some(item.bytes) {
                 let detail = format!("{} bytes, but layout and tensors need {expected:?}", item.bytes);
@@ -399,12 +460,21 @@ impl Manifest {
         binding.dtype.byte_size(&[elements])
     }
 
-    /// Bytes that `item` must have by its layout and tensors; `None` if they do not fit together.
+    /// Bytes from the pack of one rank to that of the next where packs are embedded; `None` on overflow.
+    pub fn embedded_stride(&self, program: &Program) -> Option<u64> {
+        program.pack.bytes.checked_next_multiple_of(SECTION_STRIDE)
+    }
+
+    /// Bytes that `item` must have by its layout and the parts of tensors that a rank takes; `None` if they do not fit together.
     pub fn item_bytes(&self, item: &PackItem) -> Option<u64> {
         let mut rows = Vec::with_capacity(item.tensors.len());
         let mut columns = None;
-        for index in &item.tensors {
-            let shape = &self.weights.tensors.get(*index as usize)?.shape;
+        for (at, index) in item.tensors.iter().enumerate() {
+            let tensor = self.weights.tensors.get(*index as usize)?;
+            let shape = match item.shard(at) {
+                Some(shard) => tensor.part_shape(shard)?,
+                None => tensor.shape.clone(),
+            };
             let k = shape.last().copied().unwrap_or(1);
             if *columns.get_or_insert(k) != k {
                 return None;
@@ -415,7 +485,55 @@ impl Manifest {
     }
 }
 
+/// Packs of ranks in one section start at multiples of this.
+const SECTION_STRIDE: u64 = 4096;
+
+impl PackItem {
+    /// Which part of its tensor number `at` a rank takes; `None` for the whole.
+    pub fn shard(&self, at: usize) -> Option<Shard> {
+        self.shards.get(at).copied().flatten()
+    }
+}
+
+impl Shard {
+    /// The part that a rank takes.
+    pub fn part(&self, rank: u32) -> u64 {
+        u64::from(rank / self.replicas.max(1))
+    }
+}
+
+impl Tensor {
+    /// The shape of every part of the tensor; `None` if the dim does not exist or does not divide, or blocks would be cut.
+    pub fn part_shape(&self, shard: Shard) -> Option<Vec<u64>> {
+        let mut shape = self.shape.clone();
+        let axis = shard.axis as usize;
+        let last = axis + 1 == shape.len();
+        let dim = shape.get_mut(axis)?;
+        let parts = u64::from(shard.parts);
+        if parts == 0 || !dim.is_multiple_of(parts) {
+            return None;
+        }
+        *dim /= parts;
+        let whole = !last || dim.is_multiple_of(self.dtype.block_elements() as u64);
+        whole.then_some(shape)
+    }
+}
+
 impl Pack {
+    /// The key of what `rank` packs: ranks that take the same parts share a pack.
+    pub fn key_of(&self, rank: u32) -> String {
+        let shards = || self.items.iter().flat_map(|item| &item.shards).flatten();
+        if shards().next().is_none() || self.key.is_empty() {
+            return self.key.clone();
+        }
+        let mut hash = blake3::Hasher::new();
+        hash.update(self.key.as_bytes());
+        for shard in shards() {
+            hash.update(&shard.part(rank).to_le_bytes());
+        }
+        hash.finalize().to_hex().to_string()
+    }
+
     /// The key of a pack: blake3 over the content of its tensors, its layouts and the target. Two artifacts that want the
     /// same bytes share one cached pack.
     pub fn compute_key(&self, weights: &Weights, target: &str) -> String {
@@ -428,6 +546,9 @@ impl Pack {
             hash.update(&item.offset.to_le_bytes());
             // Layouts are plain data: their JSON is a stable spelling.
             hash.update(serde_json::to_string(&item.layout).unwrap_or_default().as_bytes());
+            if !item.shards.is_empty() {
+                hash.update(serde_json::to_string(&item.shards).unwrap_or_default().as_bytes());
+            }
             for index in &item.tensors {
                 if let Some(tensor) = weights.tensors.get(*index as usize) {
                     hash.update(format!("|{}|{:?}|", tensor.dtype, tensor.shape).as_bytes());

@@ -37,5 +37,12 @@ pub const MAX_KERNEL_NAME: usize = 256;
 /// Bytes of a tokens file.
 pub const MAX_TOKENS_FILE_BYTES: u64 = 256 << 20;
 
+/// Bytes of the slab that a rank shares with the others.
+pub const MAX_SLAB_BYTES: u64 = 1 << 36;
+/// Slabs are of whole pages of this size, which AMD exports.
+pub const SLAB_MULTIPLE: u64 = 4096;
+/// Parts of a slab that start as a word.
+pub const MAX_SLAB_FILLS: usize = 1 << 12;
+
 /// Rows of a symbolic dim are allocated up to this multiple: kernels work on tiles of at most this many rows.
 pub const ROW_MULTIPLE: u64 = 16;

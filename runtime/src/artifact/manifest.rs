@@ -547,7 +547,7 @@ pub struct PackItem {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Shard {
-    /// 0 cuts rows, 1 columns at whole blocks of the dtype.
+    /// The dim that is cut, outermost first: in a matrix 0 cuts rows, 1 columns. The last dim is cut at whole blocks of the dtype.
     pub axis: u32,
     /// How many.
     pub parts: u32,

@@ -48,6 +48,11 @@ impl Artifact {
         Arc::clone(&self.manifest)
     }
 
+    /// What tells this artifact from others: a hash of its header, which has that of the manifest, which has those of the sections.
+    pub fn identity(&self) -> String {
+        crate::blake3_hex(self.map.get(..HEADER_BYTES).unwrap_or_default())
+    }
+
     /// Where the artifact was opened.
     pub fn path(&self) -> &Path {
         &self.path

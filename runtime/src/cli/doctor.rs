@@ -138,7 +138,7 @@ fn platform_json(name: &str, report: &PlatformReport) -> Value {
 
 fn conformance(args: &SessionArgs, out: &mut dyn Write) -> Result<()> {
     let artifact = Artifact::open(&args.artifact)?;
-    let device = Device::open(args.device, &artifact, HostOptions { threads: args.threads, pin_caller: false })?;
+    let device = Device::open(args.device, &artifact, HostOptions { threads: args.threads, ..HostOptions::default() })?;
     let driver = device.driver();
     let mut failed = 0;
     let mut report = |outcomes: Vec<Outcome>, out: &mut dyn Write| -> Result<()> {

@@ -58,7 +58,7 @@ impl SessionArgs {
     /// # Errors
     /// As [`SessionArgs::open`].
     pub fn session(&self, artifact: &Artifact, sequences: usize, positions: Option<usize>) -> Result<Session> {
-        let host = HostOptions { threads: self.threads, pin_caller: true };
+        let host = HostOptions { threads: self.threads, pin_caller: true, local_rank: None };
         let device = Device::open(self.device, artifact, host)?;
         let manifest = artifact.manifest();
         let kv_blocks = manifest.symbol("N").map(|(_, n)| {

@@ -34,18 +34,25 @@ pub fn verify(options: &VerifyOptions, out: &mut dyn Write) -> Result<()> {
         return Ok(());
     }
     let (cache, threads) = (weights::cache_dir(), cpu::default_threads());
-    let weight_options = WeightOptions { weights_file: options.weights_file.clone(), cache: cache.clone(), threads };
+    let weights_file = options.weights_file.clone();
+    let weight_options = WeightOptions { weights_file, cache: cache.clone(), threads, rank: 0 };
     let source = Source::find(&artifact, &weight_options)?;
     source.verify(threads).map_err(failed)?;
     put(out, &format!("ok  {} tensors of the checkpoint\n", manifest.weights.tensors.len()))?;
     for program in &manifest.programs {
-        let path = cache.as_deref().and_then(|cache| weights::pack_path(manifest, program, cache));
-        match path {
-            Some(path) if Path::exists(&path) => {
-                weights::verify_pack(&path, program, threads)?;
-                put(out, &format!("ok  pack for {}\n", program.target.name))?;
+        for rank in 0..manifest.world {
+            let mut name = program.target.name.clone();
+            if manifest.world > 1 {
+                name.push_str(&format!(", rank {rank} of {}", manifest.world));
             }
-            _ => put(out, &format!("--  no cached pack for {}\n", program.target.name))?,
+            let path = cache.as_deref().and_then(|cache| weights::pack_path(manifest, program, rank, cache));
+            match path {
+                Some(path) if Path::exists(&path) => {
+                    weights::verify_pack(&path, program, rank, threads)?;
+                    put(out, &format!("ok  pack for {name}\n"))?;
+                }
+                _ => put(out, &format!("--  no cached pack for {name}\n"))?,
+            }
         }
     }
     Ok(())

@@ -76,6 +76,36 @@ pub struct CaptureSpec<'a> {
     pub input_bytes: &'a [usize],
 }
 
+/// Memory of a device that ranks of one host share with each other, each rank with a device of its own.
+pub trait PeerMemory {
+    /// Allocates `bytes` zeroed bytes, alone in whole pages, and the message by which other processes import them.
+    ///
+    /// # Errors
+    /// If there is no memory, or the machine cannot share it.
+    fn export(&self, bytes: usize) -> Result<(Buffer, Vec<u8>)>;
+
+    /// Maps what another process exports, so that kernels address it.
+    ///
+    /// # Errors
+    /// If the machine refuses.
+    fn import(&self, message: &[u8]) -> Result<PeerMapping>;
+
+    /// A word of the host that kernels look at, and its address for them.
+    ///
+    /// # Errors
+    /// If there is no memory.
+    fn abort_word(&self) -> Result<(Arc<dyn crate::comm::group::AbortWord>, u64)>;
+}
+
+/// Memory of another process, mapped until this drops.
+#[derive(Debug)]
+pub struct PeerMapping {
+    /// Where kernels of this process see it.
+    pub address: u64,
+    /// Unmaps it.
+    pub owner: Box<dyn Debug + Send + Sync>,
+}
+
 /// Writes a range of a buffer, its bytes given, where [`Driver::fill`] says.
 pub type Filler<'a> = dyn FnMut(Range<usize>, &mut [u8]) -> Result<()> + 'a;
 
@@ -131,6 +161,11 @@ pub trait Driver: Send + Sync + Debug {
     /// If the machine refuses.
     fn create_stream(&self, external: Option<&ExternalStream>) -> Result<Box<dyn StreamBackend>>;
 
+    /// How ranks share memory, where it is not by a mapping of the host.
+    fn peer_memory(&self) -> Option<&dyn PeerMemory> {
+        None
+    }
+
     /// Starts recording launches into a graph.
     ///
     /// # Errors
@@ -170,6 +205,14 @@ pub trait StreamBackend: Send + Debug {
     /// # Errors
     /// If the work failed.
     fn synchronize(&mut self) -> Result<()>;
+
+    /// As [`StreamBackend::synchronize`], but gives up a while after `over` says that what is waited for may never come.
+    ///
+    /// # Errors
+    /// If the work failed or was given up.
+    fn synchronize_unless(&mut self, _over: &dyn Fn() -> bool) -> Result<()> {
+        self.synchronize()
+    }
 
     /// Marks the current end of the queue.
     ///

@@ -39,6 +39,11 @@ impl SingleSteps {
     /// If no program runs on this host, the weights are not found or differ, or there is no memory.
     pub fn open(artifact: &Artifact, device: &Device, blocks: usize, options: &WeightOptions) -> Result<SingleSteps> {
         let manifest = artifact.shared_manifest();
+        if manifest.world > 1 {
+            let message =
+                format!("stepping through launches is for artifacts of one rank; this is for {}", manifest.world);
+            return Err(Error::Unsupported(message));
+        }
         let driver = device.driver();
         let runs = |p: &Program| !p.target.is_gpu() && driver.check_target(&p.target).is_ok();
         let index = manifest.programs.iter().position(runs);

@@ -8,7 +8,7 @@ pub mod random;
 pub mod tiles;
 pub mod unpack;
 
-use crate::artifact::{Layout, Manifest, PackItem, Program, Tensor, TensorPlace, WeightMode};
+use crate::artifact::{Layout, Manifest, PackItem, Program, Shard, Tensor, TensorPlace, WeightMode};
 use crate::driver::host::affinity;
 use crate::error::{Error, Result};
 pub use formats::layout_for;
@@ -35,10 +35,37 @@ enum Rows<'a> {
     Random(RandomTensor),
 }
 
+/// A rank's part of a tensor, as a matrix of rows as long as the last dim.
 struct Matrix<'a> {
+    /// Rows of the part.
     rows: u64,
+    /// Bytes of one of them.
     row_bytes: usize,
+    part: Part,
     data: Rows<'a>,
+}
+
+/// Where a rank's part of a tensor lies in the whole.
+#[derive(Clone, Copy)]
+struct Part {
+    /// Rows that lie together in the part: those of one index of the dims before the one that is cut.
+    run: u64,
+    /// Rows from one such run to the next in the whole.
+    stride: u64,
+    /// First row in the whole.
+    first: u64,
+    /// Bytes of a row of the whole.
+    row_bytes: usize,
+    /// Where the part begins in a row of the whole, in bytes.
+    start: usize,
+}
+
+impl Part {
+    /// The row of the whole that holds row `row` of the part.
+    fn row(&self, row: u64) -> u64 {
+        let run = self.run.max(1);
+        self.first + row / run * self.stride + row % run
+    }
 }
 
 /// A run of tiles of one item, or a gap between items.
@@ -57,13 +84,15 @@ struct ItemPlan<'a> {
     matrices: Vec<Matrix<'a>>,
 }
 
-/// Packs every item of `program` into `out` (`program.pack.bytes` bytes; gaps between items are zeroed) with `threads` threads.
+/// Packs every item of `program` for `rank` into `out` (`program.pack.bytes` bytes; gaps between items are zeroed) with `threads`
+/// threads.
 ///
 /// # Errors
 /// [`Error::Weights`] if `source` cannot give a tensor or a dtype does not fit its layout.
 pub fn pack_all(
     manifest: &Manifest,
     program: &Program,
+    rank: u32,
     source: &dyn TensorSource,
     out: &mut [u8],
     threads: usize,
@@ -71,7 +100,7 @@ pub fn pack_all(
     if out.len() as u64 != program.pack.bytes {
         return Err(Error::Weights(format!("the pack has {} bytes, its buffer {}", program.pack.bytes, out.len())));
     }
-    Packer::new(manifest, program, source)?.pack(0..out.len(), out, threads)
+    Packer::new(manifest, program, rank, source)?.pack(0..out.len(), out, threads)
 }
 
 /// A pack as jobs that can be done in any order: whole, or range by range where it does not fit in memory at once.
@@ -82,17 +111,17 @@ pub struct Packer<'a> {
 }
 
 impl<'a> Packer<'a> {
-    /// Plans the pack of `program`.
+    /// Plans the pack of `program` for `rank`, which takes its part of each tensor that is cut.
     ///
     /// # Errors
     /// [`Error::Weights`] if `source` cannot give a tensor or a dtype does not fit its layout.
-    pub fn new(manifest: &Manifest, program: &Program, source: &'a dyn TensorSource) -> Result<Packer<'a>> {
+    pub fn new(manifest: &Manifest, program: &Program, rank: u32, source: &'a dyn TensorSource) -> Result<Packer<'a>> {
         let mut items = Vec::with_capacity(program.pack.items.len());
         let mut jobs = Vec::new();
         let mut at = 0;
         // Offsets ascend and sizes agree: `check_manifest`.
         for (index, item) in program.pack.items.iter().enumerate() {
-            let plan = plan_item(manifest, item, source)?;
+            let plan = plan_item(manifest, item, rank, source)?;
             let (start, end) = (item.offset as usize, (item.offset + item.bytes) as usize);
             gap(&mut jobs, at..start);
             let run = (JOB_BYTES / plan.tile_bytes.max(1)).max(1);
@@ -185,11 +214,16 @@ pub fn for_each_parallel(count: usize, threads: usize, body: impl Fn(usize) + Sy
     });
 }
 
-fn plan_item<'a>(manifest: &Manifest, item: &PackItem, source: &'a dyn TensorSource) -> Result<ItemPlan<'a>> {
+fn plan_item<'a>(
+    manifest: &Manifest,
+    item: &PackItem,
+    rank: u32,
+    source: &'a dyn TensorSource,
+) -> Result<ItemPlan<'a>> {
     let mut matrices = Vec::with_capacity(item.tensors.len());
     let mut dtype = None;
     let mut columns = 1;
-    for index in &item.tensors {
+    for (at, index) in item.tensors.iter().enumerate() {
         let tensor: &Tensor = manifest
             .weights
             .tensors
@@ -208,7 +242,13 @@ fn plan_item<'a>(manifest: &Manifest, item: &PackItem, source: &'a dyn TensorSou
         ) else {
             return Err(Error::Weights(format!("{name}: its size overflows")));
         };
-        columns = tensor.shape.last().copied().unwrap_or(1) as usize;
+        let shard = item.shard(at);
+        let cut = shard.map(|shard| tensor.part_shape(shard)).unwrap_or_else(|| Some(tensor.shape.clone()));
+        let cut = cut.and_then(|shape| Some((part_of(tensor, shard, rank)?, tensor.dtype.byte_size(&shape)?, shape)));
+        let Some((part, part_bytes, shape)) = cut else {
+            return Err(Error::Weights(format!("{name}: it cannot be cut as {shard:?} for rank {rank}")));
+        };
+        columns = shape.last().copied().unwrap_or(1) as usize;
         let data = match (tensor.at, manifest.weights.mode) {
             (TensorPlace::Random, WeightMode::Random(seed)) => {
                 Rows::Random(RandomTensor::new(name, seed, tensor.dtype, &tensor.shape))
@@ -221,8 +261,9 @@ fn plan_item<'a>(manifest: &Manifest, item: &PackItem, source: &'a dyn TensorSou
                 Rows::Bytes(data)
             }
         };
-        let rows = bytes.checked_div(row_bytes).unwrap_or(0);
-        matrices.push(Matrix { rows, row_bytes: row_bytes as usize, data });
+        let part_row = tensor.dtype.byte_size(&[columns as u64]).unwrap_or(row_bytes);
+        let rows = part_bytes.checked_div(part_row).unwrap_or(0);
+        matrices.push(Matrix { rows, row_bytes: part_row as usize, part, data });
     }
     let rows: Vec<u64> = matrices.iter().map(|m| m.rows).collect();
     let dtype = dtype.ok_or_else(|| Error::Weights("a pack item names no tensor".into()))?;
@@ -233,6 +274,25 @@ fn plan_item<'a>(manifest: &Manifest, item: &PackItem, source: &'a dyn TensorSou
         }
         _ => Err(Error::Weights("a pack item's size disagrees with its layout".into())),
     }
+}
+
+/// Where the part of `rank` lies; `None` on overflow or where the dim does not exist.
+fn part_of(tensor: &Tensor, shard: Option<Shard>, rank: u32) -> Option<Part> {
+    let row_bytes = |columns: u64| usize::try_from(tensor.dtype.byte_size(&[columns])?).ok();
+    let columns = tensor.shape.last().copied().unwrap_or(1);
+    let rows = tensor.shape.iter().rev().skip(1).try_fold(1u64, |n, dim| n.checked_mul(*dim))?;
+    let whole = Part { run: rows, stride: rows, first: 0, row_bytes: row_bytes(columns)?, start: 0 };
+    let Some(shard) = shard else { return Some(whole) };
+    let shape = tensor.part_shape(shard)?;
+    let (axis, part) = (shard.axis as usize, shard.part(rank));
+    if axis + 1 == shape.len() {
+        return Some(Part { start: row_bytes(part.checked_mul(*shape.last()?)?)?, ..whole });
+    }
+    // Rows of one index of the dim that is cut.
+    let inner = shape.get(axis + 1..shape.len() - 1)?.iter().try_fold(1u64, |n, dim| n.checked_mul(*dim))?;
+    let run = shape.get(axis)?.checked_mul(inner)?;
+    let stride = tensor.shape.get(axis)?.checked_mul(inner)?;
+    Some(Part { run, stride, first: part.checked_mul(run)?, ..whole })
 }
 
 fn run_job(item: &ItemPlan<'_>, first_tile: u64, out: &mut [u8]) {
@@ -254,14 +314,15 @@ fn run_job(item: &ItemPlan<'_>, first_tile: u64, out: &mut [u8]) {
 fn row_of_item<'a>(item: &ItemPlan<'a>, tile: u64, lane: u64) -> Option<Cow<'a, [u8]>> {
     let (source, row) = tiles::row_of(&item.layout, &item.rows, tile, lane)?;
     let matrix = item.matrices.get(source)?;
+    let (part, row) = (&matrix.part, matrix.part.row(row));
     match &matrix.data {
         Rows::Bytes(bytes) => {
-            let start = row as usize * matrix.row_bytes;
+            let start = row as usize * part.row_bytes + part.start;
             bytes.get(start..start + matrix.row_bytes).map(Cow::Borrowed)
         }
         Rows::Random(random) => {
             let mut bytes = vec![0u8; matrix.row_bytes];
-            random.fill_row(row, &mut bytes);
+            random.fill_row_from(row, part.start, &mut bytes);
             Some(Cow::Owned(bytes))
         }
     }

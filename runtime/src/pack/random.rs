@@ -65,6 +65,19 @@ impl RandomTensor {
 
     /// Fills `out` with the logical bytes of `row`.
     pub fn fill_row(&self, row: u64, out: &mut [u8]) {
+        self.fill_row_from(row, 0, out);
+    }
+
+    /// Fills `out` with the logical bytes of `row` from byte `start` on, which is that of a block or element.
+    pub fn fill_row_from(&self, row: u64, start: usize, out: &mut [u8]) {
+        if start > 0 && !matches!(self.dtype, DType::F32 | DType::F16 | DType::BF16) {
+            // Words of eight bytes do not end where blocks do: the row up to the end of the part is made whole.
+            let mut whole = vec![0u8; start + out.len()];
+            self.fill_row_from(row, 0, &mut whole);
+            out.copy_from_slice(&whole[start..]);
+            return;
+        }
+        let first = (start / self.dtype.block_bytes()) as u64;
         let stream = mix(self.key ^ row.wrapping_mul(0xd6e8_feb8_6659_fd93));
         let at = |i: u64| mix(stream.wrapping_add(i.wrapping_mul(0x9e37_79b9_7f4a_7c15)));
         let sigma = 1.0 / (self.columns.max(1) as f32).sqrt();
@@ -75,7 +88,7 @@ impl RandomTensor {
                 for (chunk, out) in out.chunks_mut(64 * element).enumerate() {
                     let n = out.len() / element;
                     for (i, v) in values[..n].iter_mut().enumerate() {
-                        let x = normal(at((chunk * 64 + i) as u64));
+                        let x = normal(at(first + (chunk * 64 + i) as u64));
                         *v = match self.kind {
                             Kind::Vector => 1.0 + 0.1 * x,
                             Kind::Scales => SCALE * (1.0 + 0.1 * x),

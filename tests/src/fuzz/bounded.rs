@@ -241,8 +241,7 @@ impl Domain for Bounded {
             group.iter_mut().zip(codes).for_each(|(v, code)| *v = Bound::exact(code));
             return Bound::exact(scale);
         }
-        let (low, high) =
-            (of(&|v| (v.value.abs() - v.error).max(0.0)).1, of(&|v| v.value.abs() + v.error).1);
+        let (low, high) = (of(&|v| (v.value.abs() - v.error).max(0.0)).1, of(&|v| v.value.abs() + v.error).1);
         let ends = |v: &Bound| [v.value - v.error, v.value + v.error];
         for (v, code) in group.iter_mut().zip(codes) {
             let quotients = ends(v).into_iter().flat_map(|x| [x / low, x / high]).map(|x| x * (1.0 + 4.0 * UNIT));

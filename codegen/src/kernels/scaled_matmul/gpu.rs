@@ -39,7 +39,14 @@ impl Plan {
             let n = (THREADS * CODES / k).clamp(1, 32).min(apart).min(shape.n.next_power_of_two());
             let threads = (n * k / CODES).clamp(64, THREADS).next_power_of_two() as u32;
             let last_row = most.clamp(1, FEW) as u32 - 1;
-            return Plan { last_row, m: most.min(FEW).next_power_of_two() as u32, n: n as u32, k: k as u32, threads, few: true };
+            return Plan {
+                last_row,
+                m: most.min(FEW).next_power_of_two() as u32,
+                n: n as u32,
+                k: k as u32,
+                threads,
+                few: true,
+            };
         }
         let m = most.next_power_of_two().clamp(16, 32) as u32;
         let n = 64.min(apart).min(shape.n.next_power_of_two().max(16)) as u32;

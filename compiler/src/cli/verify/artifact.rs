@@ -89,6 +89,7 @@ pub fn verify(artifact: &Artifact, tokens: &Path, args: &VerifyArgs, bars: &mut 
         weights_file: build.checkpoint.clone().or((!graphs::has_extension(&model, "wir")).then_some(model)),
         cache: weights::cache_dir(),
         threads: device.threads(),
+        rank: 0,
     };
     let subject = Subject { artifact, entry: &graph, planned: &planned, checkpoint: &checkpoint, weights };
     bars.begin("run and interpret");

@@ -16,7 +16,8 @@ pub(super) fn read(c: &Object) -> Result<Option<Quantization>, FrontendError> {
         Some("fp8") => fine_grained(&q).map(Some),
         Some("compressed-tensors") => compressed(&q).map(Some),
         Some(other) => {
-            let message = format!("`{}`; fp8 and compressed-tensors are accepted (and block-quantised GGUF)", shown(other));
+            let message =
+                format!("`{}`; fp8 and compressed-tensors are accepted (and block-quantised GGUF)", shown(other));
             Err(q.unsupported("quant_method", message))
         }
         None => Err(q.invalid("quant_method", "missing; fp8 or compressed-tensors is expected")),
@@ -44,7 +45,9 @@ fn none(object: &Object, key: &str) -> Result<(), FrontendError> {
 fn names(object: &Object, key: &str) -> Result<Vec<String>, FrontendError> {
     let Some(found) = object.get(key) else { return Ok(Vec::new()) };
     let list = found.as_array().and_then(|list| list.iter().map(|v| v.as_str().map(str::to_owned)).collect());
-    list.ok_or_else(|| object.invalid(key, format!("{}; a list of module names is expected", shown(&found.to_string()))))
+    list.ok_or_else(|| {
+        object.invalid(key, format!("{}; a list of module names is expected", shown(&found.to_string())))
+    })
 }
 
 /// A list of two positive integers.
@@ -54,7 +57,8 @@ fn block(object: &Object, key: &str) -> Result<Option<[u64; 2]>, FrontendError> 
     match sizes.as_deref() {
         Some(&[rows, columns]) if rows > 0 && columns > 0 => Ok(Some([rows, columns])),
         _ => {
-            let message = format!("{}; two positive integers such as [128, 128] are expected", shown(&found.to_string()));
+            let message =
+                format!("{}; two positive integers such as [128, 128] are expected", shown(&found.to_string()));
             Err(object.invalid(key, message))
         }
     }

@@ -123,7 +123,8 @@ fn quantised() -> Vec<Case<'static>> {
         (F8, &[3, 4], &[1., 1., 1., 1., 0., 1., 1., 0., 2., 0., 0., 2.]),
         (F32, &[2, 2], &[10., 100., 1000., 10000.]),
     ];
-    let whole: &[Operand<'_>] = &[operands[0], (F32, &[2, 1], &[1., 2.]), operands[2], (F32, &[3, 1], &[1., 10., 100.])];
+    let whole: &[Operand<'_>] =
+        &[operands[0], (F32, &[2, 1], &[1., 2.]), operands[2], (F32, &[3, 1], &[1., 10., 100.])];
     vec![
         case(fp8(4), &[x], &[&[448., 16., -1.75, 0., 448., -2., 4., 192.], &[2., 0.5]]),
         case(fp8(2), &[tiny], &[&[0., 0., 224., -448.], &[0., 0.015625]]),
@@ -391,7 +392,8 @@ fn every_op_runs_in_the_ring() {
 
 #[test]
 fn the_table_of_cases_covers_every_op() {
-    let covered: BTreeSet<OpKind> = all_cases().iter().map(|c| c.op.kind()).collect();
+    let mut covered: BTreeSet<OpKind> = all_cases().iter().map(|c| c.op.kind()).collect();
+    covered.extend(super::collectives::all_cases().iter().map(|c| c.op.kind()));
     // `run` binds operands through inputs; weights and states are read in laws.rs.
     let leaves = BTreeSet::from([OpKind::Input, OpKind::Weight, OpKind::State]);
     let missing: Vec<_> = OpKind::ALL.iter().filter(|k| !covered.contains(k) && !leaves.contains(k)).collect();

@@ -1,6 +1,7 @@
 //! Every op against results worked out by hand, then laws that hold in both domains.
 
 mod cases;
+mod collectives;
 mod faults;
 mod laws;
 

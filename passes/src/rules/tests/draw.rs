@@ -439,6 +439,8 @@ impl Draw<'_> {
             (OpKind::IndexScores, 2) => {
                 typed(float, &[Dim::Const(4), Dim::Const(1), known[0].shape[2].clone(), Dim::Const(2)])
             }
+            // Rows that a norm may read as they are, or wider.
+            (OpKind::AllReduce, _) => typed(float, &want.shape),
             (OpKind::Topk, 0) => typed(DType::F32, &[Dim::sym("T"), Dim::Const(self.pick(&WINDOWS))]),
             (OpKind::Window, 0) => typed(DType::I32, &[Dim::sym("T")]),
             // Ops whose operands are like their result.
@@ -512,6 +514,7 @@ impl Draw<'_> {
                     want.and_then(|t| t.shape.last().cloned()).filter(|d| d.constant().is_some_and(|n| n >= 4));
                 Attr::Shape(vec![wanted.unwrap_or(Dim::Const(self.pick(&WINDOWS)))])
             }
+            (_, "world", _) => Attr::Int(self.pick(&[2, 2, 3, 4])),
             (OpKind::IndexScores, "skip", _) => Attr::Int(self.pick(&[0, 1, 2, 3])),
             (_, _, AttrKind::Flag) => Attr::Flag(self.one_in(2)),
             _ => return None,

@@ -13,7 +13,7 @@ use crate::target::ReferenceTarget;
 use egg::Id;
 use std::collections::BTreeMap;
 use weldment_ir::graph::OutputKind;
-use weldment_ir::interpret::{Binding, Bindings, Domain, F64, Options, interpret};
+use weldment_ir::interpret::{Binding, Bindings, Domain, F64, Options, Outputs, interpret_ranks};
 use weldment_ir::{DType, Dim, Graph, IrError, Op, generate};
 
 /// What one instance says of a rule.
@@ -98,7 +98,8 @@ fn values_agree(instance: &Instance, graph: &Graph, pairs: usize, rule: &Rule, r
         .map(|s| (s.to_string(), if **s == *"N" { MAX_SYMBOL } else { 1 + random.below(MAX_SYMBOL) }))
         .collect();
     let numbers = if rule.class == Numerics::Bitwise { Numbers::Single } else { Numbers::Dyadic };
-    let mut bind = |numbers| bindings(instance, &dims, numbers, random);
+    let world = graph.world();
+    let mut bind = |numbers| bindings(instance, &dims, numbers, world, random);
     let bindings = match bind(numbers) {
         Ok(bindings) => bindings,
         Err(e) => return Verdict::Wrong(e.to_string()),
@@ -127,11 +128,20 @@ fn sides_agree<D: Domain>(
     bindings: &Bindings,
     options: &Options,
 ) -> Verdict {
-    let out = match interpret::<D>(graph, dims, bindings, options) {
-        Ok(out) => out,
-        Err(IrError::ZeroDivisor { .. }) => return Verdict::Redraw,
-        Err(e) => return Verdict::Wrong(e.to_string()),
-    };
+    match interpret_ranks::<D>(graph, dims, bindings, options) {
+        Ok(ranks) => {
+            ranks.iter().fold(Verdict::Equal(0), |verdict, out| match (verdict, outputs_agree::<D>(out, pairs)) {
+                (Verdict::Equal(a), Verdict::Equal(b)) => Verdict::Equal(a + b),
+                (Verdict::Equal(_), other) | (other, _) => other,
+            })
+        }
+        Err(IrError::ZeroDivisor { .. }) => Verdict::Redraw,
+        Err(e) => Verdict::Wrong(e.to_string()),
+    }
+}
+
+/// One rank's outputs.
+fn outputs_agree<D: Domain>(out: &Outputs<D::Value>, pairs: usize) -> Verdict {
     let mut count = 0;
     for i in 0..pairs {
         let (l, r) = (&out[&format!("l{i}")], &out[&format!("r{i}")]);
@@ -189,11 +199,13 @@ enum Numbers {
     Uniform,
 }
 
-/// Values for every leaf. Integers are valid for what reads them on the left side, whatever the right side does.
+/// Values for every leaf, reals of their own on each rank. Integers are valid for what reads them on the left side, whatever
+/// the right side does.
 fn bindings(
     instance: &Instance,
     dims: &BTreeMap<String, u64>,
     numbers: Numbers,
+    world: u32,
     random: &mut Random,
 ) -> Result<Bindings, IrError> {
     let (graph, _) = instance.graph()?;
@@ -223,11 +235,16 @@ fn bindings(
             Numbers::Uniform if one_in < u64::MAX && random.below(one_in) > 0 => 0.0,
             Numbers::Uniform => f64::from((random.next() >> 40) as f32 / (1u32 << 21) as f32 - 4.0),
         };
-        let mut values: Vec<f64> = (0..shape.iter().product()).map(|_| number(random)).collect();
-        if numbers != Numbers::Dyadic && (!dtype.is_block() || *dtype == DType::Q8A) {
-            F64::round(&mut values, *dtype, &Options::default());
+        for rank in 0..world as usize {
+            let mut values: Vec<f64> = (0..shape.iter().product()).map(|_| number(random)).collect();
+            if numbers != Numbers::Dyadic && (!dtype.is_block() || *dtype == DType::Q8A) {
+                F64::round(&mut values, *dtype, &Options::default());
+            }
+            match world {
+                1 => out.insert(name, Binding::f64(&shape, values)),
+                _ => out.insert_on_rank(name, rank, Binding::f64(&shape, values)),
+            }
         }
-        out.insert(name, Binding::f64(&shape, values));
     }
     Ok(out)
 }

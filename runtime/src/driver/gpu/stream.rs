@@ -7,7 +7,14 @@ use crate::driver::{Buffer, Event, ExternalStream, StreamBackend};
 use crate::error::{Error, Result};
 use std::any::Any;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+/// How long a stream is waited for once its work may never end: programs that wait for others leave when they are told to.
+const GIVE_UP: Duration = Duration::from_secs(1);
+/// How long a stream is looked at without a pause.
+const PATIENCE: Duration = Duration::from_millis(20);
+/// The pause after that.
+const NAP: Duration = Duration::from_micros(50);
 
 /// A stream of our own or of an embedding engine.
 #[derive(Debug)]
@@ -90,6 +97,27 @@ impl StreamBackend for GpuStream {
         let result = self.wait().map_err(|e| self.failure(e));
         self.in_flight.clear();
         result
+    }
+
+    fn synchronize_unless(&mut self, over: &dyn Fn() -> bool) -> Result<()> {
+        self.shared.current()?;
+        let began = Instant::now();
+        let mut over_since = None;
+        loop {
+            // SAFETY: as in `wait`.
+            if unsafe { self.shared.api.query_stream(self.handle) }.map_err(|e| self.failure(e))? {
+                // Nothing is left to wait for; this clears what the copies kept.
+                return self.synchronize();
+            }
+            if over_since.is_some_and(|since: Instant| since.elapsed() > GIVE_UP) {
+                return Err(Error::Driver(format!("work on {:?} does not end", self.shared)));
+            }
+            if over_since.is_none() && over() {
+                over_since = Some(Instant::now());
+            }
+            // A step is some milliseconds; whoever waits longer need not burn a core.
+            if began.elapsed() > PATIENCE { std::thread::sleep(NAP) } else { std::hint::spin_loop() }
+        }
     }
 
     fn record(&mut self) -> Result<Event> {

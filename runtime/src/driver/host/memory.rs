@@ -3,6 +3,8 @@
 use crate::driver::gpu::External;
 use crate::driver::{Buffer, Placement, SharedBytes};
 use crate::error::{Error, Result};
+use memmap2::MmapOptions;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 /// Anonymous pages, unmapped on drop.
@@ -72,4 +74,19 @@ pub fn wrap(address: u64, bytes: usize) -> Result<Buffer> {
     let address = std::ptr::with_exposed_provenance_mut::<u8>(address as usize);
     // SAFETY: who made the `ExternalMemory` promised that the range stays readable and writable while it is used.
     Ok(unsafe { Buffer::from_raw(address, bytes, true, Arc::new(())) })
+}
+
+/// `total` bytes of a shared file from `at` on, all mapped; the buffer is the `bytes` bytes `own` bytes in.
+pub fn map_shared(file: &OwnedFd, at: u64, total: u64, own: u64, bytes: u64) -> Result<Buffer> {
+    let failed = |reason: String| Error::Driver(format!("cannot map {total} bytes of shared memory: {reason}"));
+    let [Ok(length), Ok(own), Ok(bytes)] = [total, own, bytes].map(usize::try_from) else {
+        return Err(failed("the size overflows".into()));
+    };
+    if own.checked_add(bytes).is_none_or(|end| end > length) {
+        return Err(failed(format!("{bytes} bytes at {own} lie outside")));
+    }
+    let map = MmapOptions::new().offset(at).len(length).map_raw(file).map_err(|e| failed(e.to_string()))?;
+    let address = map.as_mut_ptr().wrapping_add(own);
+    // SAFETY: in the mapping (checked above), which the owner keeps; the file is as large, and no rank makes it smaller.
+    Ok(unsafe { Buffer::from_raw(address, bytes, true, Arc::new(map)) })
 }

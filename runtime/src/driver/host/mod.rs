@@ -4,7 +4,7 @@ pub mod affinity;
 mod futex;
 mod graph;
 mod image;
-mod memory;
+pub(crate) mod memory;
 pub mod pool;
 
 use super::gpu::External;
@@ -29,6 +29,8 @@ pub struct HostOptions {
     pub threads: usize,
     /// Pins the calling thread too. For programs that own the process; an embedding engine leaves it off.
     pub pin_caller: bool,
+    /// Which of how many ranks of this machine this is: each has its part of the cores, and of the devices.
+    pub local_rank: Option<(usize, usize)>,
 }
 
 /// The host driver.
@@ -46,11 +48,20 @@ impl HostDriver {
     /// If a thread cannot be started or more are asked for than `limits.rs` allows.
     pub fn new(options: HostOptions) -> Result<HostDriver> {
         let cores = cpu::physical_cores();
-        let threads = if options.threads == 0 { cpu::default_threads() } else { options.threads };
+        let (rank, ranks) = options.local_rank.unwrap_or((0, 1));
+        let ranks = ranks.max(1);
+        let threads = match options.threads {
+            0 => (cpu::default_threads() / ranks).max(1),
+            threads => threads,
+        };
         if threads > MAX_THREADS {
             return Err(Error::Limit { what: "threads".into(), found: threads as u64, limit: MAX_THREADS as u64 });
         }
-        let pool = Pool::new(threads, &cores, options.pin_caller)?;
+        // Ranks that together have more threads than there are cores are not pinned: there is no core of their own.
+        let first = rank.saturating_mul(threads);
+        let own = if threads.saturating_mul(ranks) <= cores.len() { cores.get(first..first + threads) } else { None };
+        let own = if ranks == 1 { &cores } else { own.unwrap_or_default() };
+        let pool = Pool::new(threads, own, options.pin_caller, ranks)?;
         Ok(HostDriver { pool: Arc::new(Mutex::new(pool)), threads, started: Instant::now() })
     }
 

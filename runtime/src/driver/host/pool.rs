@@ -141,14 +141,14 @@ impl fmt::Debug for Pool {
 
 impl Pool {
     /// A pool of `threads`, the caller included. Worker t is pinned to `cores[t]` where there are that many; `pin_caller` pins
-    /// the calling thread to `cores[0]`. A refused pin is not an error.
+    /// the calling thread to `cores[0]`. A refused pin is not an error. `ranks` processes like this one share the machine.
     ///
     /// # Errors
     /// If a thread cannot be started.
-    pub fn new(threads: usize, cores: &[usize], pin_caller: bool) -> Result<Pool> {
+    pub fn new(threads: usize, cores: &[usize], pin_caller: bool, ranks: usize) -> Result<Pool> {
         let threads = threads.max(1);
         let available = crate::cpu::available_threads();
-        let oversubscribed = threads > available;
+        let oversubscribed = threads.saturating_mul(ranks) > available;
         let idle = Step { work: std::ptr::null(), dims: &[], base: 0 };
         let shared = Arc::new(Shared {
             epoch: Padded::default(),

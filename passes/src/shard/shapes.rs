@@ -1,0 +1,48 @@
+//! Where a split axis goes when a value takes another shape.
+
+use weldment_ir::{Dim, Op};
+
+/// A product of dims: the constants' and the symbols, sorted.
+fn product(dims: &[Dim]) -> (u64, Vec<&str>) {
+    let mut constant = 1u64;
+    let mut symbols = Vec::new();
+    for dim in dims {
+        match dim {
+            Dim::Const(n) => constant = constant.saturating_mul(*n),
+            Dim::Sym(s) => symbols.push(&**s),
+        }
+    }
+    symbols.sort_unstable();
+    (constant, symbols)
+}
+
+/// The axis of `to` along which equal parts of `axis` of `from` are equal parts: the last one with as many elements before it.
+pub(super) fn through_reshape(from: &[Dim], to: &[Dim], axis: usize) -> Option<usize> {
+    let before = product(from.get(..axis)?);
+    let at = (0..to.len()).rev().find(|b| product(&to[..*b]) == before)?;
+    to[at].constant().map(|_| at)
+}
+
+/// `dims` with `axis` cut into `parts`.
+pub(super) fn cut(dims: &[Dim], axis: usize, parts: u64) -> Vec<Dim> {
+    let part = |(i, dim): (usize, &Dim)| match dim {
+        Dim::Const(n) if i == axis => Dim::Const(n / parts.max(1)),
+        other => other.clone(),
+    };
+    dims.iter().enumerate().map(part).collect()
+}
+
+/// The op with its result's shape, where it has one as an attribute, cut along `axis`.
+pub(super) fn local(op: &Op, axis: usize, parts: u64) -> Op {
+    match op {
+        Op::Reshape { shape } => Op::Reshape { shape: cut(shape, axis, parts) },
+        Op::Broadcast { shape } => Op::Broadcast { shape: cut(shape, axis, parts) },
+        Op::Slice { axis: along, start, end } if usize::try_from(*along) != Ok(axis) => {
+            Op::Slice { axis: *along, start: *start, end: *end }
+        }
+        Op::State { name, dtype, shape } => {
+            Op::State { name: name.clone(), dtype: *dtype, shape: cut(shape, axis, parts) }
+        }
+        other => other.clone(),
+    }
+}

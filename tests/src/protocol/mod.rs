@@ -1,0 +1,6 @@
+//! The collective protocols, checked by trying every interleaving: the memory events of the tile programs themselves, on two and
+//! three ranks over several launches, under a memory model in which stores arrive late and out of order.
+
+pub mod explore;
+
+pub use explore::{Event, Explored, Order, Violation, explore};
