@@ -421,6 +421,7 @@ pub(crate) fn thresholds(op: &Op, operands: &[TensorType]) -> Vec<Threshold> {
 pub const GROUPS: &[&str] = &[
     "rms_norm",
     "add_rms_norm",
+    "norm_quantise",
     "allreduce_rms_norm",
     "merged_qkv",
     "merged_gate_up",
