@@ -161,7 +161,7 @@ fn products_of_codes_of_every_shape() {
 /// Norms that are quantised where they are made: codes within a step, and the norm and the sum beside them.
 #[test]
 fn norms_quantise_as_they_are_made() {
-    let cases = [
+    let cases: [(u64, u64, u64, u64, DType); 7] = [
         (3, 5, 96, 96, F8),
         (3, 5, 256, 128, F8),
         (2, 4, 100, 20, F8),

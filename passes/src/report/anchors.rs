@@ -242,6 +242,11 @@ pub(crate) fn anchors(unit: &Unit) -> Vec<Anchor> {
                     add("cast_into_producer", vec![i], i, &[]);
                 }
             }
+            OpKind::ScaledMatmul => {
+                if let Some(x) = node.operands.first() {
+                    sets.entry((operand_root(unit, *x), scoring.contains(&i))).or_default().push(i);
+                }
+            }
             OpKind::Matmul => {
                 if let Some(x) = node.operands.first() {
                     sets.entry((operand_root(unit, *x), scoring.contains(&i))).or_default().push(i);

@@ -7,6 +7,7 @@ pub mod conditions;
 mod derive;
 mod matmul;
 pub(crate) mod merge;
+mod merge_scaled;
 mod norms;
 mod quantise;
 #[cfg(test)]
@@ -404,6 +405,7 @@ pub fn all() -> Vec<Rule> {
         attention::rules(),
         matmul::rules(),
         merge::rules(),
+        merge_scaled::rules(),
         quantise::rules(),
         topk::rules(),
     ]
