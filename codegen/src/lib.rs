@@ -10,5 +10,5 @@ pub mod select;
 pub mod target;
 pub mod tile;
 
-pub use compile::{CodegenError, Compiled, Prepared, Statics, VariantPlan, compile, prepare};
+pub use compile::{CodegenError, Compiled, Prepared, Statics, VariantPlan, by_rank, compile, prepare};
 pub use generate::{Kernels, generate};

@@ -305,7 +305,7 @@ fn external_weights_are_found_verified_and_cached() {
     // Now the pack is cached and the checkpoint is not needed.
     let program = Artifact::open(&path).unwrap().manifest().programs[0].clone();
     let pack = weights::pack_path(Artifact::open(&path).unwrap().manifest(), &program, 0, &cache).unwrap();
-    weights::verify_pack(&pack, &program, 2).unwrap();
+    weights::verify_pack(&pack, &program, 0, 2).unwrap();
     std::fs::rename(moved.join("model.gguf"), dir.path().join("other-name.gguf")).unwrap();
     assert_eq!(open(None, Some(&cache)).unwrap(), expected);
     assert_eq!(open(None, None).unwrap(), expected, "found by size and content");
@@ -319,12 +319,12 @@ fn external_weights_are_found_verified_and_cached() {
         bad[at] ^= 4;
         std::fs::write(&pack, &bad).unwrap();
         assert!(weights::open_pack(&pack, &program, 0).is_none() || (88..120).contains(&at), "byte {at}");
-        assert!(weights::verify_pack(&pack, &program, 1).is_err(), "byte {at}");
+        assert!(weights::verify_pack(&pack, &program, 0, 1).is_err(), "byte {at}");
     }
     let mut bad = good.clone();
     *bad.last_mut().unwrap() ^= 1;
     std::fs::write(&pack, &bad).unwrap();
-    assert!(matches!(weights::verify_pack(&pack, &program, 1), Err(Error::CheckFailed(_))));
+    assert!(matches!(weights::verify_pack(&pack, &program, 0, 1), Err(Error::CheckFailed(_))));
     // Another checkpoint of the same size is refused by name of the tensor.
     std::fs::remove_file(&pack).unwrap();
     let other = dir.path().join("model.gguf");

@@ -199,7 +199,7 @@ pub fn build_artifact(
     });
     let tokenizer = checkpoint.tokenizer.as_ref();
     let manifest = Manifest {
-        world: 1,
+        world: graph.world(),
         weldment_version: env!("CARGO_PKG_VERSION").to_owned(),
         model: model_facts(checkpoint, options.max_seq)?,
         symbols: symbols(graph),

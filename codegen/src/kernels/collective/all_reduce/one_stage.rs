@@ -3,7 +3,7 @@
 use super::{Tensors, clean, parts, tensors, width};
 use crate::kernels::collective::channel::Mail;
 use crate::kernels::collective::mailbox::Mailbox;
-use crate::kernels::collective::{most_programs, negative_zero, programs, world};
+use crate::kernels::collective::{channel_programs, negative_zero, programs, world};
 use crate::kernels::row::elem_of;
 use crate::kernels::schedule::Walk;
 use crate::kernels::{Built, Request, RowSpace};
@@ -27,7 +27,7 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
     if gpu {
         b.threads(threads);
     }
-    let most = most_programs(r.target, world, d * elem.bytes());
+    let most = channel_programs(r.target, world, d * elem.bytes());
     let dealt = programs(&mut b, r, &rows, most);
     let channel = Mail::new(world, dealt.rows, d * elem.bytes(), negative_zero(dtype));
     let first = b.program_id(0);

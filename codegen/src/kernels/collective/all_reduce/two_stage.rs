@@ -5,7 +5,7 @@ use super::{Tensors, clean, parts, tensors, width};
 use crate::kernels::collective::channel::Flags;
 use crate::kernels::collective::flagged::Flagged;
 use crate::kernels::collective::peers::Wanted;
-use crate::kernels::collective::{most_programs, programs, world};
+use crate::kernels::collective::{channel_programs, programs, world};
 use crate::kernels::row::elem_of;
 use crate::kernels::schedule::{Piece, Walk};
 use crate::kernels::{Built, Request, RowSpace};
@@ -33,7 +33,7 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
     if gpu {
         b.threads(threads);
     }
-    let most = most_programs(r.target, world, d * elem.bytes());
+    let most = channel_programs(r.target, world, d * elem.bytes());
     let dealt = programs(&mut b, r, &rows, most);
     let channel = Flags::new(world, dealt.rows, slice * elem.bytes(), d * total_elem.bytes());
     let first = b.program_id(0);
