@@ -1,6 +1,7 @@
 //! From planned graphs to kernels and launches: builds each kernel once and binds every launch to its places. Code is
 //! generated from what this leaves by [`crate::generate`].
 
+use crate::channels::Channels;
 use crate::generate::{Kernels, generate};
 use crate::kernels::{Argument, Built, Request, Tensor, library};
 use crate::llvm::{Emit, LlvmError};
@@ -130,6 +131,8 @@ pub struct Compiled {
     pub sources: Vec<Vec<String>>,
     /// Bytes of the arena: the largest of the variants.
     pub arena_bytes: u64,
+    /// What collectives exchange data through, if there are some.
+    pub slab: Option<format::Slab>,
     /// Texts.
     pub emitted: Kernels,
 }
@@ -159,6 +162,7 @@ pub struct Prepared {
     pub(crate) pack_bytes: u64,
     pub(crate) sources: Vec<Vec<String>>,
     pub(crate) arena_bytes: u64,
+    pub(crate) slab: Option<format::Slab>,
 }
 
 impl Prepared {
@@ -186,6 +190,11 @@ impl Prepared {
     pub fn arena_bytes(&self) -> u64 {
         self.arena_bytes
     }
+
+    /// What collectives exchange data through, if there are some.
+    pub fn slab(&self) -> Option<&format::Slab> {
+        self.slab.as_ref()
+    }
 }
 
 struct State<'s> {
@@ -198,6 +207,7 @@ struct State<'s> {
     items: IndexMap<(Vec<Part>, Layout), PackItem>,
     pack_bytes: u64,
     sources: IndexMap<Vec<String>, ()>,
+    channels: Channels,
 }
 
 /// Compiles all variants for one target, whose symbols are the dims block's slots.
@@ -232,6 +242,7 @@ pub fn prepare(
         items: IndexMap::new(),
         pack_bytes: 0,
         sources: IndexMap::new(),
+        channels: Channels::default(),
     };
     let mut bound = Vec::new();
     let mut steps = Vec::new();
@@ -278,6 +289,7 @@ pub fn prepare(
         pack_bytes: state.pack_bytes,
         sources: state.sources.into_keys().collect(),
         arena_bytes,
+        slab: state.channels.slab(),
     })
 }
 
@@ -381,13 +393,16 @@ impl State<'_> {
             strides: view.strides.clone(),
             is_static: matches!(view.region, Region::Weights(_)),
             is_constant: matches!(view.region, Region::Weights(_) | Region::Input(_)),
+            is_unread: false,
             // Every region starts at a multiple of 64 bytes.
             align: 1 << view.offset.trailing_zeros().min(6),
         };
         let request = Request {
             op,
             operands: operand_types.iter().zip(&step.reads).map(|(t, v)| tensor(t, v)).collect(),
-            results: result_types.iter().zip(&step.writes).map(|(t, v)| tensor(t, v)).collect(),
+            results: (result_types.iter().zip(&step.writes).enumerate())
+                .map(|(i, (t, v))| Tensor { is_unread: is_unread(graph, &step.kind, i as u32), ..tensor(t, v) })
+                .collect(),
             max_tokens: variant.max_tokens,
             target: self.target,
         };
@@ -424,6 +439,9 @@ impl State<'_> {
                             step.scratch.ok_or_else(|| CodegenError::Internal("a step without scratch".into()))?;
                         format::Arg { region: format::Region::Arena, offset: start + offset }
                     }
+                    Argument::Channel(channel) => self.channels.place(*channel),
+                    Argument::Slab => format::Arg { region: format::Region::Slab, offset: 0 },
+                    Argument::Comm => format::Arg { region: format::Region::Comm, offset: 0 },
                     Argument::Packed { operands, layout } => {
                         let mut tensors = Vec::new();
                         for i in operands {
@@ -443,6 +461,7 @@ impl State<'_> {
                 // Those after the first work on what it left.
                 cost: std::mem::take(&mut cost),
                 gemm: gemm.take(),
+                all_reduce: None,
                 results: Vec::new(),
                 copy: None,
             });
@@ -607,6 +626,13 @@ impl State<'_> {
         self.items.insert((parts, layout), PackItem { offset, bytes, layout, tensors, shards });
         Ok(format::Arg { region: format::Region::Weights, offset })
     }
+}
+
+/// True for a result of a node that nothing reads, results of the graph included.
+fn is_unread(graph: &Graph, kind: &StepKind, result: u32) -> bool {
+    let StepKind::Kernel(node) = kind else { return false };
+    let value = Value { node: *node, result };
+    !graph.outputs().iter().any(|o| o.value == value) && !graph.users(*node).any(|(_, using)| using.result == result)
 }
 
 /// Bytes and operations of a launch, for reports and `bench`.

@@ -1,5 +1,6 @@
 //! Kernels and code: the tile IR, one file per kernel family, the LLVM lowering, kernel selection and linking.
 
+mod channels;
 mod compile;
 mod generate;
 pub mod kernels;

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use weldment_codegen::select::Choices;
 use weldment_ir::Graph;
 use weldment_passes::specialise::narrow;
-use weldment_runtime::cli::SessionArgs;
+use weldment_runtime::cli::{SessionArgs, launch};
 
 /// True for a path with that extension.
 pub fn has_extension(path: &Path, extension: &str) -> bool {
@@ -153,13 +153,16 @@ fn ranged(mut graph: Graph, build: &BuildArgs) -> Result<Graph, CompileError> {
 /// # Errors
 /// See [`compile::compile_to`].
 pub fn session(model: &Path, build: &BuildArgs, weights_file: Option<&Path>) -> Result<SessionArgs, CompileError> {
+    launch::follow_launcher()?;
     let threads = build.threads.unwrap_or(0);
     let given = weights_file.map(Path::to_owned);
-    if has_extension(model, "weld") {
-        return Ok(SessionArgs { artifact: model.to_owned(), threads, weights_file: given, ..SessionArgs::default() });
-    }
-    let (artifact, weights) = cached(model, build)?;
-    Ok(SessionArgs { artifact, threads, weights_file: given.or(weights), ..SessionArgs::default() })
+    let (artifact, weights) = match has_extension(model, "weld") {
+        true => (model.to_owned(), None),
+        false => cached(model, build)?,
+    };
+    // Ranks are this command again, which finds the artifact in the cache.
+    let relaunch = Some(std::env::args_os().skip(1).collect());
+    Ok(SessionArgs { artifact, threads, weights_file: given.or(weights), relaunch, ..SessionArgs::default() })
 }
 
 /// Where the weights of a model's artifact are, if they are outside of it.
