@@ -13,8 +13,7 @@ use weldment_compiler::frontend::{Checkpoint, WeightSource};
 use weldment_compiler::models::{StepOptions, build_step};
 use weldment_ir::{DType, OpKind};
 
-const STYLES: [Style; 4] =
-    [Style::Blocks([32, 64]), Style::Tensor, Style::Channel, Style::CompressedBlocks([16, 32])];
+const STYLES: [Style; 4] = [Style::Blocks([32, 64]), Style::Tensor, Style::Channel, Style::CompressedBlocks([16, 32])];
 const TOKENS: [u32; 12] = [5, 9, 17, 33, 2, 200, 180, 64, 77, 3, 250, 101];
 
 fn logits(folder: &Path) -> Vec<f64> {
@@ -81,9 +80,18 @@ type Damage = fn(&mut Draft);
 
 /// (what is done to a checkpoint of blocks, what the error names).
 const DAMAGES: [(Damage, &[&str]); 14] = [
-    (|d| d.config["quantization_config"]["quant_method"] = json!("gptq"), &["quantization_config.quant_method", "gptq"]),
-    (|d| d.config["quantization_config"]["quant_method"] = Value::Null, &["quantization_config.quant_method", "missing"]),
-    (|d| d.config["quantization_config"]["activation_scheme"] = json!("static"), &["activation_scheme", "static", "dynamic"]),
+    (
+        |d| d.config["quantization_config"]["quant_method"] = json!("gptq"),
+        &["quantization_config.quant_method", "gptq"],
+    ),
+    (
+        |d| d.config["quantization_config"]["quant_method"] = Value::Null,
+        &["quantization_config.quant_method", "missing"],
+    ),
+    (
+        |d| d.config["quantization_config"]["activation_scheme"] = json!("static"),
+        &["activation_scheme", "static", "dynamic"],
+    ),
     (|d| d.config["quantization_config"]["weight_block_size"] = json!([32, 0]), &["weight_block_size", "[32,0]"]),
     (|d| d.config["quantization_config"]["weight_block_size"] = json!(128), &["weight_block_size", "128"]),
     (|d| d.config["quantization_config"]["weight_block_size"] = json!([32, 48]), &["q_proj.weight", "48", "multiple"]),
@@ -94,7 +102,10 @@ const DAMAGES: [(Damage, &[&str]); 14] = [
         &["layers.1.mlp.up_proj.weight", "f8e4m3"],
     ),
     (|d| d.config["quantization_config"] = json!([]), &["quantization_config", "object"]),
-    (|d| drop(d.config.as_object_mut().unwrap().remove("quantization_config")), &["q_proj.weight", "f8e4m3", "quantization_config"]),
+    (
+        |d| drop(d.config.as_object_mut().unwrap().remove("quantization_config")),
+        &["q_proj.weight", "f8e4m3", "quantization_config"],
+    ),
     (
         |d| drop(d.tensors.remove("model.layers.2.self_attn.o_proj.weight_scale_inv")),
         &["layers.2.self_attn.o_proj.weight", "without scales", "weight_scale_inv"],
