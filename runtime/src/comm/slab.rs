@@ -11,7 +11,7 @@ use std::sync::Arc;
 /// Bytes of a fill that are written at once.
 const FILL_BYTES: usize = 1 << 20;
 /// Looks before a waiting program of the host yields, where every thread of every rank has a core.
-const SPINS: u64 = 1024;
+const SPINS: u64 = 256;
 /// The same where they have not.
 const SPINS_OVERSUBSCRIBED: u64 = 16;
 
