@@ -393,13 +393,16 @@ impl State<'_> {
             strides: view.strides.clone(),
             is_static: matches!(view.region, Region::Weights(_)),
             is_constant: matches!(view.region, Region::Weights(_) | Region::Input(_)),
+            is_unread: false,
             // Every region starts at a multiple of 64 bytes.
             align: 1 << view.offset.trailing_zeros().min(6),
         };
         let request = Request {
             op,
             operands: operand_types.iter().zip(&step.reads).map(|(t, v)| tensor(t, v)).collect(),
-            results: result_types.iter().zip(&step.writes).map(|(t, v)| tensor(t, v)).collect(),
+            results: (result_types.iter().zip(&step.writes).enumerate())
+                .map(|(i, (t, v))| Tensor { is_unread: is_unread(graph, &step.kind, i as u32), ..tensor(t, v) })
+                .collect(),
             max_tokens: variant.max_tokens,
             target: self.target,
         };
@@ -623,6 +626,13 @@ impl State<'_> {
         self.items.insert((parts, layout), PackItem { offset, bytes, layout, tensors, shards });
         Ok(format::Arg { region: format::Region::Weights, offset })
     }
+}
+
+/// True for a result of a node that nothing reads, results of the graph included.
+fn is_unread(graph: &Graph, kind: &StepKind, result: u32) -> bool {
+    let StepKind::Kernel(node) = kind else { return false };
+    let value = Value { node: *node, result };
+    !graph.outputs().iter().any(|o| o.value == value) && !graph.users(*node).any(|(_, using)| using.result == result)
 }
 
 /// Bytes and operations of a launch, for reports and `bench`.

@@ -194,6 +194,10 @@ ops! {
     /// nearest even. A group whose scale is below f32's normals, one of zeros too, has scale 0 and codes 0. f4e2m1, groups of 32 (OCP Microscaling Formats 1.0,
     /// section 6.3): scale = 2^(floor(log2 amax) - 2) as f8e8m0, its exponent in -127..=127 and -127 for zeros; code = x / scale, nearest even, saturating. x is finite.
     Quantise "quantise" (x) {dtype: DType, group: i64} -> (codes, scales) Reduction quantise;
+    /// The norm x * rsqrt(mean(x^2, last dim) + eps) * w in f32, not rounded, quantised as `quantise` says; beside it `norm`, rounded to `dtype`.
+    RmsNormQuantise "rms_norm_quantise" (x, w) {eps: Real, dtype: DType, format: DType, group: i64} -> (codes, scales, norm) Reduction rms_norm_quantise;
+    /// sum = x + residual (in residual's dtype), then rms_norm_quantise(sum, w).
+    AddRmsNormQuantise "add_rms_norm_quantise" (x, residual, w) {eps: Real, dtype: DType, format: DType, group: i64} -> (codes, scales, norm, sum) Reduction add_rms_norm_quantise;
 
     /// The same elements in row-major order under another shape.
     Reshape "reshape" (a) {shape: Shape} -> (out) View reshape;

@@ -200,20 +200,49 @@ fn fp8(name: &str, t: &TensorType) -> Result<(), String> {
 pub(crate) fn quantise(op: &Op, o: &[TensorType]) -> Types {
     let Op::Quantise { dtype, group } = op else { return Err("not a quantise".into()) };
     compute_float("x", &o[0])?;
-    let last = o[0].last_constant().ok_or_else(|| format!("x is {}; a constant last dim is expected", o[0]))?;
-    let groups = u64::try_from(*group).ok().filter(|g| *g > 0 && last > 0 && last.is_multiple_of(*g));
+    quantised(&o[0], *dtype, *group)
+}
+
+/// Types of the codes and scales of `x` in groups of `group`.
+fn quantised(x: &TensorType, dtype: DType, group: i64) -> Types {
+    let last = x.last_constant().ok_or_else(|| format!("x is {x}; a constant last dim is expected"))?;
+    let groups = u64::try_from(group).ok().filter(|g| *g > 0 && last > 0 && last.is_multiple_of(*g));
     let groups =
         groups.map(|g| last / g).ok_or_else(|| format!("groups of {group} in {last}; a divisor is expected"))?;
     let scale = match dtype {
         DType::F8E4M3 | DType::F8E4M3Fnuz => DType::F32,
-        DType::F4E2M1 if *group == 32 => DType::F8E8M0,
+        DType::F4E2M1 if group == 32 => DType::F8E8M0,
         d => {
             return Err(format!("{d} in groups of {group}; f8e4m3, f8e4m3fnuz, or f4e2m1 in groups of 32 is accepted"));
         }
     };
-    let mut scales = o[0].shape.clone();
-    scales[o[0].rank() - 1] = Dim::Const(groups);
-    Ok(vec![TensorType::new(*dtype, o[0].shape.clone()), TensorType::new(scale, scales)])
+    let mut scales = x.shape.clone();
+    scales[x.rank() - 1] = Dim::Const(groups);
+    Ok(vec![TensorType::new(dtype, x.shape.clone()), TensorType::new(scale, scales)])
+}
+
+/// The norm's dtype beside codes of it.
+fn norm_beside_codes(norm: &TensorType, format: DType, group: i64) -> Types {
+    compute_float("norm", norm)?;
+    let mut types = quantised(norm, format, group)?;
+    types.push(norm.clone());
+    Ok(types)
+}
+
+pub(crate) fn rms_norm_quantise(op: &Op, o: &[TensorType]) -> Types {
+    let Op::RmsNormQuantise { eps, dtype, format, group } = op else { return Err("not a rms_norm_quantise".into()) };
+    let norm = rms_norm(&Op::RmsNorm { eps: *eps, dtype: *dtype }, o)?.remove(0);
+    norm_beside_codes(&norm, *format, *group)
+}
+
+pub(crate) fn add_rms_norm_quantise(op: &Op, o: &[TensorType]) -> Types {
+    let Op::AddRmsNormQuantise { eps, dtype, format, group } = op else {
+        return Err("not an add_rms_norm_quantise".into());
+    };
+    let mut both = add_rms_norm(&Op::AddRmsNorm { eps: *eps, dtype: *dtype }, o)?;
+    let mut types = norm_beside_codes(&both.remove(0), *format, *group)?;
+    types.append(&mut both);
+    Ok(types)
 }
 
 /// Symbols (sorted) and constant product of a shape: equal for two shapes with the same number of elements.

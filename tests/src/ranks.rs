@@ -48,6 +48,17 @@ pub fn initial(slab: &Slab) -> Vec<u8> {
     bytes
 }
 
+/// Bytes that hold epochs: whatever comes before the areas of a channel, which are filled.
+pub(crate) fn epochs(slab: &Slab) -> Vec<std::ops::Range<usize>> {
+    let mut start = 0;
+    let mut out = Vec::new();
+    for fill in &slab.fills {
+        out.push(start..fill.offset as usize);
+        start = (fill.offset + fill.bytes).next_multiple_of(4096) as usize;
+    }
+    out
+}
+
 /// The comm table of `rank` whose slab starts `rank * distance` bytes into a mapping; the abort word is the last of the mapping's
 /// slabs' first.
 pub fn comm_table(rank: usize, world: usize, distance: usize, abort: i64, relax: u64) -> Vec<u8> {
@@ -114,16 +125,11 @@ impl<'g> Ranks<'g> {
     /// The driver's, as text.
     pub fn start_epochs(&self, epoch: u32) -> Result<(), String> {
         let slab = self.built.compiled.slab.as_ref().ok_or("a graph without collectives")?;
-        // Whatever is not filled and comes before the first area of its channel is epochs.
-        let mut start = 0;
-        for fill in &slab.fills {
-            let words = (fill.offset - start) as usize / 4;
-            let bytes: Vec<u8> = std::iter::repeat_n(epoch.to_le_bytes(), words).flatten().collect();
+        for range in epochs(slab) {
+            let bytes: Vec<u8> = std::iter::repeat_n(epoch.to_le_bytes(), range.len() / 4).flatten().collect();
             for rank in 0..self.loaded.len() {
-                let at = rank * self.slab_bytes + start as usize;
-                self.slabs.write(at, &bytes).map_err(|e| e.to_string())?;
+                self.slabs.write(rank * self.slab_bytes + range.start, &bytes).map_err(|e| e.to_string())?;
             }
-            start = (fill.offset + fill.bytes).next_multiple_of(4096);
         }
         Ok(())
     }

@@ -1,5 +1,6 @@
-//! Collectives on compiled host code: several ranks of one process, step after step, against sums made by hand in the one order
-//! and with the one rounding that all forms promise.
+//! Collectives on several ranks, step after step, against sums made by hand in the one order and with the one rounding that all
+//! forms promise: compiled host code on threads of one process, and the tile programs for GPUs in an interpreter that lets programs
+//! take turns by chance and stores arrive late.
 
 use half::{bf16, f16};
 use indexmap::IndexMap;
@@ -8,6 +9,7 @@ use weldment_ir::generate::Random;
 use weldment_ir::{DType, Dim, Op, Real};
 use weldment_tests::draft::Draft;
 use weldment_tests::execute::{Stored, Values};
+use weldment_tests::programs::RankPrograms;
 use weldment_tests::ranks::Ranks;
 
 const EPS: f64 = 1e-5;
@@ -77,6 +79,35 @@ fn all_agree(outputs: &[IndexMap<String, Vec<f64>>], what: &str) {
     }
 }
 
+/// Ranks that run a graph in one of the two ways.
+enum Engine<'g> {
+    Host(Ranks<'g>),
+    Programs(RankPrograms<'g>, u64),
+}
+
+impl<'g> Engine<'g> {
+    fn new(draft: &'g Draft, weights: &'g Values, target: &str, world: usize, epoch: u32) -> Engine<'g> {
+        if target == "host" {
+            let ranks = Ranks::new(&draft.graph, weights, target, world, 1 + world % 2).unwrap();
+            ranks.start_epochs(epoch).unwrap();
+            return Engine::Host(ranks);
+        }
+        let mut programs = RankPrograms::new(&draft.graph, weights, target, world).unwrap();
+        programs.start_epochs(epoch);
+        Engine::Programs(programs, 1000 * u64::from(epoch))
+    }
+
+    fn run(&mut self, dims: &BTreeMap<String, u64>, values: &[Values]) -> Vec<IndexMap<String, Vec<f64>>> {
+        match self {
+            Engine::Host(ranks) => ranks.run(dims, values).unwrap(),
+            Engine::Programs(programs, seed) => {
+                *seed += 100;
+                programs.run(dims, values, *seed).unwrap()
+            }
+        }
+    }
+}
+
 fn rows(n: u64) -> Vec<Dim> {
     vec![Dim::sym("T"), Dim::Const(n)]
 }
@@ -115,16 +146,30 @@ fn reduce_graph(form: Form, world: u64, h: u64, dtype: DType, most: u64) -> Draf
     draft
 }
 
-/// Runs `steps` token counts in a row and compares each with the sum by hand.
-fn check_reduce(form: Form, world: usize, h: u64, dtype: DType, most: u64, steps: &[u64], epoch: u32, threads: usize) {
+/// What is summed, and how.
+struct Reduce {
+    form: Form,
+    world: usize,
+    h: u64,
+    dtype: DType,
+    /// Most tokens.
+    most: u64,
+    /// Tokens of the steps.
+    steps: &'static [u64],
+    /// First epoch.
+    epoch: u32,
+}
+
+/// Runs the steps one after the other and compares each with the sum by hand.
+fn check_reduce(target: &str, r: Reduce) {
+    let Reduce { form, world, h, dtype, most, steps, epoch } = r;
     let draft = reduce_graph(form, world as u64, h, dtype, most);
     let mut random = Random::new(h * 31 + world as u64);
     let weight = values(&mut random, dtype, h as usize, false).iter().map(|x| x.clamp(-2.0, 2.0)).collect::<Vec<_>>();
     let weights = Values::from([("w".to_owned(), Stored::floats(dtype, &[h], &weight))]);
-    let ranks = Ranks::new(&draft.graph, &weights, "host", world, threads).unwrap();
-    ranks.start_epochs(epoch).unwrap();
+    let mut ranks = Engine::new(&draft, &weights, target, world, epoch);
     for (step, tokens) in steps.iter().enumerate() {
-        let what = format!("{form:?} of {tokens} x {h} {dtype}, {world} ranks, step {step}");
+        let what = format!("{target}, {form:?} of {tokens} x {h} {dtype}, {world} ranks, step {step}");
         let n = (tokens * h) as usize;
         let wild = form == Form::Plain;
         let parts: Vec<Vec<f32>> = (0..world).map(|_| values(&mut random, dtype, n, wild)).collect();
@@ -137,7 +182,7 @@ fn check_reduce(form: Form, world: usize, h: u64, dtype: DType, most: u64, steps
         };
         let inputs: Vec<Values> = parts.iter().map(own).collect();
         let dims = BTreeMap::from([("T".to_owned(), *tokens)]);
-        let found = ranks.run(&dims, &inputs).unwrap();
+        let found = ranks.run(&dims, &inputs);
         let expected = sum(&parts, (form == Form::AddNorm).then_some(&residual), dtype);
         all_agree(&found, &what);
         if form == Form::Plain {
@@ -149,12 +194,28 @@ fn check_reduce(form: Form, world: usize, h: u64, dtype: DType, most: u64, steps
     }
 }
 
+const FORMS: [Form; 3] = [Form::Plain, Form::Norm, Form::AddNorm];
+
 #[test]
 fn all_reduces_add_in_the_order_of_ranks_and_round_once() {
-    for world in [2, 3, 4, 8] {
-        for form in [Form::Plain, Form::Norm, Form::AddNorm] {
-            for dtype in [DType::F32, DType::BF16, DType::F16] {
-                check_reduce(form, world, 40, dtype, 8, &[1, 5, 8, 2], 0, 1);
+    for (world, dtypes) in [(2, &[DType::F32, DType::BF16, DType::F16][..]), (3, &[DType::BF16]), (8, &[DType::F32])] {
+        for form in FORMS {
+            for dtype in dtypes {
+                let steps = &[1, 5, 8, 2];
+                check_reduce("host", Reduce { form, world, h: 40, dtype: *dtype, most: 8, steps, epoch: 0 });
+            }
+        }
+    }
+}
+
+#[test]
+fn tile_programs_add_in_the_order_of_ranks_and_round_once() {
+    for (world, h, dtype) in
+        [(1, 64, DType::F32), (2, 1032, DType::BF16), (3, 40, DType::F16), (4, 520, DType::F32), (8, 72, DType::BF16)]
+    {
+        for form in FORMS {
+            for target in ["sm_90a", "gfx942"] {
+                check_reduce(target, Reduce { form, world, h, dtype, most: 5, steps: &[1, 5, 2, 4], epoch: 0 });
             }
         }
     }
@@ -162,49 +223,76 @@ fn all_reduces_add_in_the_order_of_ranks_and_round_once() {
 
 #[test]
 fn epochs_may_wrap() {
-    check_reduce(Form::AddNorm, 2, 72, DType::BF16, 4, &[1, 4, 2, 3, 4, 1, 4, 4, 2], u32::MAX - 4, 1);
-    // More rows than programs: a program uses several epochs in one step.
-    check_reduce(Form::Norm, 3, 16, DType::F32, 100, &[100, 3, 70, 100], u32::MAX - 6, 1);
+    for target in ["host", "sm_90a"] {
+        let steps = &[1, 4, 2, 3, 4, 1, 4, 4, 2];
+        let r =
+            Reduce { form: Form::AddNorm, world: 2, h: 72, dtype: DType::BF16, most: 4, steps, epoch: u32::MAX - 4 };
+        check_reduce(target, r);
+        // More rows than programs: a program uses several epochs in one step.
+        let steps = &[290, 3, 140, 300];
+        let r = Reduce { form: Form::Norm, world: 3, h: 16, dtype: DType::F32, most: 300, steps, epoch: u32::MAX - 6 };
+        check_reduce(target, r);
+    }
 }
 
 #[test]
 fn many_rows_are_walked_in_a_loop() {
-    check_reduce(Form::AddNorm, 2, 576, DType::BF16, 200, &[1, 200, 33, 129], 0, 2);
-    check_reduce(Form::Plain, 4, 8, DType::F16, 200, &[200, 31], 0, 2);
+    let (steps, epoch) = (&[1, 200, 33, 129], 0);
+    let r = Reduce { form: Form::AddNorm, world: 2, h: 576, dtype: DType::BF16, most: 200, steps, epoch };
+    check_reduce("host", r);
+    let r = Reduce { form: Form::Plain, world: 4, h: 8, dtype: DType::F16, most: 200, steps: &[200, 31], epoch };
+    check_reduce("host", r);
+}
+
+/// Rows wider than a program holds.
+#[test]
+fn wide_rows_are_walked_in_pieces() {
+    for form in [Form::AddNorm, Form::Plain] {
+        let r = Reduce { form, world: 2, h: 20_000, dtype: DType::BF16, most: 1, steps: &[1], epoch: 0 };
+        check_reduce("sm_90a", r);
+    }
 }
 
 /// Each rank's outputs of a graph of one op on `x`, of `shape` after T tokens.
-fn run_one(op: Op, world: usize, n: u64, dtype: DType, tokens: u64, parts: &[Vec<f32>]) -> Vec<Vec<f64>> {
+fn run_one(target: &str, op: Op, world: usize, n: u64, dtype: DType, tokens: u64, parts: &[Vec<f32>]) -> Vec<Vec<f64>> {
     let mut draft = Draft::new(tokens, 1..=64);
     let x = draft.input("x", dtype, rows(n));
     let out = draft.push(op, &[x]);
     draft.results(&[out]);
     let weights = Values::new();
-    let ranks = Ranks::new(&draft.graph, &weights, "host", world, 1).unwrap();
-    ranks.start_epochs(u32::MAX - 1).unwrap();
+    let mut ranks = Engine::new(&draft, &weights, target, world, u32::MAX - 1);
     let own = |part: &Vec<f32>| Values::from([("x".to_owned(), Stored::floats(dtype, &[tokens, n], part))]);
     let inputs: Vec<Values> = parts.iter().map(own).collect();
     let mut found = Vec::new();
     for _ in 0..5 {
-        found = ranks.run(&draft.dims, &inputs).unwrap();
+        found = ranks.run(&draft.dims, &inputs);
     }
     found.into_iter().map(|mut outputs| outputs.swap_remove("out0").unwrap()).collect()
 }
 
 #[test]
 fn all_gathers_join_columns_and_keep_their_bits() {
-    for (world, n) in [(2, 24), (3, 7), (4, 130), (8, 1)] {
-        for dtype in [DType::F32, DType::BF16, DType::F16] {
+    for (target, world, n, dtype) in [
+        ("host", 2, 24, DType::F32),
+        ("host", 3, 7, DType::BF16),
+        ("host", 8, 1, DType::F16),
+        ("sm_90a", 2, 2050, DType::F32),
+        ("sm_90a", 3, 7, DType::BF16),
+        ("gfx942", 4, 130, DType::F16),
+        ("gfx942", 8, 1, DType::F32),
+    ] {
+        {
             let mut random = Random::new(n);
-            let tokens = 37;
+            let tokens = if target == "host" { 37 } else { 3 };
             let parts: Vec<Vec<f32>> =
                 (0..world).map(|_| values(&mut random, dtype, (tokens * n) as usize, true)).collect();
             let op = Op::AllGather { axis: 1, world: world as i64 };
-            let found = run_one(op, world, n, dtype, tokens, &parts);
-            let row = |t: usize| parts.iter().flat_map(move |p| p[t * n as usize..(t + 1) * n as usize].iter().copied());
+            let found = run_one(target, op, world, n, dtype, tokens, &parts);
+            let row =
+                |t: usize| parts.iter().flat_map(move |p| p[t * n as usize..(t + 1) * n as usize].iter().copied());
             let expected: Vec<f32> = (0..tokens as usize).flat_map(row).collect();
             for (rank, found) in found.iter().enumerate() {
-                same(found, &expected, &format!("all_gather of {n} {dtype}, rank {rank} of {world}"));
+                same(found, &expected, &format!("{target}, all_gather of {n} {dtype}, rank {rank} of {world}"));
             }
         }
     }
@@ -212,20 +300,26 @@ fn all_gathers_join_columns_and_keep_their_bits() {
 
 #[test]
 fn reduce_scatters_give_each_rank_its_columns() {
-    for (world, n) in [(2, 48), (3, 24), (4, 64), (8, 64)] {
-        for dtype in [DType::F32, DType::BF16] {
+    for (target, world, n, dtype) in [
+        ("host", 2, 48, DType::F32),
+        ("host", 8, 64, DType::BF16),
+        ("sm_90a", 3, 24, DType::F32),
+        ("sm_90a", 2, 4112, DType::BF16),
+        ("gfx942", 4, 64, DType::BF16),
+    ] {
+        {
             let mut random = Random::new(n);
-            let tokens = 35;
+            let tokens = if target == "host" { 35 } else { 3 };
             let parts: Vec<Vec<f32>> =
                 (0..world).map(|_| values(&mut random, dtype, (tokens * n) as usize, true)).collect();
             let op = Op::ReduceScatter { axis: 1, world: world as i64 };
-            let found = run_one(op, world, n, dtype, tokens, &parts);
+            let found = run_one(target, op, world, n, dtype, tokens, &parts);
             let whole = sum(&parts, None, dtype);
             let width = n as usize / world;
             for (rank, found) in found.iter().enumerate() {
                 let expected: Vec<f32> =
                     whole.chunks(n as usize).flat_map(|r| r[rank * width..(rank + 1) * width].to_vec()).collect();
-                same(found, &expected, &format!("reduce_scatter of {n} {dtype}, rank {rank} of {world}"));
+                same(found, &expected, &format!("{target}, reduce_scatter of {n} {dtype}, rank {rank} of {world}"));
             }
         }
     }
@@ -235,7 +329,9 @@ fn reduce_scatters_give_each_rank_its_columns() {
 #[test]
 fn parts_of_a_table_give_zeros_for_other_rows() {
     let (world, rows_each, h) = (3, 5, 24);
-    for dtype in [DType::F32, DType::BF16] {
+    for (target, dtype) in
+        [("host", DType::F32), ("host", DType::BF16), ("sm_90a", DType::BF16), ("gfx942", DType::F32)]
+    {
         let mut draft = Draft::new(6, 1..=8);
         let table = draft.weight("table", dtype, &[rows_each, h]);
         let indices = draft.input("indices", DType::I32, vec![Dim::sym("T")]);
@@ -245,10 +341,10 @@ fn parts_of_a_table_give_zeros_for_other_rows() {
         let mut random = Random::new(7);
         let part = values(&mut random, dtype, (rows_each * h) as usize, false);
         let weights = Values::from([("table".to_owned(), Stored::floats(dtype, &[rows_each, h], &part))]);
-        let ranks = Ranks::new(&draft.graph, &weights, "host", world as usize, 1).unwrap();
+        let mut ranks = Engine::new(&draft, &weights, target, world as usize, 0);
         let wanted = [0, 14, 5, 9, 4, 10];
         let own = Values::from([("indices".to_owned(), Stored::ints(&[6], &wanted))]);
-        let found = ranks.run(&draft.dims, &vec![own; world as usize]).unwrap();
+        let found = ranks.run(&draft.dims, &vec![own; world as usize]);
         for (t, index) in wanted.iter().enumerate() {
             let (owner, row) = (*index as usize / rows_each as usize, *index as usize % rows_each as usize);
             let (at, of) = (t * h as usize, row * h as usize);

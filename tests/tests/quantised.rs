@@ -1,7 +1,7 @@
 //! Quantised activations and products of FP8 codes, on the host and as tile programs of GPUs, against the interpreter.
 
 use weldment_ir::generate::Random;
-use weldment_ir::{DType, Dim, Op, Value};
+use weldment_ir::{DType, Dim, Op, Real, Value};
 use weldment_tests::draft::Draft;
 use weldment_tests::execute::{Stored, difference, execute, fill, reference};
 use weldment_tests::programs::interpret_programs;
@@ -154,6 +154,70 @@ fn products_of_codes_of_every_shape() {
             let op = Op::ScaledMatmul { rows: rows_of as i64, columns: columns as i64, dtype };
             let y = c.push(op, &[codes, scales, w, w_scales]);
             check(c, &[y], tolerance);
+        }
+    }
+}
+
+/// Norms that are quantised where they are made: codes within a step, and the norm and the sum beside them.
+#[test]
+fn norms_quantise_as_they_are_made() {
+    let cases: [(u64, u64, u64, u64, DType); 7] = [
+        (3, 5, 96, 96, F8),
+        (3, 5, 256, 128, F8),
+        (2, 4, 100, 20, F8),
+        (1, 1, 576, 64, FNUZ),
+        (5, 6, 192, 32, DType::F4E2M1),
+        (2, 2, 2048, 128, F8),
+        (1, 2, 20_480, 20_480, F8),
+    ];
+    for (t, most, k, group, format) in cases {
+        for dtype in [DType::F32, DType::BF16] {
+            let eps = Real(1e-5);
+            let mut c = Draft::new(t, 1..=most);
+            let x = c.input("x", dtype, rows(k));
+            let residual = c.input("residual", dtype, rows(k));
+            let w = c.weight("w", dtype, &[k]);
+            let op = Op::RmsNormQuantise { eps, dtype, format, group: group as i64 };
+            let one = c.push(op, &[x, w]);
+            let op = Op::AddRmsNormQuantise { eps, dtype, format, group: group as i64 };
+            let two = c.push(op, &[x, residual, w]);
+            let result = |v: Value, result| Value { result, ..v };
+            // The norm of the second is not read.
+            let outputs =
+                [one, result(one, 1), result(one, 2), two, result(two, 1), result(two, 3)];
+            let gpus = if group.is_power_of_two() || group == k { &GPUS[..] } else { &[] };
+            check_codes(c, &outputs, &[0, 3], gpus);
+        }
+    }
+}
+
+/// Codes may be one step apart, one in a thousand; scales and norms are equal but for the rounding of sums.
+#[track_caller]
+fn check_codes(mut c: Draft, outputs: &[Value], codes: &[usize], gpus: &[&str]) {
+    c.results(outputs);
+    let format = c.graph.type_of(outputs[codes[0]]).dtype;
+    let values = fill(&c.graph, &c.dims, c.given.clone(), 3);
+    let expected = reference(&c.graph, &c.dims, &values).expect("the interpreter takes the case");
+    for target in TARGETS.iter().chain(gpus) {
+        let found = if TARGETS.contains(target) {
+            execute(&c.graph, &c.dims, &values, target, 2)
+        } else {
+            interpret_programs(&c.graph, &c.dims, &values, target)
+        };
+        let found = found.unwrap_or_else(|e| panic!("{target}: {e}"));
+        for (i, (name, expected)) in expected.iter().enumerate() {
+            let found = &found[name];
+            if !codes.contains(&i) {
+                let apart = expected.iter().zip(found).map(|(a, b)| (a - b).abs() / a.abs().max(1.0)).fold(0.0, f64::max);
+                assert!(apart <= 8e-3, "{target} {name}: {apart}");
+                continue;
+            }
+            let apart: Vec<(f64, f64)> =
+                expected.iter().copied().zip(found.iter().copied()).filter(|(a, b)| a != b).collect();
+            assert!(apart.len() * 1000 <= expected.len(), "{target} {name}: {} of {}", apart.len(), expected.len());
+            // Neighbours of FP8 are an eighth apart at most, those of FP4 a half.
+            let step = if format == DType::F4E2M1 { 0.5 } else { 0.125 };
+            assert!(apart.iter().all(|(a, b)| (a - b).abs() <= step * a.abs().max(b.abs()).max(0.02)), "{apart:?}");
         }
     }
 }

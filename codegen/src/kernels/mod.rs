@@ -36,6 +36,8 @@ pub struct Tensor {
     pub is_static: bool,
     /// No launch of a step writes it: weights, and what the caller passes in.
     pub is_constant: bool,
+    /// A result that no node and no caller reads: a kernel that gives several need not write it.
+    pub is_unread: bool,
     /// Bytes that its address is a multiple of, at most 64.
     pub align: u32,
 }
@@ -47,7 +49,7 @@ impl Tensor {
         for i in (1..ty.rank()).rev() {
             strides[i - 1] = strides[i].saturating_mul(ty.shape[i].constant().unwrap_or(1));
         }
-        Tensor { ty: ty.clone(), strides, is_static: false, is_constant: false, align: 64 }
+        Tensor { ty: ty.clone(), strides, is_static: false, is_constant: false, is_unread: false, align: 64 }
     }
 
     /// Byte stride of a dim.

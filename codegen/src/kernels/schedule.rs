@@ -186,6 +186,16 @@ impl Walk {
         })
     }
 
+    /// True for rows of a host, whose pieces have no dim for rows.
+    pub fn is_host(&self) -> bool {
+        self.rows.is_none()
+    }
+
+    /// A piece of a host's row.
+    pub fn piece(&self, at: V, width: u32) -> Piece {
+        Piece { at, width, rows: self.rows, columns: None, present: self.present }
+    }
+
     /// Reduces the pieces' last dim: a scalar on a host, [rows, 1] on a GPU.
     pub fn reduce(&self, b: &mut Builder, op: Reduction, v: V) -> V {
         match self.rows {
@@ -290,6 +300,17 @@ impl Piece {
 
     fn mask(&self, b: &mut Builder) -> Option<V> {
         all_of(b, &[self.columns, self.present], &self.shape())
+    }
+
+    /// The same place in rows that have one element for each `step` of these rows' `n`; both divide.
+    pub fn shrunk(&self, b: &mut Builder, n: u64, step: u64) -> Piece {
+        let per = b.int(step as i64);
+        let (at, width) = (b.div(self.at, per), self.width / step as u32);
+        let columns = self.columns.map(|_| {
+            let mask = below(b, at, width, n / step);
+            b.reshape(mask, &[1, width])
+        });
+        Piece { at, width, rows: self.rows, columns, present: self.present }
     }
 
     /// `v` where there are elements, `other` in masked places.

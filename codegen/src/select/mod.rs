@@ -83,6 +83,14 @@ fn family(op: &Op) -> Option<Family> {
             operands: &[Contiguous],
             result: Contiguous,
         },
+        OpKind::RmsNormQuantise | OpKind::AddRmsNormQuantise => Family {
+            // Results lie in another order than operands.
+            shares: Sharing::Never,
+            check: norm::check,
+            build: norm::build,
+            operands: &[Contiguous],
+            result: Contiguous,
+        },
         OpKind::RmsNorm | OpKind::AddRmsNorm => Family {
             shares: Sharing::Rows,
             check: norm::check,
@@ -181,7 +189,7 @@ fn family(op: &Op) -> Option<Family> {
 }
 
 fn accepts(access: Access, ty: &TensorType, strides: &[u64]) -> Result<(), String> {
-    let t = Tensor { ty: ty.clone(), strides: strides.to_vec(), is_static: false, is_constant: false, align: 64 };
+    let t = Tensor { strides: strides.to_vec(), ..Tensor::contiguous(ty) };
     let refused = match access {
         Access::Any => return Ok(()),
         Access::Contiguous => contiguous_last(&t),

@@ -55,6 +55,8 @@ struct Builder<'a> {
     graph: Graph,
     /// Weight leaves by name: a tied embedding is one leaf with two users.
     weights: BTreeMap<String, Value>,
+    /// The value that was quantised last, how, and its codes: projections of one input follow each other.
+    quantised: Option<((Value, DType, u64), Value)>,
 }
 
 /// The step's inputs that every layer reads.
@@ -75,7 +77,7 @@ impl<'a> Builder<'a> {
         graph.declare_symbol("R", 1, options.max_tokens);
         graph.declare_symbol("N", 1, blocks.saturating_mul(options.max_seqs));
         graph.declare_symbol("C", 1, options.max_seq_len);
-        Builder { checkpoint, config: &checkpoint.config, options, graph, weights: BTreeMap::new() }
+        Builder { checkpoint, config: &checkpoint.config, options, graph, weights: BTreeMap::new(), quantised: None }
     }
 
     fn step(&mut self) -> Result<(), IrError> {
@@ -166,15 +168,26 @@ impl<'a> Builder<'a> {
         let (Some(q), Some(&[n, k])) = (quantization, weight.constant_shape().as_deref()) else {
             return self.graph.push(path, Op::Matmul { dtype }, &[x, w]);
         };
-        let w_scales = self.weight_scales(path, q, [n, k])?;
-        let quantise = Op::Quantise { dtype: weight.dtype, group: q.group(k) as i64 };
-        let codes = self.graph.push(path, quantise, &[x])?;
+        let codes = self.quantised(path, x, weight.dtype, q.group(k))?;
         let scales = Value { result: 1, ..codes };
+        let w_scales = self.weight_scales(path, q, [n, k])?;
         let [rows, columns] = match q.weights {
             WeightScales::Tensor | WeightScales::Channel => [1, k as i64],
             WeightScales::Block { rows, columns } => [rows.min(n) as i64, columns as i64],
         };
         self.graph.push(path, Op::ScaledMatmul { rows, columns, dtype }, &[codes, scales, w, w_scales])
+    }
+
+    /// x in codes: once for all of its readers, at the first of them, so that it stands beside the norm that x is.
+    fn quantised(&mut self, path: &str, x: Value, dtype: DType, group: u64) -> Result<Value, IrError> {
+        if let Some((of, codes)) = self.quantised
+            && of == (x, dtype, group)
+        {
+            return Ok(codes);
+        }
+        let codes = self.graph.push(path, Op::Quantise { dtype, group: group as i64 }, &[x])?;
+        self.quantised = Some(((x, dtype, group), codes));
+        Ok(codes)
     }
 
     /// Scales of a quantised weight [N, K] in f32: one a block, or one a row; a scale of a whole tensor is repeated for each row,

@@ -334,6 +334,7 @@ impl Build<'_> {
                 let (x, t) = self.matrix()?;
                 self.quantised(x, &t, true)?;
             }
+            OpKind::RmsNormQuantise | OpKind::AddRmsNormQuantise => self.norm_quantised(kind)?,
             OpKind::ScaledMatmul => self.scaled_matmul()?,
             OpKind::Reshape => self.reshape(a, &t)?,
             OpKind::Transpose => {
@@ -453,13 +454,29 @@ impl Build<'_> {
 
     /// Codes and scales of a matrix, in groups of all of a row, or fewer; of FP8 or, where wanted, FP4.
     fn quantised(&mut self, x: Value, t: &TensorType, fp4: bool) -> Result<[Value; 2], Stop> {
+        let (dtype, group) = self.format(t, fp4);
+        let codes = self.push(Op::Quantise { dtype, group }, &[x])?;
+        Ok([codes, Value { result: 1, ..codes }])
+    }
+
+    fn norm_quantised(&mut self, kind: OpKind) -> Result<(), Stop> {
+        let (x, t) = self.matrix()?;
+        let w = self.value(F32, t.shape[1..].to_vec())?;
+        let (eps, dtype, (format, group)) = (Real(1e-5), self.compute(), self.format(&t, true));
+        if kind == OpKind::RmsNormQuantise {
+            return self.push(Op::RmsNormQuantise { eps, dtype, format, group }, &[x, w]).map(drop);
+        }
+        let residual = self.value(t.dtype, t.shape.clone())?;
+        self.push(Op::AddRmsNormQuantise { eps, dtype, format, group }, &[x, residual, w]).map(drop)
+    }
+
+    /// A format of codes of a matrix, and a divisor of its rows.
+    fn format(&mut self, t: &TensorType, fp4: bool) -> (DType, i64) {
         let last = t.last_constant().unwrap_or(1);
         let divisors: Vec<u64> = [last, 64, 32, 16, 8, 1].into_iter().filter(|g| last.is_multiple_of(*g)).collect();
         let group = *self.random.pick(&divisors).unwrap_or(&last) as i64;
         let dtype = *self.random.pick(&[DType::F8E4M3, DType::F8E4M3, DType::F8E4M3Fnuz]).unwrap_or(&DType::F8E4M3);
-        let dtype = if fp4 && group == 32 && self.random.one_in(2) { DType::F4E2M1 } else { dtype };
-        let codes = self.push(Op::Quantise { dtype, group }, &[x])?;
-        Ok([codes, Value { result: 1, ..codes }])
+        (if fp4 && group == 32 && self.random.one_in(2) { DType::F4E2M1 } else { dtype }, group)
     }
 
     fn scaled_matmul(&mut self) -> Result<(), Stop> {

@@ -87,7 +87,22 @@ pub(super) fn evaluate<D: Domain>(
 
         Op::Quantise { dtype, group } => {
             let values = o[0].reals::<D>()?.into_owned();
-            return quantise::<D>(values, *dtype, *group, [shape, shapes.get(1).ok_or("no scales")?], options);
+            return quantise::<D>(values, *dtype, *group, shapes, options);
+        }
+        Op::RmsNormQuantise { eps, dtype, format, group } => {
+            let norm = elementwise::rms_norm::<D>(&o[0].reals::<D>()?, &o[1].reals::<D>()?, eps.0)?;
+            let mut out = quantise::<D>(norm.clone(), *format, *group, shapes, options)?;
+            out.push(finish::<D>(*dtype, shape, norm, false, options));
+            return Ok(out);
+        }
+        Op::AddRmsNormQuantise { eps, dtype, format, group } => {
+            let residual = o[1].reals::<D>()?;
+            let sum = o[0].reals::<D>()?.iter().zip(residual.iter()).map(|(a, b)| D::add(*a, *b)).collect();
+            let sum = finish::<D>(o[1].dtype, shape, sum, false, options);
+            let norm = elementwise::rms_norm::<D>(&sum.reals::<D>()?, &o[2].reals::<D>()?, eps.0)?;
+            let mut out = quantise::<D>(norm.clone(), *format, *group, shapes, options)?;
+            out.extend([finish::<D>(*dtype, shape, norm, false, options), sum]);
+            return Ok(out);
         }
 
         Op::Reshape { .. } => Tensor { dtype, shape: shape.to_vec(), data: o[0].data.clone() },
@@ -179,14 +194,15 @@ pub(super) fn finish<D: Domain>(
     Tensor::values(dtype, shape.to_vec(), values)
 }
 
-/// Codes and scales of `values` in groups along the last dim.
+/// Codes and scales, of the first two shapes, of `values` in groups along the last dim.
 fn quantise<D: Domain>(
     mut values: Vec<D::Value>,
     dtype: DType,
     group: i64,
-    [codes, scales]: [&[usize]; 2],
+    shapes: &[Vec<usize>],
     options: &Options,
 ) -> Result<Vec<Tensor<D::Value>>, Fault> {
+    let [codes, scales, ..] = shapes else { return Err("no scales".into()) };
     let group = usize::try_from(group).ok().filter(|g| *g > 0).ok_or("a group without elements")?;
     let found: Vec<D::Value> = values.chunks_mut(group).map(|g| D::quantise(g, dtype, options)).collect();
     let scale = if dtype == DType::F4E2M1 { DType::F8E8M0 } else { DType::F32 };

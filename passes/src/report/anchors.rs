@@ -41,9 +41,18 @@ pub(crate) enum Test {
 }
 
 /// What a norm may be fused into.
-const NORMS: &[OpKind] = &[OpKind::RmsNorm, OpKind::AddRmsNorm, OpKind::AllReduceRmsNorm, OpKind::AllReduceAddRmsNorm];
+const NORMS: &[OpKind] = &[
+    OpKind::RmsNorm,
+    OpKind::AddRmsNorm,
+    OpKind::AllReduceRmsNorm,
+    OpKind::AllReduceAddRmsNorm,
+    OpKind::RmsNormQuantise,
+    OpKind::AddRmsNormQuantise,
+];
 /// What the sum that a norm reads may be fused into.
-const RESIDUAL_NORMS: &[OpKind] = &[OpKind::AddRmsNorm, OpKind::AllReduceAddRmsNorm];
+const RESIDUAL_NORMS: &[OpKind] = &[OpKind::AddRmsNorm, OpKind::AllReduceAddRmsNorm, OpKind::AddRmsNormQuantise];
+/// Ops that end in a quantised norm.
+const QUANTISED_NORMS: &[OpKind] = &[OpKind::RmsNormQuantise, OpKind::AddRmsNormQuantise];
 
 impl Anchor {
     pub(crate) fn site(&self) -> Site {
@@ -191,6 +200,9 @@ pub(crate) fn anchors(unit: &Unit) -> Vec<Anchor> {
             OpKind::AllReduce => {
                 add("allreduce_rms_norm", vec![i], i, &[OpKind::AllReduceRmsNorm, OpKind::AllReduceAddRmsNorm]);
             }
+            OpKind::Quantise if [OpKind::RmsNorm, OpKind::AddRmsNorm].iter().any(|kind| behind(0, *kind).is_some()) => {
+                add("norm_quantise", vec![i], i, QUANTISED_NORMS);
+            }
             OpKind::Silu => add("silu_mul", vec![i], i, &[OpKind::SiluMul]),
             OpKind::Sigmoid if near_product(i) => add("silu_mul", vec![i], i, &[OpKind::SiluMul]),
             OpKind::CacheWrite => {
@@ -228,6 +240,11 @@ pub(crate) fn anchors(unit: &Unit) -> Vec<Anchor> {
                 });
                 if [producer, near].into_iter().flatten().any(rounds) {
                     add("cast_into_producer", vec![i], i, &[]);
+                }
+            }
+            OpKind::ScaledMatmul => {
+                if let Some(x) = node.operands.first() {
+                    sets.entry((operand_root(unit, *x), scoring.contains(&i))).or_default().push(i);
                 }
             }
             OpKind::Matmul => {

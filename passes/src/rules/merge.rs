@@ -108,7 +108,7 @@ fn merge(net: &Net, ask: &Premises, gate: bool) -> Found {
 
 /// Where each value stands in the graph before any rule, and whether it feeds a gate there. A value that only a rule made
 /// stands where the graph has a reshape of it.
-fn places(net: &Net) -> BTreeMap<Id, (u32, bool)> {
+pub(super) fn places(net: &Net) -> BTreeMap<Id, (u32, bool)> {
     let mut places: BTreeMap<Id, (u32, bool)> = BTreeMap::new();
     let standing = |id: Id| net[id].data.value().and_then(|v| Some((v.order?, v.gate)));
     for class in net.classes() {
@@ -126,7 +126,7 @@ fn places(net: &Net) -> BTreeMap<Id, (u32, bool)> {
     places
 }
 
-fn is_static(net: &Net, id: Id) -> bool {
+pub(super) fn is_static(net: &Net, id: Id) -> bool {
     net[id].data.value().is_some_and(|v| v.fixed)
 }
 

@@ -7,6 +7,7 @@ pub mod conditions;
 mod derive;
 mod matmul;
 pub(crate) mod merge;
+mod merge_scaled;
 mod norms;
 mod quantise;
 #[cfg(test)]
@@ -404,6 +405,7 @@ pub fn all() -> Vec<Rule> {
         attention::rules(),
         matmul::rules(),
         merge::rules(),
+        merge_scaled::rules(),
         quantise::rules(),
         topk::rules(),
     ]
@@ -421,6 +423,7 @@ pub(crate) fn thresholds(op: &Op, operands: &[TensorType]) -> Vec<Threshold> {
 pub const GROUPS: &[&str] = &[
     "rms_norm",
     "add_rms_norm",
+    "norm_quantise",
     "allreduce_rms_norm",
     "merged_qkv",
     "merged_gate_up",

@@ -1,4 +1,5 @@
-//! Casts: int8 activations for block-quantised weights, and casts done by the op that computes the value.
+//! Quantised activations: int8 ones for block-quantised weights, FP8 and MXFP4 codes made by the norm they are of, and casts done by the op
+//! that computes the value.
 
 use super::{Rule, rule};
 
@@ -11,6 +12,35 @@ pub(super) fn rules() -> Vec<Rule> {
             /// d / 254 = amax_b / (127 * 254), and x / d in f32 is off by up to 127 * 2^-23, 0.8 % of that.
             int8_activations [Approx, int8_activations]:
                 (matmul ?x ?w ?d) => (matmul (cast ?x q8a) ?w ?d) if compute_float(?x), block_format(?w)
+        },
+        rule! {
+            /// A norm's codes are made where the norm is computed; the norm stays available.
+            rms_norm_quantise [Bitwise, norm_quantise]:
+                ?c = (result0 (quantise ?n ?f ?g)), ?s = (result1 (quantise ?n ?f ?g)), ?n = (rms_norm ?x ?w ?eps f32)
+                => ?c = (result0 (rms_norm_quantise ?x ?w ?eps f32 ?f ?g)),
+                   ?s = (result1 (rms_norm_quantise ?x ?w ?eps f32 ?f ?g)),
+                   ?n = (result2 (rms_norm_quantise ?x ?w ?eps f32 ?f ?g))
+        },
+        rule! {
+            /// A 16-bit norm's codes are made where the norm is computed; moved: the rounding of the norm before it is quantised (for
+            /// other readers it is rounded as it was).
+            rms_norm_quantise_half [Rounding, norm_quantise]:
+                ?c = (result0 (quantise ?n ?f ?g)), ?s = (result1 (quantise ?n ?f ?g)), ?n = (rms_norm ?x ?w ?eps ?d)
+                => ?c = (result0 (rms_norm_quantise ?x ?w ?eps ?d ?f ?g)),
+                   ?s = (result1 (rms_norm_quantise ?x ?w ?eps ?d ?f ?g)),
+                   ?n = (result2 (rms_norm_quantise ?x ?w ?eps ?d ?f ?g))
+                if half(?d)
+        },
+        rule! {
+            /// The residual add, the norm that reads it and the norm's codes are one pass over the row; sum and norm stay available.
+            add_rms_norm_quantise [Bitwise, norm_quantise]:
+                ?c = (result0 (rms_norm_quantise ?t ?w ?eps ?d ?f ?g)), ?s = (result1 (rms_norm_quantise ?t ?w ?eps ?d ?f ?g)),
+                ?n = (result2 (rms_norm_quantise ?t ?w ?eps ?d ?f ?g)), ?t = (add ?x ?r)
+                => ?c = (result0 (add_rms_norm_quantise ?x ?r ?w ?eps ?d ?f ?g)),
+                   ?s = (result1 (add_rms_norm_quantise ?x ?r ?w ?eps ?d ?f ?g)),
+                   ?n = (result2 (add_rms_norm_quantise ?x ?r ?w ?eps ?d ?f ?g)),
+                   ?t = (result3 (add_rms_norm_quantise ?x ?r ?w ?eps ?d ?f ?g))
+                if same_type(?x, ?r)
         },
         rule! {
             /// A norm rounds once, to the dtype its reader wants.

@@ -4,7 +4,7 @@
 
 use super::channel::Channel;
 use super::mailbox::Mailbox;
-use super::{check_rows, most_programs, negative_zero, packs, programs, world};
+use super::{channel_programs, check_rows, negative_zero, packs, programs, world};
 use crate::kernels::row::{elem_of, rounded};
 use crate::kernels::schedule::{Piece, Walk, param};
 use crate::kernels::{Argument, Built, Request, RowSpace, Tensor, require, row_stride};
@@ -110,9 +110,10 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
     let sum = place(&mut b, "sum", &r.results[p.sum], Access::Write, Argument::Result(p.sum))?;
 
     let gpu = r.target.gpu().is_some();
-    let most = most_programs(r.target);
+    let most = channel_programs(r.target, world, d * elem.bytes());
     let width = if gpu { d.next_power_of_two().min(WIDEST) } else { WIDTH };
-    let threads = (width / 8).clamp(64, MOST_THREADS) as u32;
+    // Two vectors of 16 bytes a thread: a program of half as many warps is sooner through its barriers.
+    let threads = (width / 16).clamp(64, MOST_THREADS) as u32;
     if gpu {
         b.threads(threads);
     }

@@ -2,7 +2,7 @@
 
 use super::channel::Channel;
 use super::mailbox::Mailbox;
-use super::{Programs, most_programs, programs};
+use super::{Programs, channel_programs, programs};
 use crate::kernels::schedule::{ELEMENTS, Piece, Walk, threads_for};
 use crate::kernels::{Argument, Request, RowSpace};
 use crate::tile::{Builder, Elem, V};
@@ -32,9 +32,8 @@ impl Columns {
         (n, elem): (u64, Elem),
         empty: u32,
     ) -> Columns {
-        let most = most_programs(r.target);
         if r.target.gpu().is_none() {
-            let dealt = programs(b, r, rows, most);
+            let dealt = programs(b, r, rows, channel_programs(r.target, world, n * elem.bytes()));
             let channel = Channel::new(world, dealt.rows, n * elem.bytes(), empty);
             return Columns { n, chunk: None, threads: 1, dealt, channel, elem };
         }
@@ -44,7 +43,8 @@ impl Columns {
         b.threads(threads);
         b.grid_constant(1, across);
         // Wide rows share out the programs that narrow ones have to themselves.
-        let dealt = programs(b, r, rows, (4 * most / across).clamp(1, most));
+        let most = channel_programs(r.target, world, width * elem.bytes());
+        let dealt = programs(b, r, rows, (most / across).max(1));
         let channel = Channel::new(world, dealt.rows * across, width * elem.bytes(), empty);
         Columns { n, chunk: Some(width), threads, dealt, channel, elem }
     }

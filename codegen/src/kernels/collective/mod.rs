@@ -16,9 +16,11 @@ use weldment_ir::{DType, Op};
 use weldment_passes::target::Refusal;
 use weldment_runtime::artifact::comm_table;
 
-/// Programs of a channel: more rows than these are walked in a loop.
-const PROGRAMS_GPU: u64 = 128;
+/// Most programs of a channel: more rows than these are walked in a loop, whose turns cost a fence each.
+const PROGRAMS_GPU: u64 = 1024;
 const PROGRAMS_HOST: u64 = 32;
+/// Bytes of the slab that a channel of a GPU may take: a thousandth of what the machines have that hold such models.
+const CHANNEL_BYTES: u64 = 128 << 20;
 
 /// Elements of which a row is made whole: 16 bytes of the widest tiles, on every target.
 const PACK: u64 = 8;
@@ -80,8 +82,15 @@ fn programs(b: &mut Builder, r: &Request<'_>, space: &RowSpace, most: u64) -> Pr
     Programs { step: Some(most), rows: most }
 }
 
-fn most_programs(target: &Target) -> u64 {
-    if target.gpu().is_some() { PROGRAMS_GPU } else { PROGRAMS_HOST }
+/// Programs of a channel of `world` ranks through which each exchanges `bytes` at a time: as many as its part of the slab has room
+/// for, up to the target's most.
+fn channel_programs(target: &Target, world: u32, bytes: u64) -> u64 {
+    if target.gpu().is_none() {
+        return PROGRAMS_HOST;
+    }
+    let each = channel::TURNS * u64::from(world) * bytes.max(1);
+    let room = (CHANNEL_BYTES / each).clamp(1, PROGRAMS_GPU);
+    1 << room.ilog2()
 }
 
 /// Bits of -0.0 in every element: what is pushed never holds it, so it stands for what has not arrived.

@@ -133,6 +133,17 @@ fn quantised() -> Vec<Case<'static>> {
             &[(BF16, &[2], &[-120., 1.])],
             &[&[-240., 2.], &[0.5]],
         ),
+        // The row's mean square is 1: the norm is the weight, but for signs. 34.125 rounds to 34 in bf16, a tie of f8e4m3 that goes to 32.
+        case(
+            Op::RmsNormQuantise { eps: Real(0.0), dtype: BF16, format: DType::F8E4M3, group: 2 },
+            &[(F32, &[1, 2], &[1., -1.]), (F32, &[2], &[448., 34.125])],
+            &[&[448., -36.], &[1.], &[448., -34.]],
+        ),
+        case(
+            Op::AddRmsNormQuantise { eps: Real(0.0), dtype: F32, format: DType::F8E4M3, group: 1 },
+            &[(F32, &[1, 2], &[0.5, -2.]), (F32, &[1, 2], &[0.5, 1.]), (F32, &[2], &[448., 896.])],
+            &[&[448., -448.], &[1., 2.], &[448., -896.], &[1., -1.]],
+        ),
         case(Op::Quantise { dtype: DType::F4E2M1, group: 32 }, &[(F32, &[32], mx)], &[codes, &[2.]]),
         case(
             Op::ScaledMatmul { rows: 2, columns: 2, dtype: F32 },

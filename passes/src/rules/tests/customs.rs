@@ -12,6 +12,8 @@ pub(super) fn draw(rule: &str, random: &mut Random) -> Option<Instance> {
     match rule {
         "merge_qkv" => projections(&mut instance, random, false)?,
         "merge_gate_up" => projections(&mut instance, random, true)?,
+        "merge_scaled_qkv" => products_of_codes(&mut instance, random, false)?,
+        "merge_scaled_gate_up" => products_of_codes(&mut instance, random, true)?,
         "slice_of_concat" => slice_of_concat(&mut instance, random)?,
         "concat_of_slices" => concat_of_slices(&mut instance, random)?,
         _ => panic!("custom rule {rule} has no instances: add a function that draws them to `customs.rs`"),
@@ -103,6 +105,39 @@ fn projections(instance: &mut Instance, random: &mut Random, gate: bool) -> Opti
         } else {
             instance.op(OpKind::Matmul, &[x, w], &attrs)?
         });
+    }
+    for (i, id) in members.iter().enumerate() {
+        if let Data::Value(v) = &mut instance.net[*id].data {
+            v.order = Some(i as u32);
+            v.gate = gate;
+        }
+    }
+    instance.root = *members.first()?;
+    Some(())
+}
+
+fn products_of_codes(instance: &mut Instance, random: &mut Random, gate: bool) -> Option<()> {
+    let depth = pick(random, &[4, 8, 32]);
+    let mut dims: Vec<Dim> = (0..random.below(3)).map(|_| pick(random, &[Dim::sym("T"), Dim::Const(2)])).collect();
+    dims.push(Dim::Const(depth));
+    let dtype = pick(random, &[DType::F8E4M3, DType::F8E4M3, DType::F8E4M3Fnuz]);
+    let codes = instance.leaf(Leaf::Input, TensorType::new(dtype, dims.clone()))?;
+    let group = pick(random, &[depth, 2]);
+    *dims.last_mut()? = Dim::Const(depth / group);
+    let scales = instance.leaf(Leaf::Input, TensorType::new(DType::F32, dims))?;
+    let (block, columns) = (pick(random, &[1, 2, 4]), pick(random, &[depth, group]));
+    let result = pick(random, &[DType::F32, DType::F32, DType::BF16]);
+    let mut members = Vec::new();
+    for _ in 0..2 + random.below(3) {
+        // Now and then rows that end inside a block.
+        let rows = if random.below(3) == 0 { 4 + random.below(5) } else { 4 + 4 * random.below(2) };
+        let stored = if random.below(6) == 0 { DType::F8E4M3 } else { dtype };
+        let leaf = |random: &mut Random| if random.below(6) == 0 { Leaf::Input } else { Leaf::Weight };
+        let w = instance.leaf(leaf(random), TensorType::fixed(stored, &[rows, depth]))?;
+        let ty = TensorType::fixed(DType::F32, &[rows.div_ceil(block), depth / columns]);
+        let w_scales = instance.leaf(leaf(random), ty)?;
+        let attrs = [Attr::Int(block as i64), Attr::Int(columns as i64), Attr::DType(result)];
+        members.push(instance.op(OpKind::ScaledMatmul, &[codes, scales, w, w_scales], &attrs)?);
     }
     for (i, id) in members.iter().enumerate() {
         if let Data::Value(v) = &mut instance.net[*id].data {

@@ -376,11 +376,11 @@ impl Draw<'_> {
                 typed(want.dtype, &shape)
             }
             (OpKind::Broadcast, _) => typed(want.dtype, &self.repeated(&want.shape)),
-            (OpKind::RmsNorm, 1) | (OpKind::AddRmsNorm, 2) => {
+            (OpKind::RmsNorm | OpKind::RmsNormQuantise, 1) | (OpKind::AddRmsNorm | OpKind::AddRmsNormQuantise, 2) => {
                 let dtype = mostly(self, known[0].dtype);
                 typed(dtype, &known[0].shape[known[0].rank().checked_sub(1)?..])
             }
-            (OpKind::AddRmsNorm | OpKind::SiluMul, 1) => known.first().cloned(),
+            (OpKind::AddRmsNorm | OpKind::AddRmsNormQuantise | OpKind::SiluMul, 1) => known.first().cloned(),
             (OpKind::Matmul | OpKind::MatmulAdd | OpKind::MatmulSiluMul, 0) => {
                 let mut shape = want.shape;
                 *shape.last_mut()? = Dim::Const(self.width());
@@ -501,6 +501,15 @@ impl Draw<'_> {
             }
             (_, "eps", _) => Attr::Real(Real(self.pick(&[0.0, 0.0625, 1e-6, 3.3e-7, 0.1]))),
             (_, "scale", _) => Attr::Real(Real(self.pick(&[0.5, 1.0, 0.25]))),
+            (OpKind::Quantise, "dtype", _)
+            | (OpKind::RmsNormQuantise | OpKind::AddRmsNormQuantise, "format", _) => {
+                Attr::DType(self.pick(&[DType::F8E4M3, DType::F8E4M3Fnuz, DType::F4E2M1]))
+            }
+            (OpKind::RmsNormQuantise | OpKind::AddRmsNormQuantise, "dtype", _) => Attr::DType(self.float()),
+            (_, "group", _) => {
+                let width = first?.last_constant().filter(|k| *k > 0)?;
+                Attr::Int(self.pick(&[width, width, 32.min(width), 2.min(width), 1]) as i64)
+            }
             (_, _, AttrKind::DType) => Attr::DType(match want {
                 Some(want) if kind == OpKind::Cast || !self.one_in(6) => want.dtype,
                 _ => self.float(),

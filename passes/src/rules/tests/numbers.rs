@@ -81,6 +81,12 @@ impl Domain for Single {
         F64::round(&mut exact, to, options);
         values.iter_mut().zip(exact).for_each(|(v, e)| *v = e as f32);
     }
+    fn quantise(group: &mut [f32], to: DType, options: &Options) -> f32 {
+        let mut exact: Vec<f64> = group.iter().map(|v| f64::from(*v)).collect();
+        let scale = F64::quantise(&mut exact, to, options);
+        group.iter_mut().zip(exact).for_each(|(v, code)| *v = code as f32);
+        scale as f32
+    }
     fn to_int(a: f32, dtype: DType) -> i64 {
         F64::to_int(f64::from(a), dtype)
     }
@@ -153,6 +159,9 @@ impl Domain for Algebra {
     }
     fn round(values: &mut [RingValue], to: DType, options: &Options) {
         Ring::round(values, to, options);
+    }
+    fn quantise(group: &mut [RingValue], to: DType, options: &Options) -> RingValue {
+        Ring::quantise(group, to, options)
     }
     fn to_int(a: RingValue, dtype: DType) -> i64 {
         Ring::to_int(a, dtype)
