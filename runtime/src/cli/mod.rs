@@ -61,7 +61,7 @@ impl SessionArgs {
         let world = artifact.manifest().world;
         match &self.relaunch {
             Some(arguments) if world > 1 && Ranks::from_env()?.is_none() => {
-                launch::launch(arguments, world, self.collective_timeout.unwrap_or(DEFAULT_DEADLINE))?;
+                launch::launch(arguments, &[], world, self.collective_timeout.unwrap_or(DEFAULT_DEADLINE))?;
                 Ok(true)
             }
             _ => Ok(false),
