@@ -41,7 +41,8 @@ fn sums_stay_right_while_epochs_wrap() {
 fn soak(artifact: &PathBuf) -> Result<()> {
     let artifact = Artifact::open(artifact)?;
     let device = Device::host(1)?;
-    let options = SessionOptions { cache: None, kv_blocks: Some(2), ..SessionOptions::default() };
+    let weights_file = Some(tiny_llama::folder());
+    let options = SessionOptions { cache: None, kv_blocks: Some(2), weights_file, ..SessionOptions::default() };
     let mut session = Session::new(&artifact, &device, options)?;
     let mut first: Vec<Vec<f32>> = Vec::new();
     let began = Instant::now();
