@@ -139,6 +139,26 @@ pub(super) const EQUIVALENT: &[(&str, &str, &str)] = &[
         "the same numbers: that the joined weight is computed once is a matter of cost",
     ),
     (
+        "merge_scaled_qkv",
+        "premise `the weight is static` dropped",
+        "the same numbers: that the joined weight is computed once is a matter of cost",
+    ),
+    (
+        "merge_scaled_qkv",
+        "premise `its scales are static` dropped",
+        "the same numbers: that the joined weight is computed once is a matter of cost",
+    ),
+    (
+        "merge_scaled_gate_up",
+        "premise `the weight is static` dropped",
+        "the same numbers: that the joined weight is computed once is a matter of cost",
+    ),
+    (
+        "merge_scaled_gate_up",
+        "premise `its scales are static` dropped",
+        "the same numbers: that the joined weight is computed once is a matter of cost",
+    ),
+    (
         "int8_activations",
         "condition 0 `activation dtype` dropped",
         "the op table quantises nothing but f32, f16 and bf16",
