@@ -1,6 +1,7 @@
 //! From planned graphs to kernels and launches: builds each kernel once and binds every launch to its places. Code is
 //! generated from what this leaves by [`crate::generate`].
 
+use crate::channels::Channels;
 use crate::generate::{Kernels, generate};
 use crate::kernels::{Argument, Built, Request, Tensor, library};
 use crate::llvm::{Emit, LlvmError};
@@ -15,7 +16,7 @@ use weldment_ir::{DType, Dim, Graph, Op, OpKind, TensorType, Value};
 use weldment_passes::buffer::{BufferPlan, CopyRecord, Region, Step, StepKind, View};
 use weldment_passes::target::Refusal;
 use weldment_runtime::artifact as format;
-use weldment_runtime::artifact::{Layout, PackItem, Raw};
+use weldment_runtime::artifact::{Layout, PackItem, Raw, Shard};
 
 /// Why a planned graph did not become code.
 #[derive(Debug, Error)]
@@ -86,12 +87,32 @@ pub trait Statics {
     /// If there is none of that name.
     fn weight(&mut self, name: &str) -> Result<u32, String>;
 
-    /// Index of a tensor computed from weights and constants at compile time.
+    /// Index of a tensor computed from weights and constants at compile time. A value that differs from rank to rank
+    /// ([`by_rank`]) is stored for all of them, joined along the first dim in the order of ranks.
     ///
     /// # Errors
     /// If it cannot be computed.
     fn computed(&mut self, graph: &Graph, value: Value) -> Result<u32, String>;
 }
+
+/// Does a static value depend on the rank: is a part of something among what it is computed from?
+pub fn by_rank(graph: &Graph, value: Value) -> bool {
+    let mut open = vec![value.node];
+    let mut seen = BTreeSet::new();
+    while let Some(id) = open.pop() {
+        if seen.insert(id) {
+            let node = graph.node(id);
+            if node.op.kind() == OpKind::Shard {
+                return true;
+            }
+            open.extend(node.operands.iter().map(|v| v.node));
+        }
+    }
+    false
+}
+
+/// A logical tensor, and the part of it that a rank takes.
+type Part = (u32, Option<Shard>);
 
 /// Code and everything that launches it.
 #[derive(Debug)]
@@ -110,6 +131,8 @@ pub struct Compiled {
     pub sources: Vec<Vec<String>>,
     /// Bytes of the arena: the largest of the variants.
     pub arena_bytes: u64,
+    /// What collectives exchange data through, if there are some.
+    pub slab: Option<format::Slab>,
     /// Texts.
     pub emitted: Kernels,
 }
@@ -139,6 +162,7 @@ pub struct Prepared {
     pub(crate) pack_bytes: u64,
     pub(crate) sources: Vec<Vec<String>>,
     pub(crate) arena_bytes: u64,
+    pub(crate) slab: Option<format::Slab>,
 }
 
 impl Prepared {
@@ -166,6 +190,11 @@ impl Prepared {
     pub fn arena_bytes(&self) -> u64 {
         self.arena_bytes
     }
+
+    /// What collectives exchange data through, if there are some.
+    pub fn slab(&self) -> Option<&format::Slab> {
+        self.slab.as_ref()
+    }
 }
 
 struct State<'s> {
@@ -175,9 +204,10 @@ struct State<'s> {
     requests: IndexMap<String, usize>,
     /// Units by text of the tile program and its bindings: variants that ask differently may get the same program.
     units: IndexMap<String, Unit>,
-    items: IndexMap<(Vec<u32>, Layout), PackItem>,
+    items: IndexMap<(Vec<Part>, Layout), PackItem>,
     pack_bytes: u64,
     sources: IndexMap<Vec<String>, ()>,
+    channels: Channels,
 }
 
 /// Compiles all variants for one target, whose symbols are the dims block's slots.
@@ -212,6 +242,7 @@ pub fn prepare(
         items: IndexMap::new(),
         pack_bytes: 0,
         sources: IndexMap::new(),
+        channels: Channels::default(),
     };
     let mut bound = Vec::new();
     let mut steps = Vec::new();
@@ -258,6 +289,7 @@ pub fn prepare(
         pack_bytes: state.pack_bytes,
         sources: state.sources.into_keys().collect(),
         arena_bytes,
+        slab: state.channels.slab(),
     })
 }
 
@@ -407,6 +439,9 @@ impl State<'_> {
                             step.scratch.ok_or_else(|| CodegenError::Internal("a step without scratch".into()))?;
                         format::Arg { region: format::Region::Arena, offset: start + offset }
                     }
+                    Argument::Channel(channel) => self.channels.place(*channel),
+                    Argument::Slab => format::Arg { region: format::Region::Slab, offset: 0 },
+                    Argument::Comm => format::Arg { region: format::Region::Comm, offset: 0 },
                     Argument::Packed { operands, layout } => {
                         let mut tensors = Vec::new();
                         for i in operands {
@@ -426,6 +461,7 @@ impl State<'_> {
                 // Those after the first work on what it left.
                 cost: std::mem::take(&mut cost),
                 gemm: gemm.take(),
+                all_reduce: None,
                 results: Vec::new(),
                 copy: None,
             });
@@ -532,19 +568,31 @@ impl State<'_> {
         Ok(format::Arg { region, offset: view.offset })
     }
 
-    /// Logical tensors that make up a static value, in order along the first dim.
-    fn tensors(&mut self, graph: &Graph, value: Value, path: &str, out: &mut Vec<u32>) -> Result<(), CodegenError> {
+    /// Logical tensors that make up a static value, in order along the first dim, with the part of each that a rank takes.
+    fn tensors(&mut self, graph: &Graph, value: Value, path: &str, out: &mut Vec<Part>) -> Result<(), CodegenError> {
         let node = graph.node(value.node);
         let failed = |message| CodegenError::Static { path: path.to_owned(), message };
-        match &node.op {
-            Op::Weight { name, .. } => out.push(self.statics.weight(name).map_err(failed)?),
+        let narrow = |n: i64| u32::try_from(n).map_err(|e| failed(e.to_string()));
+        match (&node.op, node.operands.as_slice()) {
+            (Op::Weight { name, .. }, _) => out.push((self.statics.weight(name).map_err(failed)?, None)),
+            (Op::Shard { axis, parts, replicas }, [of]) if !by_rank(graph, *of) => {
+                let tensor = match &graph.node(of.node).op {
+                    Op::Weight { name, .. } => self.statics.weight(name).map_err(failed)?,
+                    _ => self.statics.computed(graph, *of).map_err(failed)?,
+                };
+                let shard = Shard { axis: narrow(*axis)?, parts: narrow(*parts)?, replicas: narrow(*replicas)? };
+                out.push((tensor, Some(shard)));
+            }
             // Vectors differ in length, and a pack item has one row length: those are joined as constants.
-            Op::Concat { axis: 0 } if graph.type_of(value).rank() == 2 => {
-                for part in &node.operands {
+            (Op::Concat { axis: 0 }, parts) if graph.type_of(value).rank() == 2 => {
+                for part in parts {
                     self.tensors(graph, *part, path, out)?;
                 }
             }
-            _ => out.push(self.statics.computed(graph, value).map_err(failed)?),
+            _ => {
+                let shard = by_rank(graph, value).then(|| Shard { axis: 0, parts: graph.world(), replicas: 1 });
+                out.push((self.statics.computed(graph, value).map_err(failed)?, shard));
+            }
         }
         Ok(())
     }
@@ -552,12 +600,12 @@ impl State<'_> {
     /// The pack item of these tensors in this layout, added on first use.
     fn packed(
         &mut self,
-        tensors: Vec<u32>,
+        parts: Vec<Part>,
         layout: Layout,
         shapes: &[&TensorType],
         path: &str,
     ) -> Result<format::Arg, CodegenError> {
-        if let Some(item) = self.items.get(&(tensors.clone(), layout)) {
+        if let Some(item) = self.items.get(&(parts.clone(), layout)) {
             return Ok(format::Arg { region: format::Region::Weights, offset: item.offset });
         }
         let failed = |message: String| CodegenError::Static { path: path.to_owned(), message };
@@ -573,7 +621,9 @@ impl State<'_> {
             .ok_or_else(|| failed(format!("{layout:?} does not take {rows:?} rows of {k}")))?;
         let offset = self.pack_bytes;
         self.pack_bytes = (offset + bytes).next_multiple_of(64);
-        self.items.insert((tensors.clone(), layout), PackItem { offset, bytes, layout, tensors, shards: Vec::new() });
+        let (tensors, shards): (Vec<u32>, Vec<Option<Shard>>) = parts.iter().copied().unzip();
+        let shards = if shards.iter().all(Option::is_none) { Vec::new() } else { shards };
+        self.items.insert((parts, layout), PackItem { offset, bytes, layout, tensors, shards });
         Ok(format::Arg { region: format::Region::Weights, offset })
     }
 }

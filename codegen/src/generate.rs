@@ -192,6 +192,7 @@ fn assemble(program: Prepared, modules: Vec<Module>) -> Result<Compiled, Codegen
         pack_bytes: program.pack_bytes,
         sources: program.sources,
         arena_bytes: program.arena_bytes,
+        slab: program.slab,
         emitted,
     })
 }

@@ -1,5 +1,6 @@
 //! Kernels and code: the tile IR, one file per kernel family, the LLVM lowering, kernel selection and linking.
 
+mod channels;
 mod compile;
 mod generate;
 pub mod kernels;
@@ -9,5 +10,5 @@ pub mod select;
 pub mod target;
 pub mod tile;
 
-pub use compile::{CodegenError, Compiled, Prepared, Statics, VariantPlan, compile, prepare};
+pub use compile::{CodegenError, Compiled, Prepared, Statics, VariantPlan, by_rank, compile, prepare};
 pub use generate::{Kernels, generate};

@@ -242,12 +242,36 @@ impl Extraction {
         }
         match trial.walk() {
             Some((_, cost)) if cost < self.cost => self.cost = cost,
+            _ if self.try_operands(trial, provider) => {}
             _ => {
                 for (class, choice) in before.into_iter().rev() {
                     trial.choice[class] = choice;
                 }
             }
         }
+    }
+
+    /// A collective is dear enough to look one step further: with `provider` in use, switches one of its operands, and keeps both if
+    /// that is cheaper. A sum of two all-reduced values may be joined with either, and the other then comes beside the norm before.
+    fn try_operands(&mut self, trial: &mut Trial<'_>, provider: usize) -> bool {
+        let Some(form) = trial.choice[provider].map(|i| &trial.forms[provider][i]) else { return false };
+        if !matches!(&form.node, ENode::Op(kind, _) if kind.info().category == Category::Collective) {
+            return false;
+        }
+        for child in &form.children {
+            let before = trial.choice[*child];
+            for i in 0..trial.forms[*child].len() {
+                trial.choice[*child] = Some(i);
+                if let Some((_, cost)) = trial.walk()
+                    && cost < self.cost
+                {
+                    self.cost = cost;
+                    return true;
+                }
+            }
+            trial.choice[*child] = before;
+        }
+        false
     }
 }
 

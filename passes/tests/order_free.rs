@@ -8,6 +8,7 @@ use support::obscure::Obscure;
 use support::{Decoder, Random, TINY, assert_ring_equal, listing, optimise};
 use weldment_ir::{DType, Graph};
 use weldment_passes::report::Report;
+use weldment_passes::shard::shard;
 use weldment_passes::{Numerics, Options};
 
 /// Seeds for each model: `WELDMENT_OBSCURE_SEEDS`, or 50.
@@ -19,6 +20,17 @@ fn seeds() -> u64 {
 fn coverage(report: &Report) -> (BTreeMap<String, [usize; 3]>, usize) {
     let row = |g: &weldment_passes::report::GroupReport| (g.name.clone(), [g.fused(), g.own(), g.anchors.len()]);
     (report.groups.iter().map(row).collect(), report.launches_after)
+}
+
+/// Graphs of one rank, and of each of two and of four.
+fn graphs() -> Vec<(&'static str, Graph)> {
+    let sharded = |decoder: Decoder, world| shard(&decoder.build(), world).expect("it divides");
+    let four = Decoder { layers: 2, heads: 4, kv_heads: 2, ..TINY };
+    let half = Decoder { dtype: DType::BF16, weights: DType::BF16, v_weights: DType::BF16, qkv_bias: true, ..four };
+    let mut out: Vec<_> = models().into_iter().map(|(name, decoder)| (name, decoder.build())).collect();
+    out.push(("f32 on 2 ranks", sharded(four, 2)));
+    out.push(("bf16 on 4 ranks", sharded(half, 4)));
+    out
 }
 
 fn models() -> Vec<(&'static str, Decoder)> {
@@ -35,8 +47,7 @@ fn models() -> Vec<(&'static str, Decoder)> {
 #[test]
 fn obscured_graphs_fuse_alike() {
     let mut failed = Vec::new();
-    for (name, decoder) in models() {
-        let plain = decoder.build();
+    for (name, plain) in graphs() {
         let expected = coverage(&optimise(&plain, &Options::default()).report);
         for seed in 1..=seeds() {
             let mut random = Random(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15));
@@ -81,8 +92,7 @@ fn obscured_graphs_stay_the_same_function() {
 /// takes an add is not compared here: the search of a whole obscured graph may end at a form of as many launches.
 #[test]
 fn stamping_loses_nothing_in_obscured_graphs() {
-    for (name, decoder) in models() {
-        let plain = decoder.build();
+    for (name, plain) in graphs() {
         for seed in 1..=6 {
             let graph = Obscure { one_in: 3 }.graph(&plain, &mut Random(seed * 0x2545_F491_4F6C_DD1D));
             let whole = Options { unit_stamping: false, ..Options::default() };

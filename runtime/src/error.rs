@@ -71,6 +71,14 @@ pub enum Error {
         /// What happened to it.
         cause: String,
     },
+    /// Ranks that the command started have failed; the first failure.
+    #[error("{text}")]
+    Ranks {
+        /// What the rank said, or what became of it.
+        text: String,
+        /// The exit code of the ranks.
+        code: u8,
+    },
     /// A check that the user asked for did not hold (exit code 1).
     #[error("check failed: {0}")]
     CheckFailed(String),
@@ -87,8 +95,12 @@ impl Error {
         Error::Corrupt { path: path.to_owned(), place: place.into(), detail: detail.into() }
     }
 
-    /// The exit code of the command line: 1 for a failed check, 2 for everything else.
+    /// The exit code of the command line: 1 for a failed check, 2 for everything else; that of the ranks where these failed.
     pub fn exit_code(&self) -> u8 {
-        if matches!(self, Error::CheckFailed(_)) { 1 } else { 2 }
+        match self {
+            Error::CheckFailed(_) => 1,
+            Error::Ranks { code, .. } => *code,
+            _ => 2,
+        }
     }
 }

@@ -222,7 +222,9 @@ impl Session {
                 "a step runs uncaptured on the host only (WELDMENT_LAUNCH_BLOCKING=1 runs a GPU's launches one by one)";
             return Err(Error::Unsupported(message.into()));
         }
-        let values = options.values.map(|path| ValueLog::new(path, &manifest, program)).transpose()?;
+        let rank = member.as_ref().map_or(0, |member| member.group().ranks().rank);
+        let values =
+            options.values.filter(|_| rank == 0).map(|path| ValueLog::new(path, &manifest, program)).transpose()?;
         let inputs = input_kinds(&manifest)?;
         check_output(&manifest)?;
         let module = load_code(artifact, program, driver, options.cache.as_deref())?;
@@ -234,7 +236,6 @@ impl Session {
         if let Some(member) = &member {
             member.agree(artifact, index, blocks)?;
         }
-        let rank = member.as_ref().map_or(0, |member| member.group().ranks().rank);
         let weight_options =
             WeightOptions { weights_file: options.weights_file, cache: options.cache, threads: device.threads(), rank };
         let allocate = |bytes: Option<u64>, placement| driver.allocate(size(bytes)?, placement, allocator);
@@ -257,9 +258,11 @@ impl Session {
                 .collect::<Result<Vec<_>>>()?,
             slab: None,
             comm: None,
+            library: None,
         };
         if let Some(member) = &mut member {
             (regions.slab, regions.comm) = member.attach(driver, program, device.threads())?;
+            regions.library = member.library(program)?;
         }
         let capturing = if options.captured { Capturing::Step } else { Capturing::Launches };
         let graph = StepGraph::capture(driver, &manifest, program, "step", &module, &regions, (blocks, capturing))?;
@@ -274,7 +277,8 @@ impl Session {
         let stream = Stream { backend: driver.create_stream(options.stream.as_ref())? };
         let sequence_ids = Vec::with_capacity(tokens.min(1 << 20));
         let threads = device.threads();
-        let shapes = options.shapes.map(|path| ShapeLog::new(path, &manifest, program));
+        // Files are written by one rank for all.
+        let shapes = options.shapes.filter(|_| rank == 0).map(|path| ShapeLog::new(path, &manifest, program));
         if let Some(member) = &member {
             member.ready()?;
         }
@@ -457,6 +461,11 @@ impl Session {
     /// The ranks that run the artifact together; none for an artifact of one.
     pub fn group(&self) -> Option<&Arc<Group>> {
         self.member.as_ref().map(Member::group)
+    }
+
+    /// True if this process speaks for the session: it is rank 0, or the only one.
+    pub fn reports(&self) -> bool {
+        self.group().is_none_or(|group| group.ranks().rank == 0)
     }
 
     /// What rank 0 says, on all ranks: for decisions that depend on the time. All ranks call this together.

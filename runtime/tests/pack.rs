@@ -63,7 +63,7 @@ fn packed(dtype: DType, rows: &[u64], k: u64, layout: Layout, threads: usize) ->
     let source = tensors(dtype, rows, k);
     let m = manifest(dtype, rows, k, layout, &source);
     let mut out = vec![0xaa; m.programs[0].pack.bytes as usize];
-    pack_all(&m, &m.programs[0], &source, &mut out, threads).unwrap();
+    pack_all(&m, &m.programs[0], 0, &source, &mut out, threads).unwrap();
     assert!(out[..64].iter().all(|b| *b == 0) && out.ends_with(&[0; 5]), "gaps are zero");
     (source, out[64..out.len() - 5].to_vec())
 }
@@ -181,7 +181,7 @@ fn what_does_not_fit_is_refused() {
         let source = tensors(dtype, &[4], 256);
         let m = manifest(dtype, &[4], 256, layout, &source);
         let mut out = vec![0; m.programs[0].pack.bytes as usize];
-        let error = pack_all(&m, &m.programs[0], &source, &mut out, 1).unwrap_err();
+        let error = pack_all(&m, &m.programs[0], 0, &source, &mut out, 1).unwrap_err();
         assert!(error.to_string().contains("t0"), "{error}");
     };
     let q4_1 = layout_for(DType::Q4_1, 8).unwrap();
@@ -304,8 +304,8 @@ fn external_weights_are_found_verified_and_cached() {
     assert_eq!(open(None, Some(&cache)).unwrap(), expected);
     // Now the pack is cached and the checkpoint is not needed.
     let program = Artifact::open(&path).unwrap().manifest().programs[0].clone();
-    let pack = weights::pack_path(Artifact::open(&path).unwrap().manifest(), &program, &cache).unwrap();
-    weights::verify_pack(&pack, &program, 2).unwrap();
+    let pack = weights::pack_path(Artifact::open(&path).unwrap().manifest(), &program, 0, &cache).unwrap();
+    weights::verify_pack(&pack, &program, 0, 2).unwrap();
     std::fs::rename(moved.join("model.gguf"), dir.path().join("other-name.gguf")).unwrap();
     assert_eq!(open(None, Some(&cache)).unwrap(), expected);
     assert_eq!(open(None, None).unwrap(), expected, "found by size and content");
@@ -318,13 +318,13 @@ fn external_weights_are_found_verified_and_cached() {
         let mut bad = good.clone();
         bad[at] ^= 4;
         std::fs::write(&pack, &bad).unwrap();
-        assert!(weights::open_pack(&pack, &program).is_none() || (88..120).contains(&at), "byte {at}");
-        assert!(weights::verify_pack(&pack, &program, 1).is_err(), "byte {at}");
+        assert!(weights::open_pack(&pack, &program, 0).is_none() || (88..120).contains(&at), "byte {at}");
+        assert!(weights::verify_pack(&pack, &program, 0, 1).is_err(), "byte {at}");
     }
     let mut bad = good.clone();
     *bad.last_mut().unwrap() ^= 1;
     std::fs::write(&pack, &bad).unwrap();
-    assert!(matches!(weights::verify_pack(&pack, &program, 1), Err(Error::CheckFailed(_))));
+    assert!(matches!(weights::verify_pack(&pack, &program, 0, 1), Err(Error::CheckFailed(_))));
     // Another checkpoint of the same size is refused by name of the tensor.
     std::fs::remove_file(&pack).unwrap();
     let other = dir.path().join("model.gguf");

@@ -25,7 +25,7 @@ ROWS, LOGITS = 64, 16
 
 
 def graph(rounds, world, hidden, dtype, most):
-    lines = [f"graph @step (T: 1..{most}, R: 1..{most}) {{"]
+    lines = [f"graph @step (T: 1..{most}, B: 1..{most}, P: 1..64, R: 1..{most}, N: 1..{64 * most}, C: 1..1024) {{"]
     put = lambda name, text, path: lines.append(f'  %{name} = {text} @ "{path}"')
     put("tokens", 'input {name: "tokens", dtype: i32, shape: [T]}', "tokens")
     put("rows", 'input {name: "logit_rows", dtype: i32, shape: [R]}', "logit_rows")

@@ -418,6 +418,19 @@ pub fn tile_programs(graph: &Graph, target: &str) -> Result<String, String> {
     Ok(prepared.kernels().map(Kernel::to_string).collect::<Vec<_>>().join("\n"))
 }
 
+/// Assembly of a graph's kernels for a GPU: GCN, or PTX.
+///
+/// # Errors
+/// Any stage's, as text; a kernel that needs scratch among them.
+pub fn gpu_text(graph: &Graph, target: &str) -> Result<String, String> {
+    let least = graph.symbols().iter().map(|(name, range)| (name.to_string(), range.min)).collect();
+    let values = random_values(graph, &least, Values::new(), 0)?;
+    let (_, _, prepared, _) = plan(graph, &values, target)?;
+    let emit = Emit { llvm: false, asm: true };
+    let compiled = generate(vec![prepared], emit).map_err(|e| e.to_string())?.pop();
+    compiled.and_then(|c| c.emitted.asm).ok_or_else(|| "no assembly".to_owned())
+}
+
 /// Outputs by compiled host code for `target`, with `threads` threads.
 ///
 /// # Errors
@@ -431,7 +444,7 @@ pub fn execute(
 ) -> Result<IndexMap<String, Vec<f64>>, String> {
     let built = build(graph, values, target)?;
     let loaded = Loaded::new(graph, &built.target, &built.compiled, &built.statics, threads)?;
-    loaded.run((&built.compiled, 0), (graph, &built.plan), dims, values)
+    loaded.run((&built.compiled, 0), (graph, &built.plan), dims, values, None)
 }
 
 /// Largest difference over the largest reference magnitude (at least 1) of each output: for quantised arithmetic, whose

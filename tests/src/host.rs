@@ -1,6 +1,7 @@
 //! Compiled host code, loaded once and run for any of the graphs that it was compiled from.
 
 use crate::execute::{Static, Values, collect, packed, resolve, spread};
+use crate::ranks::Place;
 use indexmap::IndexMap;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -73,6 +74,7 @@ impl Loaded {
         (graph, plan): (&Graph, &BufferPlan),
         dims: &BTreeMap<String, u64>,
         values: &Values,
+        place: Option<&Place<'_>>,
     ) -> Result<IndexMap<String, Vec<f64>>, String> {
         let driver = &self.driver;
         let allocate = |bytes: u64| driver.allocate(bytes.max(64) as usize, Placement::Arena, None).map_err(text);
@@ -97,7 +99,12 @@ impl Loaded {
                 Region::State(i) => &states[i as usize],
                 Region::Input(i) => return CaptureArg::Input(i as usize, arg.offset as usize),
                 Region::Output(i) => &outputs[i as usize],
-                Region::Slab | Region::Comm => unreachable!("one rank has no collectives"),
+                Region::Slab | Region::Comm => {
+                    let place = place.expect("ranks know where slabs lie");
+                    let (buffer, start) =
+                        if arg.region == Region::Comm { (place.comm, 0) } else { (place.slabs, place.start) };
+                    return CaptureArg::Buffer(buffer, start + arg.offset as usize);
+                }
             };
             CaptureArg::Buffer(buffer, arg.offset as usize)
         };

@@ -9,5 +9,6 @@ pub mod fuzz;
 mod host;
 pub mod programs;
 pub mod protocol;
+pub mod ranks;
 pub mod stages;
 pub mod tile_interpreter;

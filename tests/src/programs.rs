@@ -1,13 +1,14 @@
 //! Runs a graph's tile programs in [`tile_interpreter`], launch by launch.
 
 use crate::cases::Outputs;
-use crate::execute::{Values, collect, element_offsets, packed, plan, resolve, spread};
+use crate::execute::{Planned, Values, collect, element_offsets, packed, plan, resolve, spread};
+use crate::ranks::{comm_table, epochs, initial};
 use crate::tile_interpreter::{self, Memory};
 use indexmap::IndexMap;
 use std::collections::BTreeMap;
 use weldment_codegen::tile::Kernel;
 use weldment_ir::{Graph, OutputKind};
-use weldment_runtime::artifact::{Arg, Region};
+use weldment_runtime::artifact::{Arg, Region, Slab};
 
 /// Outputs by the tile programs for `target`.
 ///
@@ -32,16 +33,30 @@ pub fn interpret_counting(
     values: &Values,
     target: &str,
 ) -> Result<(Outputs, BTreeMap<&'static str, u64>), String> {
-    let (target, plan, prepared, statics) = plan(graph, values, target)?;
-    let missing = |name: &str| format!("no value for {name}");
-    let kernels: Vec<&Kernel> = prepared.kernels().collect();
-    let [variant] = prepared.variants() else { return Err("one variant is expected".into()) };
-    // Stale bytes in the arena, in outputs and around what inputs and states hold must not matter: NaN everywhere.
+    let planned = plan(graph, values, target)?;
+    let kernels: Vec<&Kernel> = planned.2.kernels().collect();
+    let [variant] = planned.2.variants() else { return Err("one variant is expected".into()) };
+    let mut memory = rank_memory(graph, &planned, values)?;
+    let mut loaded = BTreeMap::new();
+    for (i, launch) in variant.launches.iter().enumerate() {
+        let arguments: Vec<(usize, usize)> = launch.args.iter().map(|arg| place(arg, &planned, 0, (0, 0))).collect();
+        let kernel = kernels[launch.kernel as usize];
+        let bytes = tile_interpreter::run(kernel, dims, &arguments, &mut memory, i as u64 + 1)
+            .map_err(|e| format!("{e}\n{kernel}"))?;
+        *loaded.entry(kernel.family).or_default() += bytes;
+    }
+    Ok((outputs(graph, dims, &planned, &memory)?, loaded))
+}
+
+/// The buffers of a rank: arena, weights, inputs, states, outputs. Stale bytes in the arena, in outputs and around what inputs and
+/// states hold must not matter: NaN everywhere.
+fn rank_memory(graph: &Graph, planned: &Planned<'_>, values: &Values) -> Result<Vec<Memory>, String> {
+    let (target, plan, prepared, statics) = planned;
     let stale = |bytes: u64| vec![0xff; bytes as usize];
-    let pack = packed(graph, &target, &statics, prepared.pack())?;
+    let pack = packed(graph, target, statics, prepared.pack())?;
     let mut memory = vec![Memory::new(stale(prepared.arena_bytes())), Memory::new(pack)];
     for e in plan.inputs.iter().chain(&plan.states) {
-        let stored = values.get(&*e.name).ok_or_else(|| missing(&e.name))?;
+        let stored = values.get(&*e.name).ok_or_else(|| format!("no value for {}", e.name))?;
         let (held, mut bytes) = (spread(e, stored), stale(e.bytes));
         for at in element_offsets(e, &stored.shape) {
             let range = at..at + e.ty.dtype.block_bytes();
@@ -50,37 +65,111 @@ pub fn interpret_counting(
         memory.push(Memory::new(bytes));
     }
     memory.extend(plan.outputs.iter().map(|e| Memory::new(stale(e.bytes))));
-    let inputs = 2;
-    let states = inputs + plan.inputs.len();
-    let outputs = states + plan.states.len();
-    let place = |arg: &Arg| {
-        let buffer = match arg.region {
-            Region::Arena => 0,
-            Region::Weights => 1,
-            Region::Input(i) => inputs + i as usize,
-            Region::State(i) => states + i as usize,
-            Region::Output(i) => outputs + i as usize,
-            Region::Slab | Region::Comm => unreachable!("one rank has no collectives"),
-        };
-        (buffer, arg.offset as usize)
+    Ok(memory)
+}
+
+/// Buffer and byte of an argument, for a rank whose buffers start at number `first`; `ranks`: the buffers of all slabs, which
+/// starts at the rank's, and of its comm table.
+fn place(arg: &Arg, (_, plan, ..): &Planned<'_>, first: usize, (slabs, rank): (usize, usize)) -> (usize, usize) {
+    let (inputs, states) = (first + 2, first + 2 + plan.inputs.len());
+    let buffer = match arg.region {
+        Region::Arena => first,
+        Region::Weights => first + 1,
+        Region::Input(i) => inputs + i as usize,
+        Region::State(i) => states + i as usize,
+        Region::Output(i) => states + plan.states.len() + i as usize,
+        Region::Slab => slabs,
+        Region::Comm => slabs + 1 + rank,
     };
-    let mut loaded = BTreeMap::new();
-    for (i, launch) in variant.launches.iter().enumerate() {
-        let arguments: Vec<(usize, usize)> = launch.args.iter().map(place).collect();
-        let kernel = kernels[launch.kernel as usize];
-        let bytes = tile_interpreter::run(kernel, dims, &arguments, &mut memory, i as u64 + 1)
-            .map_err(|e| format!("{e}\n{kernel}"))?;
-        *loaded.entry(kernel.family).or_default() += bytes;
-    }
+    (buffer, arg.offset as usize)
+}
+
+fn outputs(
+    graph: &Graph,
+    dims: &BTreeMap<String, u64>,
+    (_, plan, ..): &Planned<'_>,
+    memory: &[Memory],
+) -> Result<Outputs, String> {
     let mut out = IndexMap::new();
     for o in graph.outputs() {
         let shape = resolve(graph.type_of(o.value), dims);
+        let states = 2 + plan.inputs.len();
         let (list, first) = match o.kind {
-            OutputKind::Result => (&plan.outputs, outputs),
+            OutputKind::Result => (&plan.outputs, states + plan.states.len()),
             OutputKind::State => (&plan.states, states),
         };
-        let i = list.iter().position(|e| e.name == o.name).ok_or_else(|| missing(&o.name))?;
+        let i = list.iter().position(|e| e.name == o.name).ok_or_else(|| format!("no place for {}", o.name))?;
         out.insert(o.name.to_string(), collect(&list[i], &memory[first + i].bytes, &shape)?);
     }
-    Ok((out, loaded))
+    Ok(out)
+}
+
+/// A graph's tile programs on several ranks, whose slabs stay from step to step.
+pub struct RankPrograms<'g> {
+    graph: &'g Graph,
+    planned: Planned<'g>,
+    world: usize,
+    /// The slabs of all ranks, one after the other.
+    slabs: Memory,
+    slab: Slab,
+}
+
+impl<'g> RankPrograms<'g> {
+    /// The programs of `graph` for `target`. Weights are the same on all ranks.
+    ///
+    /// # Errors
+    /// Any stage's, as text.
+    pub fn new(graph: &'g Graph, weights: &'g Values, target: &str, world: usize) -> Result<RankPrograms<'g>, String> {
+        let planned = plan(graph, weights, target)?;
+        let slab = planned.2.slab().cloned().ok_or("a graph without collectives")?;
+        let slabs = Memory::new(initial(&slab).repeat(world));
+        Ok(RankPrograms { graph, planned, world, slabs, slab })
+    }
+
+    /// Starts the epochs of all programs at `epoch`.
+    pub fn start_epochs(&mut self, epoch: u32) {
+        for rank in 0..self.world {
+            let own = &mut self.slabs.bytes[rank * self.slab.bytes as usize..(rank + 1) * self.slab.bytes as usize];
+            for range in epochs(&self.slab) {
+                own[range].chunks_exact_mut(4).for_each(|word| word.copy_from_slice(&epoch.to_le_bytes()));
+            }
+        }
+    }
+
+    /// Runs one step; `values` are each rank's, `seed` draws the order of everything. Gives each rank's outputs.
+    ///
+    /// # Errors
+    /// As [`interpret_programs`]; that all programs wait.
+    pub fn run(&mut self, dims: &BTreeMap<String, u64>, values: &[Values], seed: u64) -> Result<Vec<Outputs>, String> {
+        let mut memory = Vec::new();
+        let mut first = Vec::new();
+        for values in values {
+            first.push(memory.len());
+            memory.extend(rank_memory(self.graph, &self.planned, values)?);
+        }
+        let slabs = memory.len();
+        memory.push(std::mem::take(&mut self.slabs));
+        let distance = self.slab.bytes as usize;
+        for rank in 0..self.world {
+            memory.push(Memory::new(comm_table(rank, self.world, distance, 0, 0)));
+        }
+        let kernels: Vec<&Kernel> = self.planned.2.kernels().collect();
+        let [variant] = self.planned.2.variants() else { return Err("one variant is expected".into()) };
+        for (i, launch) in variant.launches.iter().enumerate() {
+            let kernel = kernels[launch.kernel as usize];
+            let arguments: Vec<Vec<(usize, usize)>> = (0..self.world)
+                .map(|rank| {
+                    let own = |arg: &Arg| {
+                        let (buffer, at) = place(arg, &self.planned, first[rank], (slabs, rank));
+                        (buffer, if buffer == slabs { at + rank * distance } else { at })
+                    };
+                    launch.args.iter().map(own).collect()
+                })
+                .collect();
+            tile_interpreter::run_ranks(kernel, dims, &arguments, &mut memory, i as u64 + 1, seed + i as u64)
+                .map_err(|e| format!("{e}\n{kernel}"))?;
+        }
+        self.slabs = std::mem::take(&mut memory[slabs]);
+        first.iter().map(|first| outputs(self.graph, dims, &self.planned, &memory[*first..])).collect()
+    }
 }

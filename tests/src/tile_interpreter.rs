@@ -2,8 +2,12 @@
 //! GPU-shaped programs where there is no GPU, and therefore strict: tiles must obey the rules of GPU lowerings, accesses must stay
 //! inside their buffers, and no program may touch what another program of the launch writes.
 
+mod ranks;
+
+pub use ranks::run_ranks;
+
 use half::{bf16, f16};
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use weldment_codegen::tile::{
@@ -48,6 +52,27 @@ pub fn run(
     launch: u64,
 ) -> Result<u64, String> {
     check_tiles(kernel)?;
+    let programs = programs(kernel, dims)?;
+    let memory = RefCell::new(memory);
+    let mut loaded = 0;
+    for (index, program) in programs.into_iter().enumerate() {
+        let stamp = (launch << 32) + index as u64 + 1;
+        let mut machine = Machine::new(kernel, dims, arguments, &memory, (program, stamp));
+        loop {
+            match machine.step() {
+                Ok(Step::Ran) => {}
+                Ok(Step::Over) => break,
+                Ok(Step::Waits) => return Err(format!("{} program {program:?} waits for another rank", kernel.name)),
+                Err(e) => return Err(format!("{} program {program:?}: {e}", kernel.name)),
+            }
+        }
+        loaded += machine.loaded.get();
+    }
+    Ok(loaded)
+}
+
+/// The programs of a grid, in the order in which they start.
+fn programs(kernel: &Kernel, dims: &BTreeMap<String, u64>) -> Result<Vec<[u64; 3]>, String> {
     let size = |axis: &GridAxis| match axis.symbol {
         None => axis.mul,
         Some(s) => (dims[&kernel.symbols[s as usize]] * axis.mul).div_ceil(axis.div),
@@ -56,16 +81,7 @@ pub fn run(
     if y > 65_535 || z > 65_535 {
         return Err(format!("a grid of {x} x {y} x {z}; 65535 is accepted along y and z"));
     }
-    let values = vec![None; kernel.types.len()];
-    let loaded = Cell::new(0);
-    let mut machine = Machine { kernel, dims, arguments, memory, program: [0; 3], stamp: 0, values, loaded };
-    for index in 0..x * y * z {
-        machine.program = [index % x, index / x % y, index / (x * y)];
-        machine.stamp = (launch << 32) + index + 1;
-        let program = machine.program;
-        machine.block(&kernel.body).map_err(|e| format!("{} program {program:?}: {e}", kernel.name))?;
-    }
-    Ok(machine.loaded.get())
+    Ok((0..x * y * z).map(|index| [index % x, index / x % y, index / (x * y)]).collect())
 }
 
 /// Tiles of GPU programs have power-of-two dims and at most 64 registers of 4 bytes a thread.
@@ -85,14 +101,38 @@ fn check_tiles(kernel: &Kernel) -> Result<(), String> {
     Ok(())
 }
 
+/// What one step of a program came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    /// An instruction was done.
+    Ran,
+    /// The next one waits for another rank.
+    Waits,
+    /// The program is over.
+    Over,
+}
+
+/// A place in a program's structure.
+enum Frame<'m> {
+    Block { stmts: &'m [Stmt], at: usize },
+    Loop { inst: &'m Inst, i: i64, end: i64 },
+}
+
+/// A store that other ranks have not seen yet: buffer, byte, and the bytes there.
+type Flight = (usize, usize, Vec<u8>);
+
+/// One program of a launch.
 struct Machine<'m> {
     kernel: &'m Kernel,
     dims: &'m BTreeMap<String, u64>,
     arguments: &'m [(usize, usize)],
-    memory: &'m mut [Memory],
+    memory: &'m RefCell<&'m mut [Memory]>,
     program: [u64; 3],
     stamp: u64,
     values: Vec<Option<Tile>>,
+    frames: Vec<Frame<'m>>,
+    /// Pushes under way, in the order of the program.
+    flights: Vec<Flight>,
     loaded: Cell<u64>,
 }
 
@@ -145,7 +185,20 @@ fn ravel(shape: &[u32], index: &[usize]) -> usize {
     shape.iter().zip(&index[skip..]).fold(0, |at, (d, i)| at * *d as usize + if *d == 1 { 0 } else { *i })
 }
 
-impl Machine<'_> {
+impl<'m> Machine<'m> {
+    fn new(
+        kernel: &'m Kernel,
+        dims: &'m BTreeMap<String, u64>,
+        arguments: &'m [(usize, usize)],
+        memory: &'m RefCell<&'m mut [Memory]>,
+        (program, stamp): ([u64; 3], u64),
+    ) -> Machine<'m> {
+        let values = vec![None; kernel.types.len()];
+        let frames = vec![Frame::Block { stmts: &kernel.body, at: 0 }];
+        let (flights, loaded) = (Vec::new(), Cell::new(0));
+        Machine { kernel, dims, arguments, memory, program, stamp, values, frames, flights, loaded }
+    }
+
     fn ty(&self, v: V) -> &TileType {
         &self.kernel.types[v.0 as usize]
     }
@@ -172,37 +225,63 @@ impl Machine<'_> {
         self.ints(v)?.first().copied().ok_or_else(|| "an empty tile".into())
     }
 
-    fn block(&mut self, block: &[Stmt]) -> Result<(), String> {
-        for stmt in block {
-            match &stmt.inst {
-                Inst::For { start, end, step, init, index, carried, body, next, results } => {
-                    let (start, end) = (self.scalar(*start)?, self.scalar(*end)?);
-                    let mut values = init.iter().map(|v| self.get(*v)).collect::<Result<Vec<_>, _>>()?;
-                    let mut i = start;
-                    while i < end {
-                        self.values[index.0 as usize] = Some(Rc::new(Data::Int(vec![i])));
-                        for (v, x) in carried.iter().zip(values) {
-                            self.values[v.0 as usize] = Some(x);
-                        }
-                        self.block(body)?;
-                        values = next.iter().map(|v| self.get(*v)).collect::<Result<Vec<_>, _>>()?;
-                        i += step;
-                    }
-                    for (v, x) in results.iter().zip(values) {
-                        self.values[v.0 as usize] = Some(x);
-                    }
+    /// Does the next instruction, or finds that it has to wait.
+    fn step(&mut self) -> Result<Step, String> {
+        let Some(frame) = self.frames.pop() else { return Ok(Step::Over) };
+        match frame {
+            Frame::Block { stmts, at } => {
+                let Some(stmt) = stmts.get(at) else { return Ok(Step::Ran) };
+                if !self.ready(stmt)? {
+                    self.frames.push(Frame::Block { stmts, at });
+                    return Ok(Step::Waits);
                 }
-                Inst::If { condition, body } => {
-                    if self.scalar(*condition)? != 0 {
-                        self.block(body)?;
-                    }
+                self.frames.push(Frame::Block { stmts, at: at + 1 });
+                self.statement(stmt)?;
+            }
+            Frame::Loop { inst, i, end } => {
+                let Inst::For { next, .. } = inst else { return Err("a loop that is none".into()) };
+                let values = next.iter().map(|v| self.get(*v)).collect::<Result<Vec<_>, _>>()?;
+                self.trip(inst, i, end, values);
+            }
+        }
+        Ok(Step::Ran)
+    }
+
+    /// Starts a trip of a loop with what it carries, or ends the loop.
+    fn trip(&mut self, inst: &'m Inst, i: i64, end: i64, values: Vec<Tile>) {
+        let Inst::For { step, index, carried, body, results, .. } = inst else { return };
+        let to = if i < end { carried } else { results };
+        for (v, x) in to.iter().zip(values) {
+            self.values[v.0 as usize] = Some(x);
+        }
+        if i < end {
+            self.values[index.0 as usize] = Some(Rc::new(Data::Int(vec![i])));
+            self.frames.push(Frame::Loop { inst, i: i + step, end });
+            self.frames.push(Frame::Block { stmts: body, at: 0 });
+        }
+    }
+
+    fn statement(&mut self, stmt: &'m Stmt) -> Result<(), String> {
+        match &stmt.inst {
+            inst @ Inst::For { start, end, init, .. } => {
+                let (start, end) = (self.scalar(*start)?, self.scalar(*end)?);
+                let values = init.iter().map(|v| self.get(*v)).collect::<Result<Vec<_>, _>>()?;
+                self.trip(inst, start, end, values);
+            }
+            Inst::If { condition, body } => {
+                if self.scalar(*condition)? != 0 {
+                    self.frames.push(Frame::Block { stmts: body, at: 0 });
                 }
-                Inst::Store { address, value, mask } => self.store(address, *value, *mask)?,
-                inst => {
-                    let v = stmt.value.ok_or("an instruction without a value")?;
-                    let data = self.instruction(inst, v)?;
-                    self.values[v.0 as usize] = Some(data);
-                }
+            }
+            Inst::Store { address, value, mask } => self.store(address, *value, *mask)?,
+            Inst::Push { address, value, mask } => self.push(address, *value, *mask)?,
+            Inst::Signal { address, value, mask, release } => self.signal(address, *value, *mask, *release)?,
+            // It was found ready.
+            Inst::Await { .. } => {}
+            inst => {
+                let v = stmt.value.ok_or("an instruction without a value")?;
+                let data = self.instruction(inst, v)?;
+                self.values[v.0 as usize] = Some(data);
             }
         }
         Ok(())
@@ -226,39 +305,58 @@ impl Machine<'_> {
     }
 
     fn range(&self, buffer: usize, at: i64, size: usize, param: &str) -> Result<std::ops::Range<usize>, String> {
-        let len = self.memory[buffer].bytes.len();
+        let len = self.memory.borrow()[buffer].bytes.len();
         match usize::try_from(at).ok().filter(|at| at + size <= len) {
             Some(at) => Ok(at..at + size),
             None => Err(format!("byte {at} of ${param}, whose buffer has {len}")),
         }
     }
 
-    fn load(&self, address: &Address, ty: &TileType, mask: Option<V>) -> Result<Data, String> {
+    /// Bits of a tile's elements in memory; `None` for masked ones.
+    fn bits(&self, address: &Address, ty: &TileType, mask: Option<V>) -> Result<Vec<Option<u64>>, String> {
         let (buffer, places) = self.places(address, &ty.shape, mask)?;
         let size = ty.elem.bytes() as usize;
         let param = &self.kernel.params[address.param.0 as usize].name;
-        let mut out: Vec<i64> = Vec::with_capacity(places.len());
-        for at in places {
-            let Some(at) = at else {
-                out.push(0);
-                continue;
-            };
-            self.loaded.set(self.loaded.get() + size as u64);
+        let read = |at: Option<i64>| {
+            let Some(at) = at else { return Ok(None) };
             let range = self.range(buffer, at, size, param)?;
-            let memory = &self.memory[buffer];
+            let memory = &self.memory.borrow()[buffer];
             let writer = memory.writers[range.start];
             if writer >> 32 == self.stamp >> 32 && writer != self.stamp {
                 return Err(format!("byte {at} of ${param} is written by another program"));
             }
             let mut raw = [0; 8];
             raw[..size].copy_from_slice(&memory.bytes[range]);
-            out.push(i64::from_le_bytes(raw));
-        }
+            Ok(Some(u64::from_le_bytes(raw)))
+        };
+        places.into_iter().map(read).collect()
+    }
+
+    fn load(&self, address: &Address, ty: &TileType, mask: Option<V>) -> Result<Data, String> {
+        let bits = self.bits(address, ty, mask)?;
+        self.loaded.set(self.loaded.get() + bits.iter().flatten().count() as u64 * ty.elem.bytes());
+        let out = bits.into_iter().map(|x| x.unwrap_or(0));
         Ok(match ty.elem {
-            Elem::F32 => Data::Float(out.into_iter().map(|x| f32::from_bits(x as u32)).collect()),
-            Elem::F16 => Data::Float(out.into_iter().map(|x| f16::from_bits(x as u16).to_f32()).collect()),
-            Elem::BF16 => Data::Float(out.into_iter().map(|x| bf16::from_bits(x as u16).to_f32()).collect()),
-            elem => Data::Int(out.into_iter().map(|x| wrap(elem, x)).collect()),
+            Elem::F32 => Data::Float(out.map(|x| f32::from_bits(x as u32)).collect()),
+            Elem::F16 => Data::Float(out.map(|x| f16::from_bits(x as u16).to_f32()).collect()),
+            Elem::BF16 => Data::Float(out.map(|x| bf16::from_bits(x as u16).to_f32()).collect()),
+            elem => Data::Int(out.map(|x| wrap(elem, x as i64)).collect()),
+        })
+    }
+
+    /// Bits of the elements of a value, as memory holds them.
+    fn stored(&self, value: V) -> Result<Vec<u64>, String> {
+        let elem = self.ty(value).elem;
+        Ok(match &*self.get(value)? {
+            Data::Int(x) => x.iter().map(|x| *x as u64).collect(),
+            Data::Float(x) => x
+                .iter()
+                .map(|x| match elem {
+                    Elem::F16 => u64::from(f16::from_f32(*x).to_bits()),
+                    Elem::BF16 => u64::from(bf16::from_f32(*x).to_bits()),
+                    _ => u64::from(x.to_bits()),
+                })
+                .collect(),
         })
     }
 
@@ -266,26 +364,17 @@ impl Machine<'_> {
         let ty = self.ty(value).clone();
         let (buffer, places) = self.places(address, &ty.shape, mask)?;
         let size = ty.elem.bytes() as usize;
-        let data = self.get(value)?;
+        let bits = self.stored(value)?;
         let param = self.kernel.params[address.param.0 as usize].name.clone();
-        for (i, at) in places.into_iter().enumerate() {
+        for (bits, at) in bits.into_iter().zip(places) {
             let Some(at) = at else { continue };
             let range = self.range(buffer, at, size, &param)?;
-            let bits = match &*data {
-                Data::Int(x) => x[i] as u64,
-                Data::Float(x) => match ty.elem {
-                    Elem::F16 => u64::from(f16::from_f32(x[i]).to_bits()),
-                    Elem::BF16 => u64::from(bf16::from_f32(x[i]).to_bits()),
-                    _ => u64::from(x[i].to_bits()),
-                },
-            };
-            let stamp = self.stamp;
-            let memory = &mut self.memory[buffer];
+            let memory = &mut self.memory.borrow_mut()[buffer];
             let writer = memory.writers[range.start];
-            if writer >> 32 == stamp >> 32 && writer != stamp {
+            if writer >> 32 == self.stamp >> 32 && writer != self.stamp {
                 return Err(format!("byte {at} of ${param} is written by two programs"));
             }
-            memory.writers[range.clone()].fill(stamp);
+            memory.writers[range.clone()].fill(self.stamp);
             memory.bytes[range].copy_from_slice(&bits.to_le_bytes()[..size]);
         }
         Ok(())
@@ -360,7 +449,7 @@ impl Machine<'_> {
             },
             Inst::Row(a, row) => self.pick(*a, n, |i| *row as usize * n + i)?,
             Inst::Reduce(op, a, axis) => self.reduce(*op, *a, *axis as usize)?,
-            Inst::Load { address, mask } => self.load(address, ty, *mask)?,
+            Inst::Load { address, mask } | Inst::Arrive { address, mask, .. } => self.load(address, ty, *mask)?,
             Inst::Dot { acc, a, b } => self.dot(*acc, *a, *b)?,
             other => return Err(format!("{other:?} is not for GPUs")),
         }))

@@ -1,12 +1,13 @@
-//! Rows of a table by index. A packed table is read in the layout that a matmul would want, so that tied embeddings
+//! Rows of a table by index, or of a rank's part of a table, which has zeros for the other parts' rows. A packed table is read in the layout that a matmul would want, so that tied embeddings
 //! are packed once.
 
+use super::collective::{comm_param, rank};
 use super::row::{elem_of, element_offset, for_row, load_f32, load_index, store_f32};
 use super::schedule::{ELEMENTS, below, packed_param, param, threads_for};
 use super::weights::{matrix_layout, quants, stored_elem};
-use super::{Argument, Built, Request, RowSpace, contiguous_last, last_dim, require, row_stride};
-use crate::tile::{Access, Binary, Builder, Conversion, Elem, Param, V};
-use weldment_ir::{DType, Dim};
+use super::{Argument, Built, Request, RowSpace, Tensor, contiguous_last, last_dim, refuse, require, row_stride};
+use crate::tile::{Access, Binary, Builder, Compare, Conversion, Elem, Param, V};
+use weldment_ir::{DType, Dim, Op};
 use weldment_passes::target::Refusal;
 use weldment_runtime::artifact::{AffineBlocks, Layout, RowsInterleaved};
 
@@ -61,12 +62,21 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
     let stride = if indices.ty.rank() == 0 { 0 } else { indices.byte_stride(indices.ty.rank() - 1) };
     let index_at = b.scale(row, stride);
     let index = load_index(&mut b, index_param, index_at);
+    let mut arguments = vec![Argument::Operand(0), Argument::Operand(1), Argument::Result(0)];
+    let (index, keep) = match r.op {
+        Op::GatherPart { .. } => {
+            let comm = comm_param(&mut b, r.target);
+            arguments.push(Argument::Comm);
+            let (index, keep) = part(&mut b, comm, index, table)?;
+            (index, Some(keep))
+        }
+        _ => (index, None),
+    };
     let out_row = b.scale(row, row_stride(out)?);
-    let mut first = Argument::Operand(0);
     if table.is_static {
         let layout = matrix_layout(table.ty.dtype, h, r.target, false)?;
-        first = Argument::Packed { operands: vec![0], layout };
-        let sink = Sink { param: out_param, row: out_row, dtype: out.ty.dtype };
+        arguments[0] = Argument::Packed { operands: vec![0], layout };
+        let sink = Sink { param: out_param, row: out_row, dtype: out.ty.dtype, keep };
         let per = b.int(i64::from(layout.n_tile()));
         let (tile, lane) = (b.div(index, per), b.binary(Binary::Rem, index, per));
         let base = b.scale(tile, layout.tile_bytes(h).unwrap_or(0) as i64);
@@ -77,22 +87,50 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
         }
     } else {
         let base = b.scale(index, table.byte_stride(0));
-        let sink = Sink { param: out_param, row: out_row, dtype: out.ty.dtype };
+        let sink = Sink { param: out_param, row: out_row, dtype: out.ty.dtype, keep };
         plain_row(&mut b, table_param, base, table.ty.dtype, h, &sink, gpu);
     }
-    let summary = format!("gather rows of {h} {} -> {}", table.ty.dtype, out.ty.dtype);
-    Ok(Built {
-        kernel: b.finish(String::new()),
-        arguments: vec![first, Argument::Operand(1), Argument::Result(0)],
-        summary,
-        then: None,
-    })
+    let summary = format!("{} rows of {h} {} -> {}", r.op.kind(), table.ty.dtype, out.ty.dtype);
+    Ok(Built { kernel: b.finish(String::new()), arguments, summary, then: None })
+}
+
+/// The row of this rank's part that stands for row `index` of the whole table, and whether it is there; else the first.
+fn part(b: &mut Builder, comm: Param, index: V, table: &Tensor) -> Result<(V, V), Refusal> {
+    let Some(rows) = table.ty.shape.first().and_then(Dim::constant) else {
+        return refuse("table rows", &table.ty, "a constant");
+    };
+    let rank = rank(b, comm);
+    let start = b.scale(rank, rows as i64);
+    let own = b.sub(index, start);
+    let (zero, end) = (b.int(0), b.int(rows as i64));
+    let above = b.compare(Compare::LessEqual, zero, own);
+    let below = b.compare(Compare::Less, own, end);
+    let keep = b.binary(Binary::And, above, below);
+    Ok((b.select(keep, own, zero), keep))
 }
 
 struct Sink {
     param: Param,
     row: V,
     dtype: DType,
+    /// Scalar i1: the row is there, else it is zeros. `None`: it always is.
+    keep: Option<V>,
+}
+
+impl Sink {
+    /// `v`, or zeros.
+    fn kept(&self, b: &mut Builder, v: V) -> V {
+        let Some(keep) = self.keep else { return v };
+        let shape = b.ty(v).shape.clone();
+        let zero = match b.ty(v).elem {
+            Elem::F32 => b.float_tile(&shape, 0.0),
+            elem => {
+                let zero = b.float_tile(&shape, 0.0);
+                b.convert(Conversion::Float, zero, elem)
+            }
+        };
+        b.select(keep, v, zero)
+    }
 }
 
 /// Copies a row that lies as it is. On a GPU the row is cut along grid axis 1.
@@ -110,6 +148,7 @@ fn plain_row(b: &mut Builder, table: Param, base: V, dtype: DType, h: u64, sink:
         let v = b.load(table, at, elem, &[width as u32], &[elem.bytes() as i64], mask);
         let v = if elem == out { v } else { b.to_f32(v) };
         let v = b.convert(Conversion::Float, v, out);
+        let v = sink.kept(b, v);
         let at = element_offset(b, sink.dtype, start);
         let at = b.add(sink.row, at);
         b.store(sink.param, at, &[out.bytes() as i64], v, mask);
@@ -119,6 +158,7 @@ fn plain_row(b: &mut Builder, table: Param, base: V, dtype: DType, h: u64, sink:
         let at = element_offset(b, dtype, i);
         let at = b.add(base, at);
         let v = load_f32(b, table, at, dtype, width);
+        let v = sink.kept(b, v);
         let at = element_offset(b, sink.dtype, i);
         let at = b.add(sink.row, at);
         store_f32(b, sink.param, at, sink.dtype, v);
@@ -206,6 +246,7 @@ fn groups_row(
         };
         let elem = elem_of(sink.dtype).unwrap_or(Elem::F32);
         let v = b.convert(Conversion::Float, v, elem);
+        let v = sink.kept(b, v);
         let at = b.offset(row_at, i64::from(start) * out_bytes);
         let mask = masked(b, [words, 4]);
         let strides = [i64::from(layout.group) * out_bytes, 4 * out_bytes, out_bytes];
@@ -227,6 +268,7 @@ fn interleaved_row(b: &mut Builder, table: Param, base: V, lane: V, layout: &Row
         let v = b.load(table, at, word, &[width / together], &[step * i64::from(together)], None);
         let v = b.bitcast(v, elem);
         let v = b.to_f32(v);
+        let v = sink.kept(b, v);
         let at = b.scale(i, sink.dtype.block_bytes() as i64);
         let at = b.add(sink.row, at);
         store_f32(b, sink.param, at, sink.dtype, v);

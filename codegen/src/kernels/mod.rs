@@ -2,6 +2,7 @@
 //! [`Request`] that passes them. The match guard, the near-miss text and the selection all call the same `check`.
 
 pub mod attention;
+pub mod collective;
 pub mod gather;
 pub mod index_scores;
 pub mod library;
@@ -89,6 +90,12 @@ pub enum Argument {
         /// Bytes from their start.
         offset: u64,
     },
+    /// A part of this rank's slab, laid out when all channels are known.
+    Channel(collective::channel::Channel),
+    /// This rank's slab, from its start.
+    Slab,
+    /// The comm table.
+    Comm,
     /// Static operands packed together in a layout.
     Packed {
         /// Operand positions, in packing order.

@@ -46,20 +46,31 @@ pub fn packed_param(b: &mut Builder, target: &Target, name: &str) -> Param {
     }
 }
 
+/// Neighbours of a tile of `width` that share a comparison with `n`.
+fn sharing(width: u32, n: u64) -> u32 {
+    1 << n.trailing_zeros().min(4).min(width.trailing_zeros())
+}
+
+/// i1 [width / sharing]: elements from `at + i * sharing` on are below `n`; `at` is a multiple of `width`.
+fn below_shared(b: &mut Builder, at: V, width: u32, n: u64) -> V {
+    let together = sharing(width, n);
+    let index = b.iota(Elem::I64, width / together);
+    let step = b.int(i64::from(together));
+    let first = b.div(at, step);
+    let limit = b.int((n / u64::from(together)) as i64);
+    let left = b.sub(limit, first);
+    b.compare(Compare::Less, index, left)
+}
+
 /// i1 [width]: element `at + i` is below `n`; `at` is a multiple of `width`. As many neighbours as divide `n` share one comparison.
 pub fn below(b: &mut Builder, at: V, width: u32, n: u64) -> V {
-    let together = 1u64 << n.trailing_zeros().min(4).min(width.trailing_zeros());
-    let index = b.iota(Elem::I64, width / together as u32);
-    let step = b.int(together as i64);
-    let first = b.div(at, step);
-    let limit = b.int((n / together) as i64);
-    let left = b.sub(limit, first);
-    let inside = b.compare(Compare::Less, index, left);
+    let together = sharing(width, n);
+    let inside = below_shared(b, at, width, n);
     if together == 1 {
         return inside;
     }
-    let inside = b.reshape(inside, &[width / together as u32, 1]);
-    let inside = b.broadcast(inside, &[width / together as u32, together as u32]);
+    let inside = b.reshape(inside, &[width / together, 1]);
+    let inside = b.broadcast(inside, &[width / together, together]);
     b.reshape(inside, &[width])
 }
 
@@ -164,13 +175,14 @@ impl Walk {
     ) -> Vec<V> {
         let Some(rows) = self.rows else {
             return for_row(b, self.n, self.width, init, |b, at, width, carried| {
-                body(b, &Piece { at, width, rows: None, columns: None, present: None }, carried)
+                body(b, &Piece { at, width, n: self.n, rows: None, columns: None, present: None }, carried)
             });
         };
         let width = self.width.min(self.n.next_power_of_two());
         steps(b, self.n, width, init, |b, at, mask, carried| {
             let columns = mask.map(|m| b.reshape(m, &[1, width as u32]));
-            body(b, &Piece { at, width: width as u32, rows: Some(rows), columns, present: self.present }, carried)
+            let (width, n) = (width as u32, self.n);
+            body(b, &Piece { at, width, n, rows: Some(rows), columns, present: self.present }, carried)
         })
     }
 
@@ -232,12 +244,55 @@ pub struct Piece {
     /// i64 index of the first element.
     pub at: V,
     width: u32,
+    /// Elements of the whole row.
+    n: u64,
     rows: Option<u32>,
     columns: Option<V>,
     present: Option<V>,
 }
 
 impl Piece {
+    /// `width` elements of a row of `n` from `at` on, a multiple of `width`, on a GPU.
+    pub fn of_row(b: &mut Builder, at: V, width: u32, n: u64) -> Piece {
+        let mask = (!n.is_multiple_of(u64::from(width))).then(|| below(b, at, width, n));
+        let columns = mask.map(|m| b.reshape(m, &[1, width]));
+        Piece { at, width, n, rows: Some(1), columns, present: None }
+    }
+
+    /// Elements of a row of the piece.
+    pub fn width(&self) -> u32 {
+        self.width
+    }
+
+    /// i1 [g, width] for a tile of `g` such rows of a GPU: those of `rows` [g], as far as there are elements.
+    pub fn mask_rows(&self, b: &mut Builder, rows: V) -> V {
+        let g = b.ty(rows).lanes();
+        let rows = b.reshape(rows, &[g, 1]);
+        if self.columns.is_none() {
+            return b.broadcast(rows, &[g, self.width]);
+        }
+        // Combined before neighbours are told apart: they keep sharing a bit, and so a vector.
+        let together = sharing(self.width, self.n);
+        let inside = below_shared(b, self.at, self.width, self.n);
+        let inside = b.reshape(inside, &[1, self.width / together]);
+        let both = b.binary(Binary::And, inside, rows);
+        let both = b.reshape(both, &[g, self.width / together, 1]);
+        let both = b.broadcast(both, &[g, self.width / together, together]);
+        b.reshape(both, &[g, self.width])
+    }
+
+    /// i1 [g, width] for a tile of `g` such rows, where the last piece is not whole.
+    pub fn mask_columns(&self, b: &mut Builder, g: u32) -> Option<V> {
+        self.columns.map(|columns| b.broadcast(columns, &[g, self.width]))
+    }
+
+    /// Pushes contiguous elements from byte `at` on.
+    pub fn push(&self, b: &mut Builder, param: Param, at: V, v: V) {
+        let (mask, size) = (self.mask(b), b.ty(v).elem.bytes() as i64);
+        let strides = if self.rows.is_some() { &[0, size][..] } else { &[size] };
+        b.push(param, at, strides, v, mask);
+    }
+
     /// [width] on a host, [rows, width] on a GPU.
     pub fn shape(&self) -> Vec<u32> {
         self.rows.into_iter().chain([self.width]).collect()

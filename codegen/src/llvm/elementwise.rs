@@ -57,12 +57,18 @@ impl<'c> Lower<'c, '_> {
             Inst::Row(a, i) => Ok(vec![self.get(*a)?[*i as usize]]),
             Inst::Reduce(op, a, axis) => self.reduce(*op, *a, *axis as usize),
             Inst::Load { address, mask } => self.load(address, &ty, *mask),
+            Inst::Arrive { address, mask, empty, waiting } => self.arrive(address, &ty, *mask, *empty, *waiting),
             Inst::Dot { acc, a, b } => self.dot(*acc, *a, *b),
             Inst::DotBf16 { acc, a, b } => self.dot_bf16(*acc, *a, *b),
             Inst::DotI8 { a, b, signed, max } => self.dot_i8(*a, *b, *signed, *max),
-            Inst::ProgramId(_) | Inst::Dim(_) | Inst::Store { .. } | Inst::For { .. } | Inst::If { .. } => {
-                Err(LlvmError::Tile(format!("{inst:?} does not define a value")))
-            }
+            Inst::ProgramId(_)
+            | Inst::Dim(_)
+            | Inst::Store { .. }
+            | Inst::Push { .. }
+            | Inst::Signal { .. }
+            | Inst::Await { .. }
+            | Inst::For { .. }
+            | Inst::If { .. } => Err(LlvmError::Tile(format!("{inst:?} does not define a value"))),
         }
     }
 

@@ -84,11 +84,14 @@ pub(super) fn operands(inst: &Inst, f: &mut dyn FnMut(V)) {
             [a, b, c].into_iter().for_each(|v| f(*v));
         }
         Inst::Stack(parts) => parts.iter().for_each(|v| f(*v)),
-        Inst::Load { address, mask } => {
+        Inst::Load { address, mask } | Inst::Arrive { address, mask, .. } => {
             f(address.offset);
             address.gather.iter().chain(mask).for_each(|v| f(*v));
         }
-        Inst::Store { address, value, mask } => {
+        Inst::Store { address, value, mask }
+        | Inst::Push { address, value, mask }
+        | Inst::Signal { address, value, mask, .. }
+        | Inst::Await { address, value, mask, .. } => {
             f(address.offset);
             f(*value);
             address.gather.iter().chain(mask).for_each(|v| f(*v));
@@ -226,6 +229,11 @@ impl<'c> Lower<'c, '_> {
                     self.when(condition, |lower| lower.block(body))?;
                 }
                 (Inst::Store { address, value, mask }, _) => self.store(address, *value, *mask)?,
+                (Inst::Push { address, value, mask }, _) => self.push(address, *value, *mask)?,
+                (Inst::Signal { address, value, mask, release }, _) => self.signal(address, *value, *mask, *release)?,
+                (Inst::Await { address, value, mask, waiting }, _) => {
+                    self.wait_for(address, *value, *mask, *waiting)?
+                }
                 (Inst::ProgramId(axis), Some(v)) => {
                     self.rows[v.0 as usize] = Some(vec![self.program[*axis as usize].into()])
                 }

@@ -7,7 +7,7 @@ use crate::tile::{Address, TileType, V};
 use inkwell::values::{BasicValue, BasicValueEnum, IntValue, PointerValue};
 
 /// Byte offset of each row: the strides of all dims but the last.
-fn row_offsets(ty: &TileType, strides: &[i64]) -> Vec<i64> {
+pub(super) fn row_offsets(ty: &TileType, strides: &[i64]) -> Vec<i64> {
     let lead = ty.shape.len().saturating_sub(1);
     let mut offsets = vec![0i64];
     for (size, stride) in ty.shape.iter().zip(strides).take(lead) {
@@ -17,12 +17,12 @@ fn row_offsets(ty: &TileType, strides: &[i64]) -> Vec<i64> {
 }
 
 impl<'c> Lower<'c, '_> {
-    fn base(&self, address: &Address) -> Result<PointerValue<'c>, LlvmError> {
+    pub fn base(&self, address: &Address) -> Result<PointerValue<'c>, LlvmError> {
         self.dynamic_offset(self.params[address.param.0 as usize], self.scalar(address.offset)?)
     }
 
     /// Start of row `row` of a tile: `offset` bytes from the base, and the row's own offset where the address gathers.
-    fn row_start(
+    pub fn row_start(
         &self,
         base: PointerValue<'c>,
         address: &Address,
@@ -44,7 +44,7 @@ impl<'c> Lower<'c, '_> {
     }
 
     /// The mask's value for a row, if there is a mask.
-    fn row_mask(&self, mask: Option<V>, row: usize) -> Result<Option<BasicValueEnum<'c>>, LlvmError> {
+    pub fn row_mask(&self, mask: Option<V>, row: usize) -> Result<Option<BasicValueEnum<'c>>, LlvmError> {
         let Some(mask) = mask else { return Ok(None) };
         let rows = self.get(mask)?;
         Ok(Some(if rows.len() == 1 { rows[0] } else { rows[row] }))

@@ -2,6 +2,7 @@
 
 mod dot;
 mod elementwise;
+mod exchange;
 mod gpu;
 mod host;
 mod lower;

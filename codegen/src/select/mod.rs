@@ -8,8 +8,8 @@ mod thresholds;
 pub use choices::{Accepted, Choice, Choices};
 
 use crate::kernels::{
-    Built, Request, Tensor, attention, contiguous_last, gather, index_scores, library, matmul, norm, pointwise,
-    quantise, reduce, refuse, require, rope, row_stride, scaled_matmul, topk,
+    Built, Request, Tensor, attention, collective, contiguous_last, gather, index_scores, library, matmul, norm,
+    pointwise, quantise, reduce, refuse, require, rope, row_stride, scaled_matmul, topk,
 };
 use crate::target::Target;
 use weldment_ir::{Category, DType, Graph, NodeId, Op, OpKind, TensorType};
@@ -140,7 +140,28 @@ fn family(op: &Op) -> Option<Family> {
             operands: &[Contiguous, Any],
             result: Contiguous,
         },
-        OpKind::Gather => Family {
+        OpKind::AllReduce | OpKind::AllReduceRmsNorm | OpKind::AllReduceAddRmsNorm => Family {
+            shares: Sharing::Rows,
+            check: collective::all_reduce::check,
+            build: collective::all_reduce::build,
+            operands: &[Rows],
+            result: Rows,
+        },
+        OpKind::AllGather => Family {
+            shares: Sharing::Never,
+            check: collective::all_gather::check,
+            build: collective::all_gather::build,
+            operands: &[Rows],
+            result: Rows,
+        },
+        OpKind::ReduceScatter => Family {
+            shares: Sharing::Never,
+            check: collective::reduce_scatter::check,
+            build: collective::reduce_scatter::build,
+            operands: &[Rows],
+            result: Rows,
+        },
+        OpKind::Gather | OpKind::GatherPart => Family {
             shares: Sharing::Never,
             check: gather::check,
             build: gather::build,
@@ -223,7 +244,7 @@ impl TargetModel for KernelLibrary {
                 (OpKind::Matmul | OpKind::MatmulAdd, 1)
                     | (OpKind::ScaledMatmul, 2 | 3)
                     | (OpKind::MatmulSiluMul, 1 | 2)
-                    | (OpKind::Gather, 0)
+                    | (OpKind::Gather | OpKind::GatherPart, 0)
             );
         }
         no_q8a_on_gpus(&request)?;

@@ -2,7 +2,7 @@
 
 use super::{
     Access, Address, Binary, Compare, Conversion, Elem, GridAxis, Inst, Kernel, Param, ParamInfo, Reduction, Stmt,
-    TileType, Unary, V,
+    TileType, Unary, V, Waiting,
 };
 
 /// Builds one [`Kernel`]. Misuse (shapes that do not broadcast) is a bug in a kernel family and panics; a kernel family
@@ -386,6 +386,50 @@ impl Builder {
         let t = self.ty(value);
         let strides: Vec<i64> = t.shape.iter().map(|_| t.elem.bytes() as i64).collect();
         self.store(param, offset, &strides, value, None);
+    }
+
+    /// Stores a tile where other ranks look for it.
+    pub fn push(&mut self, param: Param, offset: V, strides: &[i64], value: V, mask: Option<V>) {
+        let address = self.place(param, offset, strides, value);
+        self.emit(None, Inst::Push { address, value, mask });
+    }
+
+    /// Waits for a tile of `ty` that other ranks push to `param + offset + gather[index]`; `empty` is the element that stands for
+    /// nothing.
+    pub fn arrive(
+        &mut self,
+        (param, offset, gather, strides): (Param, V, Option<V>, &[i64]),
+        ty: TileType,
+        mask: Option<V>,
+        empty: u32,
+        waiting: Waiting,
+    ) -> V {
+        let align = ty.elem.bytes() as u32;
+        let address = Address { param, offset, gather, strides: strides.to_vec(), align };
+        self.define(ty.elem, ty.shape, Inst::Arrive { address, mask, empty, waiting })
+    }
+
+    /// Stores i32 words once all threads of the program are here: one, or [n, 1] of them at `gather`.
+    pub fn signal(&mut self, (param, offset, gather): (Param, V, Option<V>), value: V, mask: Option<V>, release: bool) {
+        let strides = vec![0; self.ty(value).shape.len()];
+        let address = Address { gather, ..self.place(param, offset, &strides, value) };
+        self.emit(None, Inst::Signal { address, value, mask, release });
+    }
+
+    /// Waits until i32 words have come as far as `value`.
+    pub fn wait_for(
+        &mut self,
+        (param, offset, strides): (Param, V, &[i64]),
+        value: V,
+        mask: Option<V>,
+        waiting: Waiting,
+    ) {
+        let address = self.place(param, offset, strides, value);
+        self.emit(None, Inst::Await { address, value, mask, waiting });
+    }
+
+    fn place(&self, param: Param, offset: V, strides: &[i64], value: V) -> Address {
+        Address { param, offset, gather: None, strides: strides.to_vec(), align: self.ty(value).elem.bytes() as u32 }
     }
 
     /// acc + a b.

@@ -1,6 +1,8 @@
 //! Several small programs as one: on a GPU a launch costs more than they do. Program ids along the last grid axis pick the part.
 
-use super::{Access, Address, Binary, Compare, Elem, GridAxis, Inst, Kernel, Param, ParamInfo, Stmt, TileType, V};
+use super::{
+    Access, Address, Binary, Compare, Elem, GridAxis, Inst, Kernel, Param, ParamInfo, Stmt, TileType, V, Waiting,
+};
 
 /// What a part's numbers become in the whole.
 struct Shift<'s> {
@@ -29,6 +31,10 @@ impl Shift<'_> {
         }
     }
 
+    fn waiting(&self, w: Waiting) -> Waiting {
+        Waiting { comm: Param(w.comm.0 + self.params), slab: Param(w.slab.0 + self.params) }
+    }
+
     fn block(&self, block: &[Stmt]) -> Vec<Stmt> {
         block.iter().map(|s| Stmt { value: s.value.map(|v| self.v(v)), inst: self.inst(&s.inst) }).collect()
     }
@@ -55,6 +61,24 @@ impl Shift<'_> {
             Inst::Store { address, value, mask: m } => {
                 Inst::Store { address: self.address(address), value: v(value), mask: mask(m) }
             }
+            Inst::Push { address, value, mask: m } => {
+                Inst::Push { address: self.address(address), value: v(value), mask: mask(m) }
+            }
+            Inst::Arrive { address, mask: m, empty, waiting } => Inst::Arrive {
+                address: self.address(address),
+                mask: mask(m),
+                empty: *empty,
+                waiting: self.waiting(*waiting),
+            },
+            Inst::Signal { address, value, mask: m, release } => {
+                Inst::Signal { address: self.address(address), value: v(value), mask: mask(m), release: *release }
+            }
+            Inst::Await { address, value, mask: m, waiting } => Inst::Await {
+                address: self.address(address),
+                value: v(value),
+                mask: mask(m),
+                waiting: self.waiting(*waiting),
+            },
             Inst::Dot { acc, a, b } => Inst::Dot { acc: v(acc), a: v(a), b: v(b) },
             Inst::DotBf16 { acc, a, b } => Inst::DotBf16 { acc: v(acc), a: v(a), b: v(b) },
             Inst::DotI8 { a, b, signed, max } => Inst::DotI8 { a: v(a), b: v(b), signed: *signed, max: *max },

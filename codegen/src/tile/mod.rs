@@ -186,6 +186,15 @@ pub struct Address {
     pub align: u32,
 }
 
+/// Where a program that waits for other ranks learns that the job is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Waiting {
+    /// The comm table (`weldment_runtime::artifact::comm_table`).
+    pub comm: Param,
+    /// Start of this rank's slab.
+    pub slab: Param,
+}
+
 /// One instruction.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Inst {
@@ -238,6 +247,51 @@ pub enum Inst {
         value: V,
         /// Lanes to write.
         mask: Option<V>,
+    },
+    /// Stores a tile where other ranks look for it: relaxed, at system scope, whole vectors where they lie so.
+    Push {
+        /// Where, in the slab of some rank.
+        address: Address,
+        /// What.
+        value: V,
+        /// Lanes to write.
+        mask: Option<V>,
+    },
+    /// Loads a tile that other ranks push: relaxed, at system scope, again and again until no element is `empty`. Each thread
+    /// waits for its own elements alone. Masked lanes are zero and not waited for.
+    Arrive {
+        /// Where, in this rank's slab.
+        address: Address,
+        /// Lanes to read.
+        mask: Option<V>,
+        /// Bits of the element that stands where nothing has arrived: 2 or 4 bytes.
+        empty: u32,
+        /// What is looked at between two looks.
+        waiting: Waiting,
+    },
+    /// Once all threads of the program are here: stores i32 words at system scope. With `release`, whoever acquires one sees all
+    /// that the program wrote before.
+    Signal {
+        /// Where.
+        address: Address,
+        /// i32 words.
+        value: V,
+        /// Words to write.
+        mask: Option<V>,
+        /// Release, else relaxed.
+        release: bool,
+    },
+    /// Waits until every i32 word has come as far as `value`, `(word - value) as i32 >= 0`, by acquiring loads at system scope;
+    /// then all threads of the program go on.
+    Await {
+        /// Where.
+        address: Address,
+        /// i32 words, as many as are looked at.
+        value: V,
+        /// Words to look at.
+        mask: Option<V>,
+        /// What is looked at between two looks.
+        waiting: Waiting,
     },
     /// acc [M, N] f32 + a [M, K] b [K, N]. On the host f32 inputs, k ascending, fused multiply-adds. On GPUs also bf16 and
     /// f16 through matrix instructions (M a multiple of 16, N of 16, K of 16), and with a leading batch dim on all three.

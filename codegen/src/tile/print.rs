@@ -77,6 +77,17 @@ fn block(k: &Kernel, stmts: &[Stmt], depth: usize, out: &mut String) -> fmt::Res
             Inst::Reduce(op, a, axis) => writeln!(out, "reduce {op:?} %{} axis {axis}", a.0)?,
             Inst::Load { address: a, mask } => writeln!(out, "load {}", address(k, a, mask))?,
             Inst::Store { address: a, value, mask } => writeln!(out, "store %{} -> {}", value.0, address(k, a, mask))?,
+            Inst::Push { address: a, value, mask } => writeln!(out, "push %{} -> {}", value.0, address(k, a, mask))?,
+            Inst::Arrive { address: a, mask, empty, .. } => {
+                writeln!(out, "arrive {} empty {empty:#x}", address(k, a, mask))?
+            }
+            Inst::Signal { address: a, value, mask, release } => {
+                let order = if *release { "release" } else { "relaxed" };
+                writeln!(out, "signal {order} %{} -> {}", value.0, address(k, a, mask))?
+            }
+            Inst::Await { address: a, value, mask, .. } => {
+                writeln!(out, "await {} from %{}", address(k, a, mask), value.0)?
+            }
             Inst::Dot { acc, a, b } => writeln!(out, "dot {}", list(&[*acc, *a, *b]))?,
             Inst::DotBf16 { acc, a, b } => writeln!(out, "dot_bf16 {}", list(&[*acc, *a, *b]))?,
             Inst::DotI8 { a, b, signed, max } => writeln!(out, "dot_i8 {} signed {signed} max {max}", list(&[*a, *b]))?,

@@ -1,6 +1,6 @@
 //! Checks a tile program: operands defined before use, types as the instruction demands, addresses of the right rank.
 
-use super::{Address, Conversion, Elem, Inst, Kernel, Stmt, TileType, V};
+use super::{Address, Conversion, Elem, Inst, Kernel, Param, Stmt, TileType, V, Waiting};
 
 /// Checks `kernel`.
 ///
@@ -72,6 +72,20 @@ impl Scope<'_> {
         Ok(())
     }
 
+    fn waiting(&self, w: Waiting) -> Result<(), String> {
+        let known = |p: Param| (p.0 as usize) < self.kernel.params.len();
+        if known(w.comm) && known(w.slab) { Ok(()) } else { Err(format!("{w:?} names no parameters")) }
+    }
+
+    /// Words of signals: i32, one or [n, 1].
+    fn words(&self, address: &Address, value: V, mask: Option<V>) -> Result<(), String> {
+        let t = self.ty(value)?.clone();
+        if t.elem != Elem::I32 || !(t.shape.is_empty() || (t.shape.len() == 2 && t.lanes() == 1)) {
+            return Err(format!("%{} is {t}; i32 or [n, 1] of it is expected", value.0));
+        }
+        self.address(address, &t, mask)
+    }
+
     fn block(&mut self, block: &[Stmt]) -> Result<(), String> {
         for stmt in block {
             self.inst(stmt)?;
@@ -127,6 +141,29 @@ impl Scope<'_> {
             Inst::Store { address, value, mask } => {
                 let t = self.ty(*value)?.clone();
                 self.address(address, &t, *mask)
+            }
+            Inst::Push { address, value, mask } => {
+                let t = self.ty(*value)?.clone();
+                self.address(address, &t, *mask)
+            }
+            Inst::Arrive { address, mask, empty, waiting } => {
+                let v = stmt.value.ok_or("an arrival without a value")?;
+                let t = self.kernel.types.get(v.0 as usize).ok_or("a value without a type")?;
+                let fits = match t.elem.bytes() {
+                    2 => *empty <= 0xffff,
+                    4 => true,
+                    _ => false,
+                };
+                if !fits {
+                    return Err(format!("{empty:#x} for an element of {t}"));
+                }
+                self.waiting(*waiting)?;
+                self.address(address, t, *mask)
+            }
+            Inst::Signal { address, value, mask, .. } => self.words(address, *value, *mask),
+            Inst::Await { address, value, mask, waiting } => {
+                self.waiting(*waiting)?;
+                self.words(address, *value, *mask)
             }
             Inst::Dot { acc, a, b } => self.batched_dot(*acc, *a, *b),
             Inst::DotBf16 { acc, a, b } => self.dot(Some(*acc), *a, *b, 2),

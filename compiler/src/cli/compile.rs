@@ -17,6 +17,7 @@ use weldment_ir::{Graph, text};
 pub fn option_list(build: &BuildArgs) -> Vec<(String, String)> {
     let mut list = vec![("target".to_owned(), build.target.join(","))];
     let mut add = |name: &str, value: Option<String>| list.extend(value.map(|v| (name.to_owned(), v)));
+    add("tp", (build.tp != 1).then(|| build.tp.to_string()));
     add("dtype", build.dtype.map(|d| d.to_string()));
     for dim in &build.dims {
         add(&format!("dim.{}", dim.name), Some(format!("{}..{}", dim.min, dim.max)));

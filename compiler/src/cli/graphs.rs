@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use weldment_codegen::select::Choices;
 use weldment_ir::Graph;
 use weldment_passes::specialise::narrow;
-use weldment_runtime::cli::SessionArgs;
+use weldment_runtime::cli::{SessionArgs, launch};
 
 /// True for a path with that extension.
 pub fn has_extension(path: &Path, extension: &str) -> bool {
@@ -105,23 +105,24 @@ pub fn read_wir(path: &Path) -> Result<Graph, CompileError> {
     Ok(graph)
 }
 
-/// The entry's graph: built from the model's definition, or read.
+/// The entry's graph: built from the model's definition, or read; then that of each rank.
 ///
 /// # Errors
-/// See [`driver::model_graph`] and [`read_wir`].
+/// See [`driver::model_graph`], [`read_wir`] and [`driver::shard_graph`].
 pub fn graph(model: &Path, checkpoint: &Checkpoint, build: &BuildArgs) -> Result<Graph, CompileError> {
     match has_extension(model, "wir") {
         true => ranged_wir(model, build),
-        false => driver::model_graph(checkpoint, &entry_options(build)?),
+        false => driver::shard_graph(driver::model_graph(checkpoint, &entry_options(build)?)?, build.tp),
     }
 }
 
-/// Reads a text graph and gives it the ranges asked for.
+/// Reads a text graph, gives it the ranges asked for, and shards it.
 ///
 /// # Errors
-/// As [`read_wir`]; a range outside the declared one.
+/// As [`read_wir`] and [`driver::shard_graph`]; a range outside the declared one.
 pub fn ranged_wir(path: &Path, build: &BuildArgs) -> Result<Graph, CompileError> {
-    ranged(read_wir(path)?, build)
+    driver::check_limits(build.tp, build.kv_block)?;
+    driver::shard_graph(ranged(read_wir(path)?, build)?, build.tp)
 }
 
 /// A text graph with the ranges given: inside those that it declares.
@@ -152,13 +153,16 @@ fn ranged(mut graph: Graph, build: &BuildArgs) -> Result<Graph, CompileError> {
 /// # Errors
 /// See [`compile::compile_to`].
 pub fn session(model: &Path, build: &BuildArgs, weights_file: Option<&Path>) -> Result<SessionArgs, CompileError> {
+    launch::follow_launcher()?;
     let threads = build.threads.unwrap_or(0);
     let given = weights_file.map(Path::to_owned);
-    if has_extension(model, "weld") {
-        return Ok(SessionArgs { artifact: model.to_owned(), threads, weights_file: given, ..SessionArgs::default() });
-    }
-    let (artifact, weights) = cached(model, build)?;
-    Ok(SessionArgs { artifact, threads, weights_file: given.or(weights), ..SessionArgs::default() })
+    let (artifact, weights) = match has_extension(model, "weld") {
+        true => (model.to_owned(), None),
+        false => cached(model, build)?,
+    };
+    // Ranks are this command again, which finds the artifact in the cache.
+    let relaunch = Some(std::env::args_os().skip(1).collect());
+    Ok(SessionArgs { artifact, threads, weights_file: given.or(weights), relaunch, ..SessionArgs::default() })
 }
 
 /// Where the weights of a model's artifact are, if they are outside of it.

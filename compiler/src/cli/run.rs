@@ -3,7 +3,7 @@
 use super::args::{BenchArgs, EvalArgs, InspectArgs, RunArgs};
 use super::progress::Bars;
 use super::{graphs, ladder, put};
-use crate::driver::{CompileError, Progress, Reference};
+use crate::driver::{self, CompileError, Progress, Reference};
 use std::io::stdout;
 use std::path::Path;
 use weldment_runtime::cli;
@@ -94,10 +94,11 @@ fn reference(
     build: &super::args::BuildArgs,
     positions: usize,
 ) -> Result<(Reference, usize), CompileError> {
+    driver::check_limits(build.tp, build.kv_block)?;
     let checkpoint = graphs::checkpoint(model, build)?;
     let dtype = build.dtype.unwrap_or(checkpoint.config.dtype);
     let vocab = checkpoint.config.vocab as usize;
-    Ok((Reference::of_model(&checkpoint, dtype, positions)?, vocab))
+    Ok((Reference::of_ranks(&checkpoint, dtype, positions, build.tp)?, vocab))
 }
 
 fn run_reference(args: &RunArgs) -> Result<(), CompileError> {

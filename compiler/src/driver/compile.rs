@@ -186,7 +186,7 @@ pub fn build_artifact(
             code: code.clone(),
             kernels: compiled.kernels,
             arena_bytes: compiled.arena_bytes,
-            slab: None,
+            slab: compiled.slab,
             pack,
             entries: vec![Entry { name: "step".to_owned(), variants: compiled.variants }],
         });
@@ -199,7 +199,7 @@ pub fn build_artifact(
     });
     let tokenizer = checkpoint.tokenizer.as_ref();
     let manifest = Manifest {
-        world: 1,
+        world: graph.world(),
         weldment_version: env!("CARGO_PKG_VERSION").to_owned(),
         model: model_facts(checkpoint, options.max_seq)?,
         symbols: symbols(graph),
@@ -217,11 +217,21 @@ pub fn build_artifact(
     if options.embed
         && let Some(program) = manifest.programs.first()
     {
-        let bytes =
-            usize::try_from(program.pack.bytes).map_err(|e| CompileError::option("--weights", e.to_string()))?;
-        packed.resize(bytes, 0);
+        // The packs of all ranks, one after the other.
+        let size = |bytes: Option<u64>| {
+            let bytes = bytes.and_then(|n| usize::try_from(n).ok());
+            bytes.ok_or_else(|| CompileError::option("--weights", "the packs' size overflows".to_owned()))
+        };
+        let (own, stride) = (size(Some(program.pack.bytes))?, size(manifest.embedded_stride(program))?);
+        let last = stride.checked_mul(manifest.world as usize - 1).and_then(|at| at.checked_add(own));
+        packed.resize(size(last.map(|n| n as u64))?, 0);
         let threads = options.threads.max(1);
-        let work = || weldment_runtime::pack::pack_all(&manifest, program, 0, &statics, &mut packed, threads);
+        let work = || {
+            (0..).zip(packed.chunks_mut(stride.max(1))).try_for_each(|(rank, part)| {
+                let part = part.get_mut(..own).unwrap_or_default();
+                weldment_runtime::pack::pack_all(&manifest, program, rank, &statics, part, threads)
+            })
+        };
         timeline.stage(progress, "pack weights", work)?;
     }
     let report = serde_json::to_vec(&reports(planned)).map_err(|e| CompileError::option("report", e.to_string()))?;

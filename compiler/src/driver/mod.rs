@@ -21,6 +21,7 @@ use thiserror::Error;
 use weldment_ir::{DType, Graph, IrError};
 use weldment_passes::buffer::BufferError;
 use weldment_passes::error::PassError;
+use weldment_passes::shard::{MAX_WORLD, shard};
 
 /// Why a model was not compiled.
 #[derive(Debug, Error)]
@@ -161,6 +162,20 @@ pub fn model_graph(checkpoint: &Checkpoint, options: &EntryOptions) -> Result<Gr
     Ok(build_step(checkpoint, &step)?)
 }
 
+/// The graph that each of `tp` ranks runs.
+///
+/// # Errors
+/// If something does not divide by the number of ranks; the error names its source path.
+pub fn shard_graph(graph: Graph, tp: u32) -> Result<Graph, CompileError> {
+    match tp {
+        1 => Ok(graph),
+        _ => shard(&graph, tp).map_err(|e| match e {
+            PassError::Shard { .. } => CompileError::option(format!("--tp {tp}"), e.to_string()),
+            other => other.into(),
+        }),
+    }
+}
+
 /// Positions a sequence may have.
 ///
 /// # Errors
@@ -189,8 +204,8 @@ pub fn open(model: &Path, weights: WeightSource) -> Result<Checkpoint, CompileEr
 /// # Errors
 /// Names the option and what is accepted.
 pub fn check_limits(tp: u32, kv_block: u64) -> Result<(), CompileError> {
-    if tp != 1 {
-        return Err(CompileError::option("--tp", format!("{tp}; one rank is accepted for host targets")));
+    if !(1..=MAX_WORLD).contains(&tp) {
+        return Err(CompileError::option("--tp", format!("{tp}; 1 to {MAX_WORLD} ranks are accepted")));
     }
     if kv_block != KV_BLOCK {
         return Err(CompileError::option("--kv-block", format!("{kv_block}; {KV_BLOCK} is accepted")));

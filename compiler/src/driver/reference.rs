@@ -1,10 +1,10 @@
 //! One sequence of a model in the f64 reference interpreter: what an artifact's logits are compared with.
 
-use super::CompileError;
+use super::{CompileError, shard_graph};
 use crate::frontend::Checkpoint;
 use crate::models::{KV_BLOCK, StepOptions, build_step};
 use std::collections::BTreeMap;
-use weldment_ir::interpret::{Binding, Bindings, F64, Options, interpret};
+use weldment_ir::interpret::{Binding, Bindings, F64, Options, interpret_ranks};
 use weldment_ir::{DType, Dim, Graph, IrError, Op, OutputKind};
 
 /// A graph, its weights, and the caches of one sequence.
@@ -24,9 +24,22 @@ impl Reference {
     /// # Errors
     /// As [`build_step`].
     pub fn of_model(checkpoint: &Checkpoint, dtype: DType, max_tokens: usize) -> Result<Reference, CompileError> {
+        Reference::of_ranks(checkpoint, dtype, max_tokens, 1)
+    }
+
+    /// The same, computed by `tp` ranks.
+    ///
+    /// # Errors
+    /// As [`build_step`] and [`shard_graph`].
+    pub fn of_ranks(
+        checkpoint: &Checkpoint,
+        dtype: DType,
+        max_tokens: usize,
+        tp: u32,
+    ) -> Result<Reference, CompileError> {
         let max = max_tokens.max(1) as u64;
         let options = StepOptions { dtype, max_tokens: max, max_seqs: 1, max_seq_len: max };
-        Reference::of_graph(build_step(checkpoint, &options)?, checkpoint)
+        Reference::of_graph(shard_graph(build_step(checkpoint, &options)?, tp)?, checkpoint)
     }
 
     /// The same for any graph of the entry `step`.
@@ -91,15 +104,22 @@ impl Reference {
             ("C", context),
         ];
         let dims: BTreeMap<String, u64> = dims.into_iter().map(|(name, n)| (name.to_owned(), n)).collect();
-        let mut outputs = interpret::<F64>(&self.graph, &dims, &self.bindings, &Options::default())?;
+        let mut ranks = interpret_ranks::<F64>(&self.graph, &dims, &self.bindings, &Options::default())?;
+        let world = ranks.len();
         for (name, shape) in &self.states {
-            if let Some(values) = outputs.swap_remove(name).as_ref().and_then(|t| t.as_values()) {
-                self.bindings.insert(name, Binding::f64(shape, values.to_vec()));
+            for (rank, outputs) in ranks.iter_mut().enumerate() {
+                let Some(state) = outputs.swap_remove(name) else { continue };
+                let state = Binding::f64(shape, state.as_values().unwrap_or(&[]).to_vec());
+                match world {
+                    1 => self.bindings.insert(name, state),
+                    _ => self.bindings.insert_on_rank(name, rank, state),
+                }
             }
         }
+        let outputs = ranks.first_mut();
         self.position += count;
         let result = self.graph.outputs().iter().find(|o| o.kind == OutputKind::Result).map(|o| o.name.to_string());
-        let logits = result.and_then(|name| outputs.swap_remove(&name));
+        let logits = outputs.zip(result).and_then(|(outputs, name)| outputs.swap_remove(&name));
         let values = logits.as_ref().and_then(|t| t.as_values()).unwrap_or(&[]);
         Ok(values.to_vec())
     }

@@ -6,9 +6,9 @@ use crate::frontend::Checkpoint;
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use weldment_codegen::Statics;
+use weldment_codegen::{Statics, by_rank};
 use weldment_ir::codec::{Overflow, encode};
-use weldment_ir::interpret::{Binding, Bindings, F64, Options, interpret};
+use weldment_ir::interpret::{self, Binding, Bindings, F64, Options, interpret_ranks};
 use weldment_ir::{DType, Graph, Op, OutputKind, Value, text};
 use weldment_runtime::artifact::{Tensor, TensorPlace};
 use weldment_runtime::pack::TensorSource;
@@ -50,14 +50,12 @@ impl<'a> Collector<'a> {
         }
         // f32 steps round as they would at run time; rope tables are made in f64 and rounded once.
         let options = Options { round_f32: true, ..Options::default() };
-        let outputs = interpret::<F64>(graph, &BTreeMap::new(), &bindings, &options).map_err(|e| e.to_string())?;
-        let tensor = outputs.get(name).ok_or("it has no value")?;
-        if let Some(ints) = tensor.as_ints() {
-            return encode_ints(tensor.dtype, ints);
+        let ranks = interpret_ranks::<F64>(graph, &BTreeMap::new(), &bindings, &options).map_err(|e| e.to_string())?;
+        let mut stored = Vec::new();
+        for outputs in &ranks {
+            stored.extend(encoded(outputs.get(name).ok_or("it has no value")?)?);
         }
-        let values = tensor.as_values().ok_or_else(|| format!("{} values cannot be stored", tensor.dtype))?;
-        let single: Vec<f32> = values.iter().map(|x| *x as f32).collect();
-        encode(tensor.dtype, &single, Overflow::Saturate).map_err(|e| e.to_string())
+        Ok(stored)
     }
 
     /// The manifest's tensors, the section of constants, and where the checkpoint's files are.
@@ -111,6 +109,16 @@ impl<'a> Collector<'a> {
     }
 }
 
+/// A value in its stored form.
+fn encoded(tensor: &interpret::Tensor<f64>) -> Result<Vec<u8>, String> {
+    if let Some(ints) = tensor.as_ints() {
+        return encode_ints(tensor.dtype, ints);
+    }
+    let values = tensor.as_values().ok_or_else(|| format!("{} values cannot be stored", tensor.dtype))?;
+    let single: Vec<f32> = values.iter().map(|x| *x as f32).collect();
+    encode(tensor.dtype, &single, Overflow::Saturate).map_err(|e| e.to_string())
+}
+
 /// Little-endian integers.
 fn encode_ints(dtype: DType, ints: &[i64]) -> Result<Vec<u8>, String> {
     let width = dtype.block_bytes();
@@ -160,7 +168,13 @@ impl Statics for Collector<'_> {
             return Ok(*index);
         }
         let ty = graph.type_of(value);
-        let shape = ty.constant_shape().ok_or_else(|| format!("{ty} has a symbolic shape"))?;
+        let mut shape = ty.constant_shape().ok_or_else(|| format!("{ty} has a symbolic shape"))?;
+        if by_rank(graph, value) {
+            // All ranks' values, one after the other.
+            let first =
+                shape.first_mut().ok_or_else(|| format!("{ty} differs from rank to rank; a dim is expected"))?;
+            *first *= u64::from(graph.world());
+        }
         let bytes = Arc::new(self.evaluate(&part, "value")?);
         let path = graph.node(value.node).sources.first().map_or("constant", |s| s);
         let name = format!("{path}#{}", self.computed.len());

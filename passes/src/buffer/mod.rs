@@ -8,6 +8,7 @@
 //! * every copy left is a step and is listed with its reason;
 //! * steps of one epoch (the steps between two barriers) touch disjoint bytes unless all of them only read, so a driver
 //!   may overlap them; two arena buffers share bytes only if no epoch needs both;
+//! * an epoch has one collective at most, and every plan of a graph runs them in one order;
 //! * a symbolic dim has room for [`ROW_MULTIPLE`] rows at a time in the arena and in outputs (in inputs: the leading dim),
 //!   so a tail kernel may read and write surplus rows there; a state has none.
 

@@ -1,8 +1,8 @@
-//! The schedule: steps in as few epochs as their order allows, then late where that keeps less alive.
+//! The schedule: steps in as few epochs as their order allows, then late where that keeps less alive. Collectives are a chain: ranks meet in
+//! one after the other, in the order of the graph.
 
-use super::BufferError;
-use super::Region;
 use super::places::Draft;
+use super::{BufferError, Region, StepKind};
 use std::collections::{BTreeMap, BTreeSet};
 use weldment_ir::generate::Random;
 
@@ -19,11 +19,9 @@ pub(super) fn epochs(draft: &Draft<'_>, chaos: Option<u64>) -> Result<Vec<usize>
     }
     let mut ready: BTreeSet<usize> = (0..count).filter(|s| waiting[*s] == 0).collect();
     let mut order = Vec::with_capacity(count);
-    let mut epoch = vec![0usize; count];
     while let Some(step) = ready.pop_first() {
         order.push(step);
         for next in &followers[step] {
-            epoch[*next] = epoch[*next].max(epoch[step] + 1);
             waiting[*next] -= 1;
             if waiting[*next] == 0 {
                 ready.insert(*next);
@@ -32,6 +30,21 @@ pub(super) fn epochs(draft: &Draft<'_>, chaos: Option<u64>) -> Result<Vec<usize>
     }
     if order.len() != count {
         return Err(BufferError::Cycle(draft.graph.name.clone()));
+    }
+    // Each after the one before it in this order, which is the same on every rank and stays one of the steps' orders.
+    let meets = |step: &usize| match draft.steps[*step].kind {
+        StepKind::Kernel(id) => draft.graph.node(id).op.communicates(),
+        StepKind::Copy { .. } => false,
+    };
+    let chain: Vec<usize> = order.iter().copied().filter(meets).collect();
+    for (before, after) in chain.iter().zip(chain.iter().skip(1)) {
+        followers[*before].push(*after);
+    }
+    let mut epoch = vec![0usize; count];
+    for step in &order {
+        for next in &followers[*step] {
+            epoch[*next] = epoch[*next].max(epoch[*step] + 1);
+        }
     }
     sink(draft, &order, &followers, &mut epoch);
     if let Some(seed) = chaos {

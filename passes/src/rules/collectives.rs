@@ -16,13 +16,6 @@ pub(super) fn rules() -> Vec<Rule> {
                    ?s = (result1 (all_reduce_rms_norm ?x ?w ?world ?eps ?dtype))
         },
         rule! {
-            /// A norm of a widened all-reduced value is the norm of that value: f32 holds it.
-            all_reduce_rms_norm_widened [Bitwise, allreduce_rms_norm]:
-                ?n = (rms_norm (cast ?s f32) ?w ?eps ?dtype), ?s = (all_reduce ?x ?world)
-                => ?n = (result0 (all_reduce_rms_norm ?x ?w ?world ?eps ?dtype)),
-                   ?s = (result1 (all_reduce_rms_norm ?x ?w ?world ?eps ?dtype))
-        },
-        rule! {
             /// The residual is added where the sum over ranks ends, and the norm reads the new residual there: all in f32, as it was.
             all_reduce_add_rms_norm [Bitwise, allreduce_rms_norm]:
                 ?n = (rms_norm ?a ?w ?eps ?dtype), ?a = (add (all_reduce ?x ?world) ?r)
@@ -40,8 +33,14 @@ pub(super) fn rules() -> Vec<Rule> {
                 if half_value(?x), same_type(?x, ?r)
         },
         rule! {
+            /// A norm of a widened all-reduced value is the norm of that value: f32 holds it.
+            rms_norm_of_widened_all_reduce [Bitwise]:
+                (rms_norm (cast (all_reduce ?x ?world) f32) ?w ?eps ?dtype)
+                => (rms_norm (all_reduce ?x ?world) ?w ?eps ?dtype)
+        },
+        rule! {
             /// A norm of a widened sum of an all-reduced value and a residual is the norm of that sum: f32 holds it.
-            rms_norm_of_widened_sum [Bitwise, allreduce_rms_norm]:
+            rms_norm_of_widened_sum [Bitwise]:
                 (rms_norm (cast (add (all_reduce ?x ?world) ?r) f32) ?w ?eps ?dtype)
                 => (rms_norm (add (all_reduce ?x ?world) ?r) ?w ?eps ?dtype)
         },

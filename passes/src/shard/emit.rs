@@ -5,7 +5,7 @@ use super::{path, shapes};
 use crate::error::PassError;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use weldment_ir::{Dim, Graph, NodeId, Op, OutputKind, Real, TensorType, Value};
+use weldment_ir::{DType, Dim, Graph, NodeId, Op, OutputKind, Real, TensorType, Value};
 
 type Sources = BTreeSet<Arc<str>>;
 
@@ -63,6 +63,11 @@ impl Emitter<'_> {
         if let Some(cut) = role.results {
             self.divides(id, &node.types[0], cut)?;
         }
+        if let (Some(cut), Op::Quantise { group, dtype }) = (role.results, &node.op) {
+            // Groups of a format of their own keep their size.
+            self.whole_groups(id, cut, group.unsigned_abs(), *dtype != DType::F4E2M1)?;
+        }
+        let blocks = self.local_blocks(id, &role)?;
         let mut operands = Vec::with_capacity(node.operands.len());
         for (i, v) in node.operands.iter().enumerate() {
             operands.push(match (role.form, role.operands.get(i).copied().flatten()) {
@@ -75,7 +80,8 @@ impl Emitter<'_> {
             (Role { form: Form::GatherPart, .. }, Op::Gather { dtype }) => {
                 Op::GatherPart { world: self.world(), dtype: *dtype }
             }
-            (Role { results: Some(cut), .. }, op) => shapes::local(op, cut.axis, cut.parts),
+            (_, Op::ScaledMatmul { .. }) => blocks,
+            (Role { results: Some(cut), .. }, op) => shapes::local(op, &node.types[0], cut.axis, cut.parts),
             (_, op) => op.clone(),
         };
         let made = self.out.add(op, &operands, node.sources.clone())?;
@@ -86,6 +92,46 @@ impl Emitter<'_> {
                 Ok(self.add(Op::AllReduce { world: self.world() }, &[partial], &node.sources)?.node)
             }
         }
+    }
+
+    /// A row of groups is cut between them; one that is a group may be cut into smaller ones.
+    fn whole_groups(&self, id: NodeId, cut: Cut, group: u64, smaller: bool) -> Result<(), PassError> {
+        let ty = &self.graph.node(id).types[0];
+        let k = ty.last_constant().unwrap_or(0);
+        if cut.axis + 1 < ty.rank() || (group == k && smaller) || (k / cut.parts).is_multiple_of(group) {
+            return Ok(());
+        }
+        let message = format!(
+            "rows of {k} in {} parts, quantised in groups of {group}; a multiple of {} is accepted",
+            cut.parts,
+            group.saturating_mul(cut.parts)
+        );
+        Err(PassError::Shard { path: path(self.graph, id), message })
+    }
+
+    /// A product of codes with the sizes of the blocks in a rank's part of the weight: a block that spans all of an axis spans all of the part.
+    fn local_blocks(&self, id: NodeId, role: &Role) -> Result<Op, PassError> {
+        let node = self.graph.node(id);
+        let Op::ScaledMatmul { rows, columns, dtype } = node.op else { return Ok(node.op.clone()) };
+        let mut sizes = [rows, columns];
+        if let Some(cut) = role.operands.get(2).copied().flatten() {
+            let w = self.graph.type_of(node.operands[2]);
+            let size = w.shape.get(cut.axis).and_then(Dim::constant).unwrap_or(0);
+            self.divides(id, w, cut)?;
+            let part = size / cut.parts;
+            let block = sizes[cut.axis.min(1)].unsigned_abs();
+            if block < size && !part.is_multiple_of(block) {
+                let message = format!(
+                    "axis {} of {w} in {} parts, with a scale for every {block}; a multiple of {} is accepted",
+                    cut.axis,
+                    cut.parts,
+                    block.saturating_mul(cut.parts)
+                );
+                return Err(PassError::Shard { path: path(self.graph, id), message });
+            }
+            sizes[cut.axis.min(1)] = i64::try_from(block.min(part)).unwrap_or(i64::MAX);
+        }
+        Ok(Op::ScaledMatmul { rows: sizes[0], columns: sizes[1], dtype })
     }
 
     fn world(&self) -> i64 {

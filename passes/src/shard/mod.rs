@@ -6,6 +6,7 @@
 //!   split along the last axis;
 //! * a matmul whose operand is split along the last axis takes the same part of the weight's columns (row parallel): its result is partial,
 //!   and an `all_reduce` follows, after a bias if one is added (rank 0 adds it, the others add zeros);
+//! * FP8 products go as matmuls do; a row that is quantised as one group is, where it is split, one group a part: finer than before;
 //! * rows gathered from a weight are gathered from a part of it and reduced (vocabulary parallel);
 //! * attention goes by heads; caches hold the heads of their rank; where ranks outnumber heads of K and V, several hold the same;
 //! * what works on each element, row or head alone goes on with the parts it is given; other ops need whole operands.
@@ -21,7 +22,7 @@ mod shapes;
 mod spread;
 
 use crate::error::PassError;
-use weldment_ir::{Category, Graph};
+use weldment_ir::{Category, Graph, OutputKind};
 
 /// Ranks of one job at most: what a comm table holds.
 pub const MAX_WORLD: u32 = 64;
@@ -48,6 +49,12 @@ pub fn shard(graph: &Graph, world: u32) -> Result<Graph, PassError> {
     let spread = spread::spread(&graph, u64::from(world))?;
     let out = emit::emit(&graph, &spread, world)?;
     weldment_ir::verify(&out)?;
+    for (before, after) in graph.outputs().iter().zip(out.outputs()) {
+        let (wanted, found) = (graph.type_of(before.value), out.type_of(after.value));
+        if before.kind == OutputKind::Result && wanted != found {
+            return Err(PassError::Unsound { message: format!("output {} became {found}", before.name) });
+        }
+    }
     Ok(out)
 }
 

@@ -1,6 +1,6 @@
 //! Where a split axis goes when a value takes another shape.
 
-use weldment_ir::{Dim, Op};
+use weldment_ir::{Dim, Op, TensorType};
 
 /// A product of dims: the constants' and the symbols, sorted.
 fn product(dims: &[Dim]) -> (u64, Vec<&str>) {
@@ -32,13 +32,15 @@ pub(super) fn cut(dims: &[Dim], axis: usize, parts: u64) -> Vec<Dim> {
     dims.iter().enumerate().map(part).collect()
 }
 
-/// The op with its result's shape, where it has one as an attribute, cut along `axis`.
-pub(super) fn local(op: &Op, axis: usize, parts: u64) -> Op {
+/// The op with its result's shape, where it has one as an attribute, cut along `axis`; `result` is its type before.
+pub(super) fn local(op: &Op, result: &TensorType, axis: usize, parts: u64) -> Op {
     match op {
         Op::Reshape { shape } => Op::Reshape { shape: cut(shape, axis, parts) },
         Op::Broadcast { shape } => Op::Broadcast { shape: cut(shape, axis, parts) },
-        Op::Slice { axis: along, start, end } if usize::try_from(*along) != Ok(axis) => {
-            Op::Slice { axis: *along, start: *start, end: *end }
+        // A group that is a whole row is a whole part of one.
+        Op::Quantise { dtype, group } if axis + 1 == result.rank() => {
+            let part = result.last_constant().and_then(|k| i64::try_from(k / parts.max(1)).ok());
+            Op::Quantise { dtype: *dtype, group: part.map_or(*group, |part| part.min(*group)) }
         }
         Op::State { name, dtype, shape } => {
             Op::State { name: name.clone(), dtype: *dtype, shape: cut(shape, axis, parts) }

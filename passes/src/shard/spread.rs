@@ -193,6 +193,7 @@ impl Round<'_> {
         let splits = self.splits(id);
         match node.op.kind() {
             OpKind::Matmul | OpKind::MatmulAdd | OpKind::MatmulSiluMul => self.matmul(id, splits),
+            OpKind::ScaledMatmul => self.scaled_matmul(id, &splits),
             OpKind::Gather if splits.is_empty() => Ok(self.gather(id)),
             _ if splits.is_empty() => Ok(self.whole(id)),
             OpKind::Attention | OpKind::SparseAttention => self.attention(id, &splits),
@@ -254,6 +255,12 @@ impl Round<'_> {
                 let axis = usize::try_from(*axis).ok().filter(|a| *a != cut.axis)?;
                 Some(cut.axis - usize::from(axis < cut.axis))
             }
+            // A part of a row has scales of its own: as many groups or, where the row is one group, one for each part, which nothing
+            // but a product of that part may see.
+            Op::Quantise { group, .. } => {
+                let one = cut.axis == last && from.last_constant() == Some(group.unsigned_abs());
+                (!one || self.feeds_products(id)).then_some(cut.axis)
+            }
             Op::Softmax {} | Op::RmsNorm { .. } | Op::AddRmsNorm { .. } => (cut.axis != last).then_some(cut.axis),
             Op::Rope { .. } => (*operand == 0 && cut.axis == 1).then_some(1),
             // Columns of a table that the step computes.
@@ -266,6 +273,13 @@ impl Round<'_> {
         }
     }
 
+    /// Are a node's results codes and scales of products, and nothing else?
+    fn feeds_products(&self, id: NodeId) -> bool {
+        let product = |id: NodeId| self.graph.node(id).op.kind() == OpKind::ScaledMatmul;
+        let is_output = self.graph.outputs().iter().any(|o| o.value.node == id);
+        !is_output && self.graph.users(id).all(|(user, used)| product(user) && used.operand < 2)
+    }
+
     /// The axis along which operand `i` is cut where the result is cut along `axis`; none if it is read whole.
     fn operand_axis(&self, id: NodeId, i: usize, axis: usize) -> Option<usize> {
         use weldment_ir::Category::Elementwise;
@@ -275,7 +289,7 @@ impl Round<'_> {
         match &node.op {
             Op::Reshape { .. } => shapes::through_reshape(&to.shape, &from.shape, axis),
             Op::Transpose { permutation } => usize::try_from(*permutation.get(axis)?).ok(),
-            Op::Slice { .. } | Op::Concat { .. } | Op::Softmax {} => Some(axis),
+            Op::Slice { .. } | Op::Concat { .. } | Op::Softmax {} | Op::Quantise { .. } => Some(axis),
             Op::ReduceSum { axis: a } | Op::ReduceMean { axis: a } | Op::ReduceMax { axis: a } => {
                 Some(axis + usize::from(usize::try_from(*a).is_ok_and(|a| a <= axis)))
             }
@@ -327,14 +341,49 @@ impl Round<'_> {
                 if !node.types[0].dtype.is_compute_float() {
                     return Ok(self.refuse(id));
                 }
-                let operands = vec![None, Some(Cut { axis: 1, parts: self.world })];
-                let biased = self.takes_bias(id);
-                let form = if biased { Form::Partial } else { Form::Reduced };
-                let held = if biased { Held::Partial } else { Held::Whole };
-                Ok((Role { form, operands, results: None }, held))
+                Ok(self.reduced(id, vec![None, Some(Cut { axis: 1, parts: self.world })]))
             }
             _ => Ok(self.refuse(id)),
         }
+    }
+
+    /// A product of codes: as a matmul, with the scales of the weight's rows or columns.
+    fn scaled_matmul(&mut self, id: NodeId, splits: &[(usize, Cut, BTreeSet<NodeId>)]) -> Decision {
+        let node = self.graph.node(id);
+        let last = self.ty(node.operands[0]).rank() - 1;
+        let fixed = [2, 3].into_iter().all(|i| self.is_fixed(node.operands[i]));
+        let scales = self.ty(node.operands[3]);
+        // One scale for all rows, or all columns, is everybody's.
+        let scales_cut = |axis: usize, parts| (scales.shape[axis] != Dim::Const(1)).then_some(Cut { axis, parts });
+        match splits {
+            [] => {
+                let (parts, _) = self.findings.parts.get(&id).copied().unwrap_or((self.world, id));
+                if parts <= 1 || !fixed {
+                    return Ok(self.whole(id));
+                }
+                let wants = vec![None, None, Some(Cut { axis: 0, parts }), scales_cut(0, parts)];
+                Ok(self.split(wants, Cut { axis: node.types[0].rank() - 1, parts }, BTreeSet::from([id])))
+            }
+            [(0, cut, seeds), (1, other, _)] if cut == other && cut.axis < last => {
+                Ok(self.split(vec![None; 4], *cut, seeds.clone()))
+            }
+            [(0, cut, seeds), (1, other, _)] if cut == other && cut.axis == last && fixed => {
+                if cut.parts != self.world {
+                    return Err(self.too_few(seeds, id));
+                }
+                let operands = vec![None, None, Some(Cut { axis: 1, parts: self.world }), scales_cut(1, self.world)];
+                Ok(self.reduced(id, operands))
+            }
+            _ => Ok(self.refuse(id)),
+        }
+    }
+
+    /// A product of a part of its terms.
+    fn reduced(&self, id: NodeId, operands: Vec<Option<Cut>>) -> (Role, Held) {
+        let biased = self.takes_bias(id);
+        let form = if biased { Form::Partial } else { Form::Reduced };
+        let held = if biased { Held::Partial } else { Held::Whole };
+        (Role { form, operands, results: None }, held)
     }
 
     /// A split into fewer parts than ranks, where every rank needs one of its own.

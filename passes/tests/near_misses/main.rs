@@ -1,5 +1,6 @@
 //! One obstacle planted in each graph: the report names it, with its values, and says what to change.
 
+mod collectives;
 mod gates;
 mod matmuls;
 mod norms;
@@ -119,7 +120,14 @@ impl TargetModel for Picky {
         let refuse = |precondition, accepted: &str| {
             Err(Refusal { precondition, found: hidden.to_string(), accepted: accepted.into() })
         };
+        let fused = matches!(op.kind(), OpKind::AllReduceRmsNorm | OpKind::AllReduceAddRmsNorm);
+        let world = op.world().unwrap_or(1);
         match op.kind() {
+            _ if fused && !matches!(world, 2 | 4 | 8) => {
+                let (found, accepted) = (world.to_string(), "2, 4 or 8".to_owned());
+                Err(Refusal { precondition: "world size", found, accepted })
+            }
+            _ if fused && !hidden.is_multiple_of(8) => refuse("hidden size", "a multiple of 8"),
             OpKind::AddRmsNorm if !hidden.is_multiple_of(8) => refuse("hidden size", "a multiple of 8"),
             OpKind::Cast if *op == (Op::Cast { dtype: DType::Q8A }) && hidden == 96 => {
                 refuse("row length", "a multiple of 64")
@@ -147,7 +155,8 @@ fn case(
 #[test]
 fn the_planted_obstacle_is_named() {
     let mut wrong = Vec::new();
-    for case in norms::cases().into_iter().chain(gates::cases()).chain(matmuls::cases()).chain(topk::cases()) {
+    let all = [norms::cases(), gates::cases(), matmuls::cases(), topk::cases(), collectives::cases()];
+    for case in all.into_iter().flatten() {
         let mut b = Build::new(case.name);
         for (name, max) in [("T", 8), ("B", 2), ("P", 2), ("N", 4)] {
             b.graph.declare_symbol(name, 1, max);

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use weldment_ir::interpret::{
     Binding, BindingData, Bindings, Domain, F64, Options, Ring, Tensor, interpret, interpret_ranks,
 };
-use weldment_ir::{Graph, Op, OutputKind};
+use weldment_ir::{Graph, IrError, Op, OutputKind};
 
 /// Rank `rank`'s part of elements along axis 1, of which it holds `held` of `full`.
 fn part<T: Copy>(elements: &[T], shape: &[usize], held: usize, rank: usize, world: usize) -> Vec<T> {
@@ -31,7 +31,7 @@ pub fn spread(whole: &Bindings, sharded: &Graph) -> Bindings {
     let mut out = whole.clone();
     for (name, held) in held_heads(sharded) {
         let binding = whole.get(&name).expect("a bound state");
-        if binding.shape[1] == held {
+        if binding.shape.get(1) == Some(&held) {
             continue;
         }
         let BindingData::F64(elements) = &binding.data else { panic!("{name} is not real") };
@@ -53,9 +53,13 @@ fn compare<D: Domain>(
 ) {
     for output in whole.outputs() {
         let expected = &one[&*output.name];
-        let values = expected.as_values().expect("reals");
         for (rank, outputs) in ranks.iter().enumerate() {
             let found = &outputs[&*output.name];
+            if expected.as_ints().is_some() {
+                assert_eq!(found.as_ints(), expected.as_ints(), "output {}", output.name);
+                continue;
+            }
+            let values = expected.as_values().expect("reals");
             let elements = found.as_values().expect("reals");
             if output.kind == OutputKind::State && found.shape != expected.shape {
                 let expected = part(values, &expected.shape, found.shape[1], rank, ranks.len());
@@ -78,28 +82,35 @@ pub fn assert_ranks_equal(whole: &Graph, sharded: &Graph, ideal: bool, cases: u6
         }
         let dims = dims_of(whole, &mut random);
         let bind = bindings(whole, &dims, &mut random);
-        let spread = spread(&bind, sharded);
-        let (one, ranks) = match (
-            interpret::<Ring>(whole, &dims, &bind, &options),
-            interpret_ranks::<Ring>(sharded, &dims, &spread, &options),
-        ) {
-            (Ok(one), Ok(ranks)) => (one, ranks),
-            // Another draw.
-            (Err(weldment_ir::IrError::ZeroDivisor { .. }), _) | (_, Err(weldment_ir::IrError::ZeroDivisor { .. })) => {
-                continue;
-            }
-            (Err(e), _) | (_, Err(e)) => panic!("{e}"),
-        };
-        let ranks: Vec<_> = ranks.into_iter().map(|r| r.into_iter().collect()).collect();
-        compare::<Ring>(whole, &one.into_iter().collect(), &ranks, &|name, found, expected| {
-            assert!(
-                found.len() == expected.len() && found.iter().zip(expected).all(|(a, b)| Ring::same(*a, *b)),
-                "output {name} differs in the ring"
-            );
-        });
-        done += 1;
+        done += u64::from(assert_equal_on(whole, sharded, &dims, &bind, &options));
     }
     panic!("only {done} of {cases} ring cases could be drawn");
+}
+
+/// Equal in the ring on one instance; false if it has to be drawn again.
+pub fn assert_equal_on(
+    whole: &Graph,
+    sharded: &Graph,
+    dims: &BTreeMap<String, u64>,
+    bind: &Bindings,
+    options: &Options,
+) -> bool {
+    let spread = spread(bind, sharded);
+    let one = interpret::<Ring>(whole, dims, bind, options);
+    let ranks = interpret_ranks::<Ring>(sharded, dims, &spread, options);
+    let (one, ranks) = match (one, ranks) {
+        (Ok(one), Ok(ranks)) => (one, ranks),
+        (Err(IrError::ZeroDivisor { .. }), _) | (_, Err(IrError::ZeroDivisor { .. })) => return false,
+        (Err(e), _) | (_, Err(e)) => panic!("{e}\n{whole}\n{sharded}"),
+    };
+    let ranks: Vec<_> = ranks.into_iter().map(|r| r.into_iter().collect()).collect();
+    compare::<Ring>(whole, &one.into_iter().collect(), &ranks, &|name, found, expected| {
+        assert!(
+            found.len() == expected.len() && found.iter().zip(expected).all(|(a, b)| Ring::same(*a, *b)),
+            "output {name} differs in the ring\n{whole}\n{sharded}"
+        );
+    });
+    true
 }
 
 /// Several steps, each rank threading its own states: the largest difference in f64, relative to the largest value.

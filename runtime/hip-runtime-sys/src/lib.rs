@@ -134,7 +134,8 @@ impl Hip {
 
     /// The calls that the library does not have and that something needs, in the order of [`SYMBOLS`]. One of the two forms of
     /// `hipGetDeviceProperties` is enough, and of `hipGraphInstantiate` too; nothing needs `hipGraphUpload`, which old
-    /// releases lack, `hipExtMallocWithFlags` or `hipGraphKernelNodeGetParams`.
+    /// releases lack, or `hipGraphKernelNodeGetParams`, and only ranks that share memory `hipExtMallocWithFlags`,
+    /// `hipHostGetDevicePointer` and `hipIpc...`.
     pub fn missing(&self) -> Vec<&'static str> {
         let missing = self.table.missing();
         let has = |name: &str| !missing.contains(&name);
@@ -143,9 +144,13 @@ impl Hip {
             "hipGetDeviceProperties" => has("hipGetDevicePropertiesR0600"),
             "hipGraphInstantiateWithFlags" => has("hipGraphInstantiate"),
             "hipGraphInstantiate" => has("hipGraphInstantiateWithFlags"),
-            "hipGraphUpload" | "hipExtMallocWithFlags" | "hipGraphKernelNodeGetParams" => {
-                SYMBOLS.iter().any(|name| has(name))
-            }
+            "hipGraphUpload"
+            | "hipExtMallocWithFlags"
+            | "hipGraphKernelNodeGetParams"
+            | "hipHostGetDevicePointer"
+            | "hipIpcGetMemHandle"
+            | "hipIpcOpenMemHandle"
+            | "hipIpcCloseMemHandle" => SYMBOLS.iter().any(|name| has(name)),
             _ => false,
         };
         missing.iter().copied().filter(|name| !spare(name)).collect()

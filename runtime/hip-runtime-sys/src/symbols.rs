@@ -102,6 +102,14 @@ calls! {
     hipFree(address: *mut c_void);
     /// Pinned host memory that devices can address.
     hipHostMalloc(address: *mut *mut c_void, bytes: usize, flags: c_uint);
+    /// The address at which the current device sees mapped pinned memory; `flags` is 0.
+    hipHostGetDevicePointer(device: *mut *mut c_void, host: *mut c_void, flags: c_uint);
+    /// A handle by which other processes map an allocation, of which `address` is the start.
+    hipIpcGetMemHandle(handle: *mut hipIpcMemHandle_t, address: *mut c_void);
+    /// Maps an allocation of another process.
+    hipIpcOpenMemHandle(address: *mut *mut c_void, handle: hipIpcMemHandle_t, flags: c_uint);
+    /// Unmaps it. Its owner may free it once all who mapped it have done so.
+    hipIpcCloseMemHandle(address: *mut c_void);
     /// Frees pinned host memory.
     hipHostFree(address: *mut c_void);
     /// Copies in stream order.

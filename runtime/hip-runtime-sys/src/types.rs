@@ -212,3 +212,25 @@ pub const hipEventDisableTiming: c_uint = 2;
 pub const hipHostMallocDefault: c_uint = 0;
 /// Device memory that no cache keeps, for flags that other devices write.
 pub const hipDeviceMallocUncached: c_uint = 3;
+/// Pinned memory that every device of the process can use.
+pub const hipHostMallocPortable: c_uint = 1;
+/// Pinned memory that devices address.
+pub const hipHostMallocMapped: c_uint = 2;
+/// Pinned memory that no cache of a device keeps while a kernel runs.
+pub const hipHostMallocCoherent: c_uint = 0x4000_0000;
+/// Lets the devices address each other, if they do not yet, when memory of another process is mapped.
+pub const hipIpcMemLazyEnablePeerAccess: c_uint = 1;
+
+/// A handle by which other processes map an allocation.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct hipIpcMemHandle_t {
+    /// What it is made of is the library's own business.
+    pub reserved: [u8; 64],
+}
+
+impl Default for hipIpcMemHandle_t {
+    fn default() -> Self {
+        hipIpcMemHandle_t { reserved: [0; 64] }
+    }
+}

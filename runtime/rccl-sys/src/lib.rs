@@ -43,6 +43,21 @@ pub enum DataType {
     Bfloat16 = 9,
 }
 
+/// `ncclConfig_t` as version 2.14 has it; its own size and version tell later ones what is left at its default.
+#[repr(C)]
+struct Config {
+    size: usize,
+    magic: u32,
+    version: u32,
+    blocking: c_int,
+}
+
+impl Config {
+    /// Calls return before they are done.
+    const NON_BLOCKING: Config =
+        Config { size: std::mem::size_of::<Config>(), magic: 0xcafe_beef, version: 21_400, blocking: 0 };
+}
+
 /// `ncclSum` of `ncclRedOp_t`.
 const SUM: c_int = 0;
 /// `ncclSuccess`.
@@ -110,7 +125,7 @@ macro_rules! calls {
 calls! {
     ncclGetVersion(*mut c_int) -> c_int;
     ncclGetUniqueId(*mut UniqueId) -> c_int;
-    ncclCommInitRank(*mut usize, c_int, UniqueId, c_int) -> c_int;
+    ncclCommInitRankConfig(*mut usize, c_int, UniqueId, c_int, *mut Config) -> c_int;
     ncclCommDestroy(usize) -> c_int;
     ncclCommAbort(usize) -> c_int;
     ncclCommGetAsyncError(usize, *mut c_int) -> c_int;
@@ -248,14 +263,29 @@ impl Rccl {
         Ok(id)
     }
 
-    /// Joins the communicator `id` of `world` ranks on the thread's current device; returns when all have.
+    /// Begins to join the communicator `id` of `world` ranks on the thread's current device. Nothing may be sent before
+    /// [`Rccl::ready`] says so.
     ///
     /// # Errors
     /// As the call.
     pub fn join(&self, id: UniqueId, rank: u32, world: u32) -> Result<Comm> {
-        let mut comm = 0usize;
-        call!(self, ncclCommInitRank(&mut comm, world as c_int, id, rank as c_int))?;
+        let (mut comm, mut config) = (0usize, Config::NON_BLOCKING);
+        call!(self, ncclCommInitRankConfig(&mut comm, world as c_int, id, rank as c_int, &mut config))?;
         Ok(Comm(comm))
+    }
+
+    /// True once what was last asked of a communicator is done or enqueued.
+    ///
+    /// # Errors
+    /// What that ran into, or the call's own.
+    ///
+    /// # Safety
+    /// `comm` is live and of this library.
+    pub unsafe fn ready(&self, comm: Comm) -> Result<bool> {
+        let mut code = SUCCESS;
+        call!(self, ncclCommGetAsyncError(comm.0, &mut code), comm.0)?;
+        self.check("ncclCommGetAsyncError", code, comm.0)?;
+        Ok(code != IN_PROGRESS)
     }
 
     /// Frees a communicator once its work is done.
@@ -278,19 +308,6 @@ impl Rccl {
     /// As [`Rccl::destroy`].
     pub unsafe fn abort(&self, comm: Comm) -> Result<()> {
         call!(self, ncclCommAbort(comm.0))
-    }
-
-    /// An error that enqueued work ran into.
-    ///
-    /// # Errors
-    /// That error, or the call's.
-    ///
-    /// # Safety
-    /// `comm` is live and of this library.
-    pub unsafe fn async_error(&self, comm: Comm) -> Result<()> {
-        let mut code = SUCCESS;
-        call!(self, ncclCommGetAsyncError(comm.0, &mut code), comm.0)?;
-        self.check("ncclCommGetAsyncError", code, comm.0)
     }
 
     /// Sums over all ranks.

@@ -173,6 +173,9 @@ impl Checker<'_> {
                     if program.target.is_gpu() {
                         self.gpu_grid(&place, variant, launch)?;
                     }
+                    if let Some(sum) = &launch.all_reduce {
+                        self.all_reduce(&place, program, variant, launch, sum)?;
+                    }
                     if let Some(gemm) = &launch.gemm {
                         self.gemm(&place, program, variant, launch, gemm)?;
                     }
@@ -311,6 +314,33 @@ impl Checker<'_> {
             let size = self.region_bytes(program, arg.region).filter(|_| !matches!(arg.region, Region::State(_)));
             if stride < width || stride > limit || end.zip(size).is_none_or(|(end, size)| end > size) {
                 return self.bad(place, format!("{rows} rows of {width} at stride {stride} pass {:?}", arg.region));
+            }
+        }
+        Ok(())
+    }
+
+    /// As [`Check::gemm`], for a sum over ranks.
+    fn all_reduce(
+        &self,
+        place: &str,
+        program: &Program,
+        variant: &Variant,
+        launch: &Launch,
+        sum: &AllReduce,
+    ) -> Result<()> {
+        if !program.target.is_gpu() || !matches!(sum.dtype, DType::F32 | DType::BF16 | DType::F16) {
+            return self.bad(place, "a library sum over ranks is one of f32, bf16 or f16 on a GPU");
+        }
+        let elements = self.manifest.most_programs(variant, &sum.elements);
+        let bytes = elements.filter(|n| *n > 0).and_then(|n| sum.dtype.byte_size(&[n]));
+        let [x, out, ..] = &launch.args[..] else {
+            return self.bad(place, "a library sum over ranks lacks arguments");
+        };
+        for arg in [x, out] {
+            let end = bytes.and_then(|n| n.checked_add(arg.offset));
+            let size = self.region_bytes(program, arg.region).filter(|_| !matches!(arg.region, Region::State(_)));
+            if end.zip(size).is_none_or(|(end, size)| end > size) {
+                return self.bad(place, format!("{elements:?} elements of a library sum pass {:?}", arg.region));
             }
         }
         Ok(())

@@ -254,6 +254,9 @@ pub struct Launch {
     /// The launch is this matrix product, which a vendor's library may do instead of the kernel.
     #[serde(rename = "m", default, skip_serializing_if = "Option::is_none")]
     pub gemm: Option<Gemm>,
+    /// The launch is this sum over ranks, which the vendor's library may do instead of the kernel.
+    #[serde(rename = "l", default, skip_serializing_if = "Option::is_none")]
+    pub all_reduce: Option<AllReduce>,
     /// What the launch leaves behind, for those who want to look at it; written only if the compiler was asked to.
     #[serde(rename = "r", default, skip_serializing_if = "Vec::is_empty")]
     pub results: Vec<LaunchResult>,
@@ -307,6 +310,17 @@ pub struct Gemm {
     /// Elements from one row of the addend to the next, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub addend_stride: Option<u64>,
+}
+
+/// `out = sum over ranks of x`, both contiguous. The launch's first two arguments are x and out. The library sums as it sees fit:
+/// not in the order of ranks, and rounding more than once where there are more than two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AllReduce {
+    /// Elements; the library adds as many as the variant has at most.
+    pub elements: GridDim,
+    /// f32, f16 or bf16.
+    pub dtype: DType,
 }
 
 /// Work estimate of a launch: `fixed + T * per_token`.

@@ -4,6 +4,7 @@ use super::bench::{BenchOptions, bench};
 use super::doctor::{DoctorOptions, doctor_with};
 use super::eval::{EvalOptions, eval};
 use super::inspect::{InspectOptions, View, inspect};
+use super::launch;
 use super::run::{Prompt, RunOptions, run};
 use super::verify::{VerifyOptions, verify};
 use super::{SessionArgs, put};
@@ -15,6 +16,7 @@ use lexopt::{Arg, Parser, ValueExt};
 use std::ffi::OsString;
 use std::io::Write;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// What `--help` prints.
 pub const USAGE: &str = "\
@@ -31,7 +33,9 @@ weldment-rt: runs Weldment artifacts
 
 run, eval and bench take --device auto|host|cuda[:I]|hip[:I] (default auto: the first program of the artifact that a device here
 can run, GPUs first), --threads N (default: physical cores), --weights-file FILE|FOLDER and --shapes FILE (or WELDMENT_SHAPES):
-a histogram of the steps' shapes and of the variants that ran them, written when the session closes. run and eval take
+a histogram of the steps' shapes and of the variants that ran them, written when the session closes. An artifact of several ranks
+runs as the rank that RANK, WORLD_SIZE and LOCAL_RANK (or mpirun's or srun's variables) name; without them its ranks are started here.
+--collective-timeout SECONDS (default 5): a rank that is missing, silent or behind for so long ends all. run and eval take
 --values FILE --uncaptured: statistics of what each launch left, of launches that run one by one on the host.
 Data goes to stdout, messages to stderr (WELDMENT_LOG). Exit code 0: done, 1: a check failed, 2: bad input.
 ";
@@ -56,6 +60,7 @@ struct Given {
     prefill: Option<usize>,
     shapes: Option<PathBuf>,
     values: Option<PathBuf>,
+    collective_timeout: Option<Duration>,
     flags: Vec<String>,
     names: Vec<String>,
 }
@@ -63,7 +68,7 @@ struct Given {
 /// Runs the command line `arguments` (without the program's name) and returns the exit code.
 pub fn main(arguments: Vec<OsString>, open_codec: OpenCodec<'_>) -> u8 {
     let mut out = std::io::stdout();
-    match dispatch(arguments, open_codec, &mut out) {
+    match launch::follow_launcher().and_then(|()| dispatch(arguments, open_codec, &mut out)) {
         Ok(()) => 0,
         Err(e) => {
             eprintln!("error: {e}");
@@ -77,7 +82,7 @@ fn usage(detail: impl std::fmt::Display) -> Error {
 }
 
 fn dispatch(arguments: Vec<OsString>, open_codec: OpenCodec<'_>, out: &mut dyn Write) -> Result<()> {
-    let mut parser = Parser::from_args(arguments);
+    let mut parser = Parser::from_args(arguments.clone());
     let command = match parser.next().map_err(usage)? {
         Some(Arg::Value(command)) => command.string().map_err(usage)?,
         Some(Arg::Long("help") | Arg::Short('h')) => return put(out, USAGE),
@@ -113,6 +118,8 @@ fn dispatch(arguments: Vec<OsString>, open_codec: OpenCodec<'_>, out: &mut dyn W
             values: given.values.clone(),
             uncaptured: given.flags.iter().any(|f| f == "uncaptured"),
             cache: None,
+            collective_timeout: given.collective_timeout,
+            relaunch: Some(arguments.clone()),
         })
     };
     let flag = |name: &str| given.flags.iter().any(|f| f == name);
@@ -126,6 +133,7 @@ fn dispatch(arguments: Vec<OsString>, open_codec: OpenCodec<'_>, out: &mut dyn W
                     "shapes",
                     "values",
                     "uncaptured",
+                    "collective-timeout",
                     "tokens",
                     "prompt",
                     "raw",
@@ -159,6 +167,7 @@ fn dispatch(arguments: Vec<OsString>, open_codec: OpenCodec<'_>, out: &mut dyn W
                     "shapes",
                     "values",
                     "uncaptured",
+                    "collective-timeout",
                     "tokens",
                     "logits",
                     "stepwise",
@@ -171,7 +180,20 @@ fn dispatch(arguments: Vec<OsString>, open_codec: OpenCodec<'_>, out: &mut dyn W
             eval(&EvalOptions { session: session()?, tokens, logits, stepwise: flag("stepwise") })
         }
         "bench" => {
-            only(&["device", "threads", "weights-file", "shapes", "batch", "context", "prefill", "json"], 1)?;
+            only(
+                &[
+                    "device",
+                    "threads",
+                    "weights-file",
+                    "shapes",
+                    "collective-timeout",
+                    "batch",
+                    "context",
+                    "prefill",
+                    "json",
+                ],
+                1,
+            )?;
             let (batch, context, prefill) = (given.batch.unwrap_or(1), given.context, given.prefill);
             bench(&BenchOptions { session: session()?, batch, context, prefill, json: flag("json") }, out)
         }
@@ -223,6 +245,12 @@ fn parse(parser: &mut Parser) -> Result<Option<Given>> {
             "values" => given.values = Some(path(parser)?),
             "tokens" => given.tokens = Some(path(parser)?),
             "prompt" => given.prompt = Some(value(parser)?),
+            "collective-timeout" => {
+                let seconds: f64 = value(parser)?;
+                let timeout = Duration::try_from_secs_f64(seconds).ok().filter(|t| !t.is_zero());
+                let refused = || usage(format_args!("--collective-timeout {seconds}: a positive number of seconds"));
+                given.collective_timeout = Some(timeout.ok_or_else(refused)?);
+            }
             "conformance" => given.conformance = Some(path(parser)?),
             "logits" => given.logits = Some(path(parser)?),
             "max-tokens" => given.max_tokens = Some(value(parser)?),

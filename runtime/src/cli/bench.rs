@@ -56,6 +56,8 @@ pub struct BenchResult {
     pub copies: Vec<CapturedCopy>,
     /// What only a GPU has.
     pub gpu: Option<GpuResult>,
+    /// This process speaks for all ranks.
+    pub reports: bool,
 }
 
 /// Measures and reports.
@@ -63,7 +65,15 @@ pub struct BenchResult {
 /// # Errors
 /// Bad input of any kind.
 pub fn bench(options: &BenchOptions, out: &mut dyn Write) -> Result<()> {
-    let r = measure(options)?;
+    let started = Instant::now();
+    let artifact = crate::Artifact::open(&options.session.artifact)?;
+    if options.session.launched(&artifact)? {
+        return Ok(());
+    }
+    let r = measure_opened(&artifact, options, started)?;
+    if !r.reports {
+        return Ok(());
+    }
     let (batch, context, prefill) = r.shape;
     let decode = batch as f64 / r.step.as_secs_f64();
     let prefill_speed = prefill as f64 / r.prefill.as_secs_f64();
@@ -137,15 +147,18 @@ pub fn bench(options: &BenchOptions, out: &mut dyn Write) -> Result<()> {
 /// [`Error::InvalidInput`] naming the compiled range if batch, context or prefill is outside.
 pub fn measure(options: &BenchOptions) -> Result<BenchResult> {
     let started = Instant::now();
-    let artifact = crate::Artifact::open(&options.session.artifact)?;
+    measure_opened(&crate::Artifact::open(&options.session.artifact)?, options, started)
+}
+
+fn measure_opened(artifact: &crate::Artifact, options: &BenchOptions, started: Instant) -> Result<BenchResult> {
     let shape = Shape::within(artifact.manifest(), options.batch, options.context, options.prefill)?;
     let Shape { batch, context, prefill } = shape;
-    let mut session = options.session.session(&artifact, batch, Some(context.max(prefill)))?;
+    let mut session = options.session.session(artifact, batch, Some(context.max(prefill)))?;
     let open = started.elapsed();
     let jit = session.module().load_report().jit;
     let decoded = decode(&mut session, shape)?;
     let prompt = workload::tokens(&session, prefill);
-    let prefill_time = repeat(|| workload::prefill(&mut session, &prompt))?;
+    let prefill_time = repeat(&mut session, |session| workload::prefill(session, &prompt))?;
     let device = session.device().driver().name();
     let Decoded { step, bytes: bytes_per_step, copies, gpu } = decoded;
     let mut result = BenchResult {
@@ -158,17 +171,20 @@ pub fn measure(options: &BenchOptions) -> Result<BenchResult> {
         read_bandwidth: 0.0,
         copies,
         gpu: None,
+        reports: session.reports(),
     };
     let Some(gpu) = gpu else {
         result.read_bandwidth = probe(session.weights().len(), session.threads());
+        session.close()?;
         return Ok(result);
     };
     let driver = session.device().driver();
     let (read_bandwidth, probe) = gpu_bench::bandwidth(driver)?;
     let at = Instant::now();
-    load_code(&artifact, session.program(), driver, weights::cache_dir().as_deref())?;
+    load_code(artifact, session.program(), driver, weights::cache_dir().as_deref())?;
     result.read_bandwidth = read_bandwidth;
     result.gpu = Some(GpuResult { jit, reload: at.elapsed(), probe, ..gpu });
+    session.close()?;
     Ok(result)
 }
 
@@ -183,7 +199,7 @@ struct Decoded {
 fn decode(session: &mut Session, shape: Shape) -> Result<Decoded> {
     let decode = DecodeStep::new(session, shape)?;
     let input = decode.input();
-    let single = repeat(|| session.step(&input).map(|_| ()))?;
+    let single = repeat(session, |session| session.step(&input).map(|_| ()))?;
     let Shape { batch, context, .. } = shape;
     let bytes = session.bytes_per_step(batch, context);
     let mut decoded = Decoded { step: single, bytes, copies: session.last_copies(), gpu: None };
@@ -208,14 +224,16 @@ fn decode(session: &mut Session, shape: Shape) -> Result<Decoded> {
     Ok(decoded)
 }
 
-/// The median time of `body`, after one run to warm up.
-fn repeat(mut body: impl FnMut() -> Result<()>) -> Result<Duration> {
-    body()?;
-    let started = Instant::now();
-    let mut times = Vec::new();
-    while times.len() < *STEPS.start() || (started.elapsed() < BUDGET && times.len() < *STEPS.end()) {
+/// The median time of `body`, after one run to warm up. All ranks run it as often as rank 0 says.
+fn repeat(session: &mut Session, mut body: impl FnMut(&mut Session) -> Result<()>) -> Result<Duration> {
+    body(session)?;
+    let at = Instant::now();
+    body(session)?;
+    let rounds = gpu_bench::rounds(session, at.elapsed(), BUDGET, &STEPS)?;
+    let mut times = Vec::with_capacity(rounds);
+    for _ in 0..rounds {
         let at = Instant::now();
-        body()?;
+        body(session)?;
         times.push(at.elapsed());
     }
     Ok(gpu_bench::median(&mut times))

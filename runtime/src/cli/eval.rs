@@ -1,6 +1,7 @@
 //! `eval`: the logits of every position, as a file.
 
 use super::{SessionArgs, files};
+use crate::artifact::Artifact;
 use crate::error::{Error, Result};
 use std::path::PathBuf;
 
@@ -29,9 +30,19 @@ pub fn eval(options: &EvalOptions) -> Result<()> {
             i32::try_from(*id).map_err(|_| Error::InvalidInput(format!("token id {id} is outside the vocabulary")))
         })
         .collect::<Result<Vec<i32>>>()?;
-    let (_, mut session) = options.session.open(1, Some(ids.len()))?;
+    let artifact = Artifact::open(&options.session.artifact)?;
+    if options.session.launched(&artifact)? {
+        return Ok(());
+    }
+    let mut session = options.session.session(&artifact, 1, Some(ids.len()))?;
     let logits = session.eval(&ids, options.stepwise)?;
-    files::write_logits(&options.logits, &logits, session.model().vocab_size as usize)?;
-    eprintln!("{} tokens evaluated, logits in {}", ids.len(), options.logits.display());
+    let reports = session.reports();
+    if reports {
+        files::write_logits(&options.logits, &logits, session.model().vocab_size as usize)?;
+    }
+    session.close()?;
+    if reports {
+        eprintln!("{} tokens evaluated, logits in {}", ids.len(), options.logits.display());
+    }
     Ok(())
 }

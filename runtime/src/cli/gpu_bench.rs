@@ -7,6 +7,7 @@ use crate::driver::{CaptureArg, CaptureLaunch, CaptureSpec, Driver, KernelEntry,
 use crate::error::Result;
 use crate::session::{Session, StepInput};
 use serde_json::{Value, json};
+use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
 /// Steps enqueued before one wait.
@@ -70,8 +71,10 @@ impl GpuResult {
 pub fn back_to_back(session: &mut Session, input: &StepInput<'_>, budget: Duration) -> Result<(Duration, Duration)> {
     let (mut wall, mut device) = (Vec::new(), Vec::new());
     session.step(input)?;
-    let started = Instant::now();
-    while wall.len() < 5 || (started.elapsed() < budget && wall.len() < 200) {
+    let at = Instant::now();
+    session.step(input)?;
+    let rounds = rounds(session, at.elapsed() * IN_FLIGHT as u32, budget, &(5..=200))?;
+    for _ in 0..rounds {
         let at = Instant::now();
         let first = session.stream().record()?;
         for _ in 0..IN_FLIGHT {
@@ -83,6 +86,13 @@ pub fn back_to_back(session: &mut Session, input: &StepInput<'_>, budget: Durati
         device.push(last.since(&first)? / IN_FLIGHT as u32);
     }
     Ok((median(&mut wall), median(&mut device)))
+}
+
+/// How often something that takes `one` is done to fill `budget`, within `limits`; as rank 0 says, on all ranks.
+pub fn rounds(session: &Session, one: Duration, budget: Duration, limits: &RangeInclusive<usize>) -> Result<usize> {
+    let filled = (budget.as_secs_f64() / one.as_secs_f64().max(1e-9)) as usize;
+    let rounds = session.as_on_rank_0(filled.clamp(*limits.start(), *limits.end()) as u64)?;
+    Ok(usize::try_from(rounds).unwrap_or(*limits.start()).clamp(*limits.start(), *limits.end()))
 }
 
 /// The middle one of `times`.

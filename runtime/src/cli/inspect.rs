@@ -1,7 +1,7 @@
 //! `inspect`: what an artifact holds, after every section's hash was checked.
 
 use super::put;
-use crate::artifact::{Artifact, Entry, GridDim, Kernel, Manifest, Program, Region, WeightMode};
+use crate::artifact::{Artifact, Entry, GridDim, Kernel, Manifest, Program, Region, Shard, WeightMode};
 use crate::error::{Error, Result};
 use crate::graph::launched_copies;
 use std::collections::BTreeSet;
@@ -96,6 +96,9 @@ fn summary(t: &mut String, artifact: &Artifact) -> std::fmt::Result {
         model.max_seq,
         model.kv_block
     )?;
+    if m.world > 1 {
+        writeln!(t, "ranks     {}", m.world)?;
+    }
     let dims: Vec<String> = m.symbols.iter().map(|s| format!("{} {}..={}", s.name, s.min, s.max)).collect();
     writeln!(t, "dims      {}", dims.join(", "))?;
     let mode = match m.weights.mode {
@@ -122,6 +125,10 @@ fn summary(t: &mut String, artifact: &Artifact) -> std::fmt::Result {
             p.pack.key
         )?;
     }
+    for (p, slab) in m.programs.iter().filter_map(|p| Some((p, p.slab.as_ref()?))) {
+        let filled: u64 = slab.fills.iter().map(|fill| fill.bytes).fold(0, u64::saturating_add);
+        writeln!(t, "slab      {}: {} bytes on every rank, {filled} of them filled", p.target.name, slab.bytes)?;
+    }
     for (key, value) in &m.options {
         writeln!(t, "option    {key} = {value}")?;
     }
@@ -139,13 +146,24 @@ fn memory(t: &mut String, m: &Manifest) -> std::fmt::Result {
     }
     for p in &m.programs {
         writeln!(t, "arena    {:<28} {:>14} bytes", p.target.name, p.arena_bytes)?;
+        if let Some(slab) = &p.slab {
+            writeln!(t, "slab     {:<28} {:>14} bytes", p.target.name, slab.bytes)?;
+            for fill in &slab.fills {
+                writeln!(t, "fill     {:>12} + {:<12} {:#010x}", fill.offset, fill.bytes, fill.word)?;
+            }
+        }
         for item in &p.pack.items {
-            let names: Vec<&str> = item
-                .tensors
-                .iter()
-                .filter_map(|i| m.weights.tensors.get(*i as usize))
-                .map(|tensor| tensor.name.as_str())
-                .collect();
+            let names = item.tensors.iter().enumerate().filter_map(|(at, index)| {
+                let name = &m.weights.tensors.get(*index as usize)?.name;
+                Some(match item.shard(at) {
+                    Some(Shard { axis, parts, replicas: 1 }) => format!("{name}[axis {axis} / {parts}]"),
+                    Some(Shard { axis, parts, replicas }) => {
+                        format!("{name}[axis {axis} / {parts}, {replicas} ranks each]")
+                    }
+                    None => name.clone(),
+                })
+            });
+            let names: Vec<String> = names.collect();
             writeln!(t, "weights  {:>12} + {:<12} {:?} <- {}", item.offset, item.bytes, item.layout, names.join(" "))?;
         }
     }

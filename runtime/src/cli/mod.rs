@@ -8,18 +8,22 @@ pub mod eval;
 pub mod files;
 pub mod gpu_bench;
 pub mod inspect;
+pub mod launch;
 pub mod run;
 pub mod verify;
 pub mod workload;
 
 use crate::artifact::Artifact;
+use crate::comm::{DEFAULT_DEADLINE, Ranks};
 use crate::device::{Device, DeviceChoice};
 use crate::driver::host::HostOptions;
 use crate::error::{Error, Result};
 use crate::session::{Session, SessionOptions};
 use crate::weights;
+use std::ffi::OsString;
 use std::io::Write;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// What every command that runs a model needs.
 #[derive(Clone, Debug, Default)]
@@ -40,9 +44,29 @@ pub struct SessionArgs {
     pub values: Option<PathBuf>,
     /// Runs launches one by one; [`SessionOptions::captured`].
     pub uncaptured: bool,
+    /// How long a rank may be missing, silent or behind; [`SessionOptions::collective_timeout`].
+    pub collective_timeout: Option<Duration>,
+    /// The command line, without the program's name, that is repeated to start ranks; `None` starts none.
+    pub relaunch: Option<Vec<OsString>>,
 }
 
 impl SessionArgs {
+    /// Starts the ranks that `artifact` needs, if it needs several, this process is none and may start some, and waits for them:
+    /// true if they have done everything there was to do.
+    ///
+    /// # Errors
+    /// [`Error::Ranks`] if one of them failed, others if the environment's variables make no sense.
+    pub fn launched(&self, artifact: &Artifact) -> Result<bool> {
+        let world = artifact.manifest().world;
+        match &self.relaunch {
+            Some(arguments) if world > 1 && Ranks::from_env()?.is_none() => {
+                launch::launch(arguments, world, self.collective_timeout.unwrap_or(DEFAULT_DEADLINE))?;
+                Ok(true)
+            }
+            _ => Ok(false),
+        }
+    }
+
     /// Opens the artifact and sets up a session whose KV cache has room for `sequences` of `positions` each.
     ///
     /// # Errors
@@ -58,9 +82,11 @@ impl SessionArgs {
     /// # Errors
     /// As [`SessionArgs::open`].
     pub fn session(&self, artifact: &Artifact, sequences: usize, positions: Option<usize>) -> Result<Session> {
-        let host = HostOptions { threads: self.threads, pin_caller: true, local_rank: None };
-        let device = Device::open(self.device, artifact, host)?;
         let manifest = artifact.manifest();
+        let ranks = if manifest.world > 1 { Ranks::from_env()? } else { None };
+        let local_rank = ranks.map(|ranks| (ranks.local_rank as usize, ranks.local_world as usize));
+        let host = HostOptions { threads: self.threads, pin_caller: local_rank.is_none(), local_rank };
+        let device = Device::open(self.device, artifact, host)?;
         let kv_blocks = manifest.symbol("N").map(|(_, n)| {
             let width = manifest.symbol("P").map_or(1, |(_, p)| p.max);
             let asked = positions.map_or(width, |p| (p as u64).div_ceil(u64::from(manifest.model.kv_block)).min(width));
@@ -71,7 +97,9 @@ impl SessionArgs {
         let defaults = SessionOptions::default();
         let shapes = self.shapes.clone().or_else(|| defaults.shapes.clone());
         let (values, captured) = (self.values.clone(), !self.uncaptured);
-        let options = SessionOptions { kv_blocks, weights_file, cache, shapes, values, captured, ..defaults };
+        let collective_timeout = self.collective_timeout.unwrap_or(defaults.collective_timeout);
+        let options =
+            SessionOptions { kv_blocks, weights_file, cache, shapes, values, captured, collective_timeout, ..defaults };
         Session::new(artifact, &device, options)
     }
 }

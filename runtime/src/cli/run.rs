@@ -45,6 +45,9 @@ pub struct RunOptions {
 pub fn run(options: &RunOptions, open_codec: OpenCodec<'_>, out: &mut dyn Write) -> Result<()> {
     let started = Instant::now();
     let artifact = Artifact::open(&options.session.artifact)?;
+    if options.session.launched(&artifact)? {
+        return Ok(());
+    }
     // With token ids the tokenizer is not needed before the end, if at all: building it would cost most of the start.
     let codec = match &options.prompt {
         Prompt::Tokens(_) => None,
@@ -62,6 +65,10 @@ pub fn run(options: &RunOptions, open_codec: OpenCodec<'_>, out: &mut dyn Write)
     let positions = prompt.len().saturating_add(options.generate.max_tokens);
     let mut session = options.session.session(&artifact, 1, Some(positions))?;
     let load = started.elapsed();
+    // One rank speaks for all.
+    let mut silent = std::io::sink();
+    let reports = session.reports();
+    let out: &mut dyn Write = if reports { out } else { &mut silent };
     let mut decoder = codec.as_ref().map(|codec| codec.decoder());
     let (mut text, mut failure, mut first) = (String::new(), None, true);
     let mut emit = |piece: &str, failure: &mut Option<Error>| {
@@ -115,9 +122,14 @@ pub fn run(options: &RunOptions, open_codec: OpenCodec<'_>, out: &mut dyn Write)
         if let Some(object) = report.as_object_mut() {
             object.insert("text".into(), text.into());
         }
-        return put_json(out, &report);
+        put_json(out, &report)?;
+        return session.close();
     }
     put(out, "\n")?;
+    session.close()?;
+    if !reports {
+        return Ok(());
+    }
     eprintln!(
         "{} prompt tokens, {} generated ({}), first token after {:.1} ms, {speed:.1} tokens/s",
         prompt.len(),

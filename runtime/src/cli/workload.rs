@@ -2,7 +2,7 @@
 //! compared runs this, so that it is the same work.
 
 use super::SessionArgs;
-use super::gpu_bench::{back_to_back, median};
+use super::gpu_bench::{back_to_back, median, rounds};
 use crate::artifact::{Artifact, Manifest};
 use crate::error::{Error, Result};
 use crate::memory::Sequence;
@@ -160,9 +160,11 @@ impl Workload {
             return back_to_back(&mut self.session, &input, budget).map(|(wall, _)| wall);
         }
         self.session.step(&input)?;
-        let started = Instant::now();
-        let mut times = Vec::new();
-        while times.len() < 3 || started.elapsed() < budget {
+        let at = Instant::now();
+        self.session.step(&input)?;
+        let rounds = rounds(&self.session, at.elapsed(), budget, &(3..=100_000))?;
+        let mut times = Vec::with_capacity(rounds);
+        for _ in 0..rounds {
             let at = Instant::now();
             self.session.step(&input)?;
             times.push(at.elapsed());

@@ -77,6 +77,8 @@ pub struct Slot {
     progress: AtomicU64,
     /// Counts up while a program of the rank rests because something has not arrived (host).
     pub rests: AtomicU64,
+    /// Counts the times that a program of the rank began to rest (host).
+    pub waits: AtomicU64,
     signatures: [[AtomicU64; 2]; SIGNATURES],
     message: [AtomicU8; MESSAGE_BYTES],
 }

@@ -11,7 +11,7 @@ use rustix::process::{Pid, PidfdFlags, Signal};
 use std::fmt;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -130,7 +130,9 @@ impl Group {
         ranks.check()?;
         let deadline = options.deadline.max(Duration::from_millis(50));
         let fault = Fault::from_env(ranks.rank)?;
-        fault.at(Point::Init)?;
+        fault.at(Point::Init).map_err(|e| {
+            Error::from(Failure { rank: ranks.rank, phase: Phase::Joining, step: 0, cause: e.to_string() })
+        })?;
         let met = rendezvous::meet(&ranks, deadline)?;
         let map = ControlMap::new(&met.file)?;
         let socket = |e: std::io::Error| Error::Driver(format!("no socket for the watchdog: {e}"));
@@ -252,8 +254,9 @@ impl Group {
         let mut looks = 0u32;
         loop {
             let missing = (0..world).find(|rank| control.slot(*rank).barriers.load(Ordering::SeqCst) < mine);
-            let Some(missing) = missing else { return Ok(()) };
+            // Ranks that leave after a failure pass here too.
             self.check()?;
+            let Some(missing) = missing else { return Ok(()) };
             if began.elapsed() > self.inner.deadline * deadlines {
                 let slot = control.slot(missing);
                 let cause = format!("it did not come to the {what} within {} s", began.elapsed().as_secs());
@@ -409,9 +412,10 @@ impl Group {
         Ok((self.share(buffer)?, stride))
     }
 
-    /// The address of the word that waiting programs of the host look at, and of the counter that shows that they rest.
-    pub(super) fn host_words(&self) -> (*const std::sync::atomic::AtomicU32, *const AtomicU64) {
-        (&raw const self.control().abort, &raw const self.control().slot(self.ranks().rank).rests)
+    /// The address of the word that waiting programs of the host look at, and of the counters that show that they rest.
+    pub(super) fn host_words(&self) -> (*const AtomicU32, [*const AtomicU64; 2]) {
+        let slot = self.control().slot(self.ranks().rank);
+        (&raw const self.control().abort, [&raw const slot.rests, &raw const slot.waits])
     }
 }
 

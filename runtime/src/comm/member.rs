@@ -3,6 +3,7 @@
 use super::control::Phase;
 use super::fault::Point;
 use super::group::{Group, GroupOptions};
+use super::library::Library;
 use super::ranks::Ranks;
 use super::slab::Attached;
 use crate::artifact::{Artifact, Manifest, Program};
@@ -110,6 +111,18 @@ impl Member {
         self.group.phase(Phase::Capture);
         self.group.fault(Point::Capture)?;
         Ok(buffers)
+    }
+
+    /// The vendor's collectives, if a launch of `program` may use them; all ranks call this together, the rank's device current.
+    ///
+    /// # Errors
+    /// [`Error::Rank`] if one fails.
+    pub fn library(&self, program: &Program) -> Result<Option<Arc<Library>>> {
+        let launches = program.entries.iter().flat_map(|e| &e.variants).flat_map(|v| &v.launches);
+        match program.target.is_gpu() && launches.into_iter().any(|launch| launch.all_reduce.is_some()) {
+            true => Library::join(&self.group),
+            false => Ok(None),
+        }
     }
 
     /// Waits until all ranks have captured.

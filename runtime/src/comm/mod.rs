@@ -8,6 +8,7 @@
 pub mod control;
 pub mod fault;
 pub mod group;
+mod library;
 pub(crate) mod member;
 mod ranks;
 mod relax;
@@ -17,6 +18,7 @@ mod watchdog;
 
 pub use control::Phase;
 pub use group::{Group, GroupOptions};
+pub use library::Library;
 pub use ranks::Ranks;
 
 use std::time::Duration;

@@ -17,11 +17,15 @@ struct Watched<T> {
 }
 
 impl<T: PartialEq> Watched<T> {
-    /// Looks again; how long it has been the same.
-    fn look(&mut self, value: T, now: Instant) -> Duration {
+    /// Looks again.
+    fn look(&mut self, value: T, now: Instant) {
         if self.value != value {
             (self.value, self.since) = (value, now);
         }
+    }
+
+    /// How long it has been the same.
+    fn age(&self, now: Instant) -> Duration {
         now.saturating_duration_since(self.since)
     }
 }
@@ -31,46 +35,46 @@ pub fn tick(deadline: Duration) -> Duration {
     (deadline / 20).clamp(Duration::from_millis(5), Duration::from_millis(100))
 }
 
-/// What a watchdog remembers between two looks.
-struct Watch {
-    heartbeats: Vec<Watched<u64>>,
-    own: Watched<(u64, bool)>,
-    rests: Vec<Watched<(u64, u64)>>,
-    /// When every rank was first seen to rest in one step.
-    all_rest: Option<Instant>,
+/// What a watchdog remembers of a rank, its own included.
+struct Seen {
+    heartbeat: Watched<u64>,
+    /// Steps begun, and whether one is waited for.
+    progress: Watched<(u64, bool)>,
+    /// The step and the wait in it that its programs rest in (host).
+    wait: Watched<(u64, u64)>,
+    rests: u64,
+    /// Its programs have rested since the last look.
+    resting: bool,
 }
 
 /// Watches until the group is closed.
 pub fn run(inner: &Inner) {
     let tick = tick(inner.deadline);
-    let now = Instant::now();
-    let world = inner.ranks.world;
-    let mut watch = Watch {
-        heartbeats: (0..world).map(|_| Watched { value: 0, since: now }).collect(),
-        own: Watched { value: (0, false), since: now },
-        rests: (0..world).map(|_| Watched { value: (0, 0), since: now }).collect(),
-        all_rest: None,
+    let mut last = Instant::now();
+    let seen = || Seen {
+        heartbeat: Watched { value: 0, since: last },
+        progress: Watched { value: (0, false), since: last },
+        wait: Watched { value: (0, 0), since: last },
+        rests: 0,
+        resting: false,
     };
+    let mut ranks: Vec<Seen> = (0..inner.ranks.world).map(|_| seen()).collect();
     let mut open: Vec<&(u32, UnixStream)> = inner.peers.iter().collect();
     let control = inner.control();
     let own = control.slot(inner.ranks.rank);
-    let mut last = now;
     while !inner.closing.load(Ordering::Acquire) {
         own.heartbeat.fetch_add(1, Ordering::Release);
         ended_connections(inner, &mut open, tick);
         let now = Instant::now();
         // After a pause of our own nobody's silence counts: look afresh.
-        let paused = now.saturating_duration_since(last) > inner.deadline / 2;
-        last = now;
-        if paused {
-            for seen in &mut watch.heartbeats {
-                seen.since = now;
+        if now.saturating_duration_since(last) > inner.deadline / 2 {
+            for seen in &mut ranks {
+                (seen.heartbeat.since, seen.progress.since, seen.wait.since) = (now, now, now);
             }
-            watch.own.since = now;
-            watch.all_rest = None;
         }
+        last = now;
         if !control.failed() {
-            watch.look(inner, control, now);
+            look(inner, control, &mut ranks, now);
         }
         if control.failed() {
             inner.end_programs();
@@ -108,67 +112,59 @@ fn failure(slot: &Slot, rank: u32, cause: String) -> Failure {
     Failure { rank, phase: slot.phase(), step: slot.progress().0, cause }
 }
 
-impl Watch {
-    fn look(&mut self, inner: &Inner, control: &Control, now: Instant) {
-        let (me, deadline) = (inner.ranks.rank, inner.deadline);
-        let seconds = deadline.as_secs_f32();
-        let own = control.slot(me);
-        let (step, waiting) = own.progress();
-        let waited = self.own.look((step, waiting), now);
-        let late = waiting && waited > deadline;
-        for (rank, seen) in (0..inner.ranks.world).zip(&mut self.heartbeats) {
-            let slot = control.slot(rank);
-            let silent = seen.look(slot.heartbeat.load(Ordering::Acquire), now);
-            let (theirs, _) = slot.progress();
-            let phase = slot.phase();
-            if rank == me || (phase == Phase::Left && !waiting) {
-                continue;
-            }
-            if phase == Phase::Left || (phase == Phase::Closing && waiting && theirs < step) {
-                inner.record(failure(slot, rank, format!("it ended its session while rank {me} waits in step {step}")));
-            } else if silent > deadline {
-                let first = inner.record(failure(slot, rank, format!("it does not answer for {seconds} s (stopped?)")));
-                if first {
-                    inner.kill(rank);
-                }
-            } else if let Some(common) = Some(step.min(theirs)).filter(|s| *s > 0)
-                && let (Some(mine), Some(other)) = (own.signature(common), slot.signature(common))
-                && mine != other
-            {
-                inner.record(diverged(slot, rank, common, me));
-            } else if late && theirs < step {
-                let cause = format!("it is stuck: rank {me} waits in step {step} for {seconds} s");
-                inner.record(failure(slot, rank, cause));
-            }
-        }
-        if late && !inner.by_host.load(Ordering::Acquire) {
-            let cause = format!("the step has not ended after {seconds} s on any rank");
-            inner.record(Failure { rank: me, phase: Phase::Steps, step, cause });
-        }
-        self.deadlock(inner, control, now);
+/// Looks at every rank once and records what is wrong.
+fn look(inner: &Inner, control: &Control, ranks: &mut [Seen], now: Instant) {
+    let (me, deadline) = (inner.ranks.rank, inner.deadline);
+    for (rank, seen) in (0..).zip(&mut *ranks) {
+        let slot = control.slot(rank);
+        let rests = slot.rests.load(Ordering::Relaxed);
+        seen.heartbeat.look(slot.heartbeat.load(Ordering::Acquire), now);
+        seen.progress.look(slot.progress(), now);
+        seen.wait.look((slot.progress().0, slot.waits.load(Ordering::Relaxed)), now);
+        (seen.resting, seen.rests) = (rests != seen.rests, rests);
     }
-
-    /// On the host a step may take as long as it likes, unless every rank only waits for others.
-    fn deadlock(&mut self, inner: &Inner, control: &Control, now: Instant) {
-        let step = control.slot(inner.ranks.rank).progress().0;
-        let mut all = inner.ranks.world > 1;
-        for (rank, seen) in (0..inner.ranks.world).zip(&mut self.rests) {
-            let slot = control.slot(rank);
-            let (theirs, waiting) = slot.progress();
-            let rests = slot.rests.load(Ordering::Relaxed);
-            let resting = seen.value != (theirs, rests) && seen.value.0 == theirs;
-            seen.look((theirs, rests), now);
-            all &= waiting && theirs == step && resting;
+    let seconds = deadline.as_secs_f32();
+    let own = control.slot(me);
+    let Some(mine) = ranks.get(me as usize) else { return };
+    let (step, waiting) = mine.progress.value;
+    let late = waiting && mine.progress.age(now) > deadline;
+    let others = || (0..).zip(&*ranks).filter(|(rank, _)| *rank != me);
+    for (rank, seen) in others() {
+        let slot = control.slot(rank);
+        let (theirs, they_wait) = seen.progress.value;
+        let phase = slot.phase();
+        let common = step.min(theirs);
+        let same = common == 0 || own.signature(common).zip(slot.signature(common)).is_none_or(|(a, b)| a == b);
+        if phase == Phase::Left && !waiting {
+            continue;
         }
-        if !all {
-            self.all_rest = None;
-            return;
+        if phase == Phase::Left || (phase == Phase::Closing && waiting && theirs < step) {
+            inner.record(failure(slot, rank, format!("it ended its session while rank {me} waits in step {step}")));
+        } else if seen.heartbeat.age(now) > deadline {
+            if inner.record(failure(slot, rank, format!("it does not answer for {seconds} s (stopped?)"))) {
+                inner.kill(rank);
+            }
+        } else if !same {
+            inner.record(diverged(slot, rank, common, me));
+        } else if late && theirs < step {
+            let cause = format!("it is stuck: rank {me} waits in step {step} for {seconds} s");
+            inner.record(failure(slot, rank, cause));
+        } else if late && (theirs > step || !they_wait) && seen.progress.age(now) > deadline {
+            let cause = format!("it is stuck: rank {rank} has ended step {step} for {seconds} s");
+            inner.record(failure(own, me, cause));
         }
-        let since = *self.all_rest.get_or_insert(now);
-        if now.saturating_duration_since(since) > inner.deadline * 2 {
-            let cause = format!("all ranks wait for each other for {} s", (inner.deadline * 2).as_secs_f32());
-            inner.record(Failure { rank: inner.ranks.rank, phase: Phase::Steps, step, cause });
-        }
+    }
+    if late && !inner.by_host.load(Ordering::Acquire) {
+        let cause = format!("the step has not ended after {seconds} s on any rank");
+        inner.record(Failure { rank: me, phase: Phase::Steps, step, cause });
+    }
+    // On the host a step may take as long as it likes, but nobody may wait so long for one thing.
+    if waiting && mine.resting && mine.wait.age(now) > deadline {
+        let (rank, cause) = match others().find(|(_, seen)| !seen.resting) {
+            Some((rank, _)) => (rank, format!("it is stuck: rank {me} waits for it in step {step} for {seconds} s")),
+            None => (me, format!("all ranks wait for each other for {seconds} s")),
+        };
+        inner.record(failure(control.slot(rank), rank, cause));
     }
 }
 

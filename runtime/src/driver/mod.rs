@@ -16,7 +16,8 @@ pub(crate) use buffer::bytes_of;
 pub use external::{Allocator, ExternalMemory, ExternalStream};
 pub use platform::{PLATFORMS, Platform, PlatformReport};
 
-use crate::artifact::{Gemm, GridDim, Target};
+use crate::artifact::{AllReduce, Gemm, GridDim, Target};
+use crate::comm::Library;
 use crate::error::{Error, Result};
 use gpu::api::{FunctionInfo, LoadReport, NodeCounts};
 use std::any::Any;
@@ -302,6 +303,14 @@ pub trait Capture {
     /// # Errors
     /// If an offset is out of range or the library fails.
     fn gemm(&mut self, _gemm: &Gemm, _args: &[CaptureArg<'_>]) -> Result<bool> {
+        Ok(false)
+    }
+
+    /// Appends a sum over ranks by the vendor's library; false, with nothing recorded, if the machine or the library does not.
+    ///
+    /// # Errors
+    /// If an offset is out of range or the library fails.
+    fn all_reduce(&mut self, _library: &Arc<Library>, _sum: &AllReduce, _args: &[CaptureArg<'_>]) -> Result<bool> {
         Ok(false)
     }
 

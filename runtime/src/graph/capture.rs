@@ -3,6 +3,7 @@
 use super::dims::Dims;
 use crate::artifact::limits::ROW_MULTIPLE;
 use crate::artifact::{Arg, Binding, Dim, Guard, Manifest, Program, Region, Variant};
+use crate::comm::Library;
 use crate::driver::{Buffer, CaptureArg, CaptureLaunch, CaptureSpec, Driver, Graph, Module, StreamBackend};
 use crate::error::{Error, Result};
 use std::sync::Arc;
@@ -22,6 +23,8 @@ pub struct Regions {
     pub slab: Option<Buffer>,
     /// The comm table, where there are collectives.
     pub comm: Option<Buffer>,
+    /// The vendor's collectives, where the artifact asks for them and all ranks have them.
+    pub library: Option<Arc<Library>>,
 }
 
 impl Regions {
@@ -118,6 +121,11 @@ impl StepGraph {
                 let (kernel, grid, barrier) = (launch.kernel as usize, launch.grid.as_slice(), launch.barrier);
                 if let Some(gemm) = &launch.gemm
                     && capture.gemm(gemm, &args)?
+                {
+                    continue;
+                }
+                if let (Some(sum), Some(library)) = (&launch.all_reduce, &regions.library)
+                    && capture.all_reduce(library, sum, &args)?
                 {
                     continue;
                 }

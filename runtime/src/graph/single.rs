@@ -77,6 +77,7 @@ impl SingleSteps {
                 .collect::<Result<_>>()?,
             slab: None,
             comm: None,
+            library: None,
         };
         let module = load_code(artifact, program, driver, options.cache.as_deref())?;
         let stream = driver.create_stream(None)?;

@@ -50,6 +50,7 @@ pub fn manifest() -> Manifest {
         source: 0,
         cost: Cost { bytes: 0, bytes_per_token: 36, flops_per_token: 1 },
         gemm: None,
+        all_reduce: None,
         results: Vec::new(),
         copy: None,
     };

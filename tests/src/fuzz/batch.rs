@@ -77,7 +77,7 @@ pub fn run(target: &Target, planned: Vec<Planned>, threads: usize) -> Result<Ran
     let loaded = Loaded::new(&first.graph, target, &compiled, &statics, threads)?;
     let mut done = Vec::with_capacity(kept.len());
     for (i, p) in kept.into_iter().enumerate() {
-        let found = loaded.run((&compiled, i), (&p.graph, &p.plan), &p.case.dims, &p.case.values);
+        let found = loaded.run((&compiled, i), (&p.graph, &p.plan), &p.case.dims, &p.case.values, None);
         let outcome = match found {
             Ok(found) => compare(&p.case, &found),
             Err(e) => Outcome::Differs(e),

@@ -51,7 +51,7 @@ pub(in crate::llvm) struct Emit<'c, 'k> {
 fn touches_variables(kernel: &Kernel, inst: &Inst) -> bool {
     match inst {
         Inst::Load { address, .. } => !kernel.params[address.param.0 as usize].constant,
-        Inst::Store { .. } => true,
+        Inst::Store { .. } | Inst::Push { .. } | Inst::Arrive { .. } | Inst::Signal { .. } | Inst::Await { .. } => true,
         Inst::For { body, .. } | Inst::If { body, .. } => body.iter().any(|s| touches_variables(kernel, &s.inst)),
         _ => false,
     }
@@ -333,12 +333,20 @@ impl<'c, 'k> Emit<'c, 'k> {
                 self.relayout(regs, ty.elem, bits(&ty.shape), &own, layout)
             }
             Inst::Load { address, mask, .. } => self.load(address, ty, *mask, layout),
+            Inst::Arrive { address, mask, empty, waiting } => {
+                self.arrive((address, *mask), ty, *empty, *waiting, layout)
+            }
             Inst::Dot { acc, a, b } => self.dot(v, *acc, *a, *b),
             Inst::ProgramId(axis) => Ok(vec![self.program[*axis as usize].into()]),
             Inst::Dim(symbol) => Ok(vec![self.dims[*symbol as usize].into()]),
-            Inst::DotBf16 { .. } | Inst::DotI8 { .. } | Inst::Store { .. } | Inst::For { .. } | Inst::If { .. } => {
-                Err(LlvmError::Tile(format!("{}: {inst:?} on a GPU", self.kernel.name)))
-            }
+            Inst::DotBf16 { .. }
+            | Inst::DotI8 { .. }
+            | Inst::Store { .. }
+            | Inst::Push { .. }
+            | Inst::Signal { .. }
+            | Inst::Await { .. }
+            | Inst::For { .. }
+            | Inst::If { .. } => Err(LlvmError::Tile(format!("{}: {inst:?} on a GPU", self.kernel.name))),
         }
     }
 
@@ -666,6 +674,11 @@ impl<'c, 'k> Emit<'c, 'k> {
                     self.when(condition, |e| e.nested(body))?;
                 }
                 (Inst::Store { address, value, mask }, _) => self.store(address, *value, *mask)?,
+                (Inst::Push { address, value, mask }, _) => self.push(address, *value, *mask)?,
+                (Inst::Signal { address, value, mask, release }, _) => self.signal(address, *value, *mask, *release)?,
+                (Inst::Await { address, value, mask, waiting }, _) => {
+                    self.wait_for(address, *value, *mask, *waiting)?
+                }
                 (_, Some(v)) if self.inferred.is_lazy(v) => {}
                 (inst, Some(v)) => {
                     let layout = self.own_layout(v);

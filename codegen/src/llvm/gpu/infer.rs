@@ -96,6 +96,7 @@ impl<'k> Inferred<'k> {
             Inst::Int(n) => n.trailing_zeros(),
             Inst::Binary(Binary::Add | Binary::Sub | Binary::Or, a, b) => of(a).min(of(b)),
             Inst::Binary(Binary::Mul, a, b) => (of(a) + of(b)).min(63),
+            Inst::Binary(Binary::And, a, b) => of(a).max(of(b)),
             Inst::Select(_, a, b) => of(a).min(of(b)),
             Inst::Binary(Binary::Min | Binary::Max, a, b) => of(a).min(of(b)),
             Inst::Broadcast(a) | Inst::Reshape(a) => of(a),
@@ -125,7 +126,8 @@ impl<'k> Inferred<'k> {
             Inst::Broadcast(a) => mark(a, false),
             Inst::Dot { a, b, .. } => [a, b].into_iter().for_each(|v| mark(v, false)),
             // Places are wanted as the tile is whose elements they place.
-            Inst::Load { address: Address { gather: Some(gather), .. }, .. } => mark(gather, false),
+            Inst::Load { address: Address { gather: Some(gather), .. }, .. }
+            | Inst::Arrive { address: Address { gather: Some(gather), .. }, .. } => mark(gather, false),
             // What a loop carries is wanted as the loop's body wants it.
             Inst::For { start, end, init, next, .. } => {
                 [start, end].into_iter().for_each(|v| mark(v, true));
@@ -238,6 +240,15 @@ impl<'k> Inferred<'k> {
         Layout::blocked(&order, vector.min(spare), self.thread_bits)
     }
 
+    /// The layout of what other ranks push: as one of their rows lies, those of all ranks in the same thread.
+    fn arrival(&self, address: &Address, ty: &TileType) -> Layout {
+        let ones = vec![1; ty.shape.len().saturating_sub(1)];
+        let row = TileType { elem: ty.elem, shape: ones.into_iter().chain(ty.shape.last().copied()).collect() };
+        let mut layout = self.access(address, &row);
+        layout.regs.extend(bits(&row.shape)..bits(&ty.shape));
+        layout
+    }
+
     /// A layout for a value that nothing asks for: neighbours in one thread as far as all threads have work.
     pub fn plain(&self, ty: &TileType) -> Layout {
         let order: Vec<u8> = (0..bits(&ty.shape)).collect();
@@ -348,7 +359,15 @@ impl<'k> Inferred<'k> {
                     self.demand_places(address, self.ty(v), &l);
                 }
             }
-            (Inst::Store { address, value, mask }, _) => {
+            (Inst::Arrive { address, mask, .. }, Some(v)) => {
+                let l = self.arrival(address, self.ty(v));
+                if let Some(mask) = mask {
+                    self.demand(*mask, &l);
+                }
+                self.demand_places(address, self.ty(v), &l);
+                self.layouts[v.0 as usize] = Some(l);
+            }
+            (Inst::Store { address, value, mask } | Inst::Push { address, value, mask }, _) => {
                 if bits(&self.ty(*value).shape) > 0 && self.known(*value).is_none() {
                     let l = self.access(address, self.ty(*value));
                     self.demand(*value, &l);

@@ -20,9 +20,9 @@ fn bit_strides(address: &Address, ty: &TileType) -> Vec<i64> {
 }
 
 /// How the registers of one tile meet memory.
-struct Access<'c> {
+pub(super) struct Access<'c> {
     /// Registers of each access, in order of address.
-    groups: Vec<Vec<usize>>,
+    pub groups: Vec<Vec<usize>>,
     strides: Vec<i64>,
     /// Start of the tile plus the thread's own part.
     start: PointerValue<'c>,
@@ -33,7 +33,7 @@ struct Access<'c> {
 }
 
 impl<'c> Emit<'c, '_> {
-    fn access(
+    pub(super) fn access(
         &mut self,
         address: &Address,
         ty: &TileType,
@@ -78,7 +78,7 @@ impl<'c> Emit<'c, '_> {
     }
 
     /// Address of the access that starts at register `first`.
-    fn place(&self, a: &Access<'c>, layout: &Layout, first: usize) -> Result<PointerValue<'c>, LlvmError> {
+    pub(super) fn place(&self, a: &Access<'c>, layout: &Layout, first: usize) -> Result<PointerValue<'c>, LlvmError> {
         let constant: i64 =
             layout.regs.iter().enumerate().map(|(i, b)| (first >> i & 1) as i64 * a.strides[*b as usize]).sum();
         let mut at = a.start;
@@ -88,7 +88,7 @@ impl<'c> Emit<'c, '_> {
         if constant == 0 { Ok(at) } else { self.byte_offset(at, constant) }
     }
 
-    fn condition(a: &Access<'c>, first: usize) -> Option<IntValue<'c>> {
+    pub(super) fn condition(a: &Access<'c>, first: usize) -> Option<IntValue<'c>> {
         a.mask.as_ref().map(|m| m[first].into_int_value())
     }
 

@@ -3,6 +3,7 @@
 mod contract;
 mod dot;
 mod emit;
+mod exchange;
 mod infer;
 mod layout;
 mod machine;

@@ -86,10 +86,10 @@ pub fn verify(artifact: &Artifact, tokens: &Path, args: &VerifyArgs, bars: &mut 
     let tokens = files::read_tokens(tokens)?;
     let device = Device::host(build.threads.unwrap_or(0))?;
     let weights = WeightOptions {
+        rank: 0,
         weights_file: build.checkpoint.clone().or((!graphs::has_extension(&model, "wir")).then_some(model)),
         cache: weights::cache_dir(),
         threads: device.threads(),
-        rank: 0,
     };
     let subject = Subject { artifact, entry: &graph, planned: &planned, checkpoint: &checkpoint, weights };
     bars.begin("run and interpret");

@@ -88,6 +88,12 @@ pub enum Fault {
         /// Source path of the other step.
         other: String,
     },
+    /// Ranks may meet in either of two collectives of one epoch first.
+    #[error("a collective in the epoch of another, `{other}`; ranks must meet in one after the other")]
+    Collectives {
+        /// Source path of the other.
+        other: String,
+    },
     /// A step writes over its own operands, results or scratch bytes.
     #[error("{access} at {view} shares bytes with the step's own {other}")]
     Overlap {
@@ -387,6 +393,14 @@ impl<'a> Checker<'a> {
                     return Err(Violation { path: step.path.clone(), step: Some(step.index), fault });
                 }
             }
+        }
+        let meets = |step: &&StepAccess<'_>| match self.plan.steps[step.index].kind {
+            StepKind::Kernel(id) => self.graph.node(id).op.communicates(),
+            StepKind::Copy { .. } => false,
+        };
+        if let [a, b, ..] = epoch.iter().filter(meets).collect::<Vec<_>>().as_slice() {
+            let fault = Fault::Collectives { other: a.path.clone() };
+            return Err(Violation { path: b.path.clone(), step: Some(b.index), fault });
         }
         for (i, a) in epoch.iter().enumerate() {
             for (j, b) in epoch.iter().enumerate() {

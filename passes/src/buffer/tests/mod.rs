@@ -323,3 +323,40 @@ fn wrong_graphs_are_refused() {
     g.output("y", OutputKind::Result, x);
     assert!(matches!(bufferise(&g, &AnyStrides), Err(BufferError::DuplicateOutput(_))));
 }
+
+/// Two sums over ranks that do not depend on each other.
+#[test]
+fn ranks_meet_in_one_collective_after_the_other() {
+    let mut g = graph();
+    let (a, b) = (input(&mut g, "a", DType::F32, "T 4"), input(&mut g, "b", DType::F32, "T 4"));
+    let sums: Vec<Value> = [a, b, a]
+        .into_iter()
+        .map(|x| {
+            let x = op(&mut g, Op::Exp {}, &[x]);
+            op(&mut g, Op::AllReduce { world: 2 }, &[x])
+        })
+        .collect();
+    for (i, sum) in sums.iter().enumerate() {
+        let y = op(&mut g, Op::Neg {}, &[*sum]);
+        g.output(&format!("y{i}"), OutputKind::Result, y);
+    }
+    let meets = |plan: &BufferPlan| -> Vec<NodeId> {
+        let kernel = |s: &Step| if let StepKind::Kernel(id) = s.kind { Some(id) } else { None };
+        plan.steps.iter().filter_map(kernel).filter(|id| g.node(*id).op.communicates()).collect()
+    };
+    let expected: Vec<NodeId> = sums.iter().map(|v| v.node).collect();
+    for chaos in (0..20).map(Some).chain([None]) {
+        let plan = bufferise_with(&g, &AnyStrides, chaos).unwrap();
+        assert_eq!(meets(&plan), expected, "{chaos:?}");
+    }
+    let mut wrong = plan(&g);
+    let steps = wrong.steps.iter().position(|s| s.kind == StepKind::Kernel(expected[1])).unwrap();
+    // In the epoch of the first, which touches other bytes.
+    let second = wrong.steps.remove(steps);
+    let first = wrong.steps.iter().position(|s| s.kind == StepKind::Kernel(expected[0])).unwrap();
+    let reads = wrong.steps.iter().position(|s| s.writes.iter().any(|w| second.reads.contains(w))).unwrap();
+    assert!(reads < first, "its operand is there");
+    wrong.steps.insert(first + 1, Step { barrier: false, ..second });
+    let fault = check(&g, &wrong, &AnyStrides).unwrap_err().fault;
+    assert_eq!(fault, Fault::Collectives { other: "all_reduce".into() });
+}

@@ -84,7 +84,7 @@ impl Domain for Single {
     fn quantise(group: &mut [f32], to: DType, options: &Options) -> f32 {
         let mut exact: Vec<f64> = group.iter().map(|v| f64::from(*v)).collect();
         let scale = F64::quantise(&mut exact, to, options);
-        group.iter_mut().zip(exact).for_each(|(v, e)| *v = e as f32);
+        group.iter_mut().zip(exact).for_each(|(v, code)| *v = code as f32);
         scale as f32
     }
     fn to_int(a: f32, dtype: DType) -> i64 {

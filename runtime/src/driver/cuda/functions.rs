@@ -16,12 +16,22 @@ pub const NOT_READY: c_int = 600;
 /// Any handle: the library's are all pointers to types that nobody knows.
 pub type Handle = *mut c_void;
 
+/// `CUipcMemHandle`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct MemHandle(pub [u8; 64]);
+
 macro_rules! functions {
-    ($($name:ident $symbol:literal ($($arg:ty),*);)*) => {
+    (
+        needed { $($name:ident $symbol:literal ($($arg:ty),*);)* }
+        optional { $($spare:ident $spare_symbol:literal ($($spare_arg:ty),*);)* }
+    ) => {
         /// The functions, each with the library's name.
         #[derive(Debug)]
         pub struct Functions {
             $(pub $name: unsafe extern "C" fn($($arg),*) -> c_int,)*
+            /// What only some uses need; absent where the driver lacks it.
+            $(pub $spare: Option<unsafe extern "C" fn($($spare_arg),*) -> c_int>,)*
             _library: Library,
         }
 
@@ -39,64 +49,77 @@ macro_rules! functions {
                     let $name = unsafe { library.get::<unsafe extern "C" fn($($arg),*) -> c_int>($symbol.as_bytes()) };
                     let Ok($name) = $name.map(|symbol| *symbol) else { return Err(missing) };
                 )*
-                Ok(Functions { $($name,)* _library: library })
+                $(
+                    // SAFETY: as above.
+                    let $spare = unsafe { library.get::<unsafe extern "C" fn($($spare_arg),*) -> c_int>($spare_symbol.as_bytes()) };
+                    let $spare = $spare.ok().map(|symbol| *symbol);
+                )*
+                Ok(Functions { $($name,)* $($spare,)* _library: library })
             }
         }
     };
 }
 
 functions! {
-    init "cuInit" (c_uint);
-    driver_version "cuDriverGetVersion" (*mut c_int);
-    error_name "cuGetErrorName" (c_int, *mut *const c_char);
-    error_string "cuGetErrorString" (c_int, *mut *const c_char);
-    device_count "cuDeviceGetCount" (*mut c_int);
-    device_get "cuDeviceGet" (*mut c_int, c_int);
-    device_name "cuDeviceGetName" (*mut c_char, c_int, c_int);
-    device_memory "cuDeviceTotalMem_v2" (*mut usize, c_int);
-    device_attribute "cuDeviceGetAttribute" (*mut c_int, c_uint, c_int);
-    context_retain "cuDevicePrimaryCtxRetain" (*mut Handle, c_int);
-    context_release "cuDevicePrimaryCtxRelease_v2" (c_int);
-    context_set "cuCtxSetCurrent" (Handle);
-    context_synchronize "cuCtxSynchronize" ();
-    memory_info "cuMemGetInfo_v2" (*mut usize, *mut usize);
-    memory_allocate "cuMemAlloc_v2" (*mut u64, usize);
-    memory_free "cuMemFree_v2" (u64);
-    pinned_allocate "cuMemHostAlloc" (*mut *mut c_void, usize, c_uint);
-    pinned_free "cuMemFreeHost" (*mut c_void);
-    copy_to_device "cuMemcpyHtoDAsync_v2" (u64, *const c_void, usize, Handle);
-    copy_to_host "cuMemcpyDtoHAsync_v2" (*mut c_void, u64, usize, Handle);
-    copy_on_device "cuMemcpyDtoDAsync_v2" (u64, u64, usize, Handle);
-    fill "cuMemsetD8Async" (u64, u8, usize, Handle);
-    stream_create "cuStreamCreate" (*mut Handle, c_uint);
-    stream_destroy "cuStreamDestroy_v2" (Handle);
-    stream_synchronize "cuStreamSynchronize" (Handle);
-    stream_query "cuStreamQuery" (Handle);
-    event_create "cuEventCreate" (*mut Handle, c_uint);
-    event_destroy "cuEventDestroy_v2" (Handle);
-    event_record "cuEventRecord" (Handle, Handle);
-    event_synchronize "cuEventSynchronize" (Handle);
-    event_elapsed "cuEventElapsedTime" (*mut f32, Handle, Handle);
-    link_create "cuLinkCreate_v2" (c_uint, *mut c_uint, *mut *mut c_void, *mut Handle);
-    link_add "cuLinkAddData_v2"
-        (Handle, c_uint, *mut c_void, usize, *const c_char, c_uint, *mut c_uint, *mut *mut c_void);
-    link_complete "cuLinkComplete" (Handle, *mut *mut c_void, *mut usize);
-    link_destroy "cuLinkDestroy" (Handle);
-    module_load "cuModuleLoadData" (*mut Handle, *const c_void);
-    module_unload "cuModuleUnload" (Handle);
-    module_function "cuModuleGetFunction" (*mut Handle, Handle, *const c_char);
-    function_attribute "cuFuncGetAttribute" (*mut c_int, c_uint, Handle);
-    launch "cuLaunchKernelEx" (*const CUlaunchConfig, Handle, *mut *mut c_void, *mut *mut c_void);
-    capture_begin "cuStreamBeginCapture_v2" (Handle, c_uint);
-    capture_end "cuStreamEndCapture" (Handle, *mut Handle);
-    graph_nodes "cuGraphGetNodes" (Handle, *mut Handle, *mut usize);
-    graph_node_type "cuGraphNodeGetType" (Handle, *mut c_uint);
-    kernel_node_params "cuGraphKernelNodeGetParams_v2" (Handle, *mut CUDA_KERNEL_NODE_PARAMS_v2);
-    graph_destroy "cuGraphDestroy" (Handle);
-    graph_instantiate "cuGraphInstantiateWithFlags" (*mut Handle, Handle, u64);
-    graph_upload "cuGraphUpload" (Handle, Handle);
-    graph_launch "cuGraphLaunch" (Handle, Handle);
-    exec_destroy "cuGraphExecDestroy" (Handle);
+    needed {
+        init "cuInit" (c_uint);
+        driver_version "cuDriverGetVersion" (*mut c_int);
+        error_name "cuGetErrorName" (c_int, *mut *const c_char);
+        error_string "cuGetErrorString" (c_int, *mut *const c_char);
+        device_count "cuDeviceGetCount" (*mut c_int);
+        device_get "cuDeviceGet" (*mut c_int, c_int);
+        device_name "cuDeviceGetName" (*mut c_char, c_int, c_int);
+        device_memory "cuDeviceTotalMem_v2" (*mut usize, c_int);
+        device_attribute "cuDeviceGetAttribute" (*mut c_int, c_uint, c_int);
+        context_retain "cuDevicePrimaryCtxRetain" (*mut Handle, c_int);
+        context_release "cuDevicePrimaryCtxRelease_v2" (c_int);
+        context_set "cuCtxSetCurrent" (Handle);
+        context_synchronize "cuCtxSynchronize" ();
+        memory_info "cuMemGetInfo_v2" (*mut usize, *mut usize);
+        memory_allocate "cuMemAlloc_v2" (*mut u64, usize);
+        memory_free "cuMemFree_v2" (u64);
+        pinned_allocate "cuMemHostAlloc" (*mut *mut c_void, usize, c_uint);
+        pinned_free "cuMemFreeHost" (*mut c_void);
+        copy_to_device "cuMemcpyHtoDAsync_v2" (u64, *const c_void, usize, Handle);
+        copy_to_host "cuMemcpyDtoHAsync_v2" (*mut c_void, u64, usize, Handle);
+        copy_on_device "cuMemcpyDtoDAsync_v2" (u64, u64, usize, Handle);
+        fill "cuMemsetD8Async" (u64, u8, usize, Handle);
+        stream_create "cuStreamCreate" (*mut Handle, c_uint);
+        stream_destroy "cuStreamDestroy_v2" (Handle);
+        stream_synchronize "cuStreamSynchronize" (Handle);
+        stream_query "cuStreamQuery" (Handle);
+        event_create "cuEventCreate" (*mut Handle, c_uint);
+        event_destroy "cuEventDestroy_v2" (Handle);
+        event_record "cuEventRecord" (Handle, Handle);
+        event_synchronize "cuEventSynchronize" (Handle);
+        event_elapsed "cuEventElapsedTime" (*mut f32, Handle, Handle);
+        link_create "cuLinkCreate_v2" (c_uint, *mut c_uint, *mut *mut c_void, *mut Handle);
+        link_add "cuLinkAddData_v2"
+            (Handle, c_uint, *mut c_void, usize, *const c_char, c_uint, *mut c_uint, *mut *mut c_void);
+        link_complete "cuLinkComplete" (Handle, *mut *mut c_void, *mut usize);
+        link_destroy "cuLinkDestroy" (Handle);
+        module_load "cuModuleLoadData" (*mut Handle, *const c_void);
+        module_unload "cuModuleUnload" (Handle);
+        module_function "cuModuleGetFunction" (*mut Handle, Handle, *const c_char);
+        function_attribute "cuFuncGetAttribute" (*mut c_int, c_uint, Handle);
+        launch "cuLaunchKernelEx" (*const CUlaunchConfig, Handle, *mut *mut c_void, *mut *mut c_void);
+        capture_begin "cuStreamBeginCapture_v2" (Handle, c_uint);
+        capture_end "cuStreamEndCapture" (Handle, *mut Handle);
+        graph_nodes "cuGraphGetNodes" (Handle, *mut Handle, *mut usize);
+        graph_node_type "cuGraphNodeGetType" (Handle, *mut c_uint);
+        kernel_node_params "cuGraphKernelNodeGetParams_v2" (Handle, *mut CUDA_KERNEL_NODE_PARAMS_v2);
+        graph_destroy "cuGraphDestroy" (Handle);
+        graph_instantiate "cuGraphInstantiateWithFlags" (*mut Handle, Handle, u64);
+        graph_upload "cuGraphUpload" (Handle, Handle);
+        graph_launch "cuGraphLaunch" (Handle, Handle);
+        exec_destroy "cuGraphExecDestroy" (Handle);
+    }
+    optional {
+        ipc_export "cuIpcGetMemHandle" (*mut MemHandle, u64);
+        ipc_import "cuIpcOpenMemHandle_v2" (*mut u64, MemHandle, c_uint);
+        ipc_close "cuIpcCloseMemHandle" (u64);
+        pinned_address "cuMemHostGetDevicePointer_v2" (*mut u64, *mut c_void, c_uint);
+    }
 }
 
 /// Names under which the library is looked for; `WELDMENT_CUDA_LIBRARY` names one instead.
@@ -162,6 +185,12 @@ pub fn functions() -> Result<&'static Functions> {
 }
 
 impl Functions {
+    /// The error of a call that the driver lacks.
+    pub fn absent(&self, call: &'static str) -> ApiError {
+        let (name, text) = ("missing function".to_owned(), "the CUDA driver is too old to have it".to_owned());
+        ApiError { call, code: -1, name, text, out_of_memory: false }
+    }
+
     /// An error unless `code` says success.
     pub fn check(&self, call: &'static str, code: c_int) -> ApiResult<()> {
         if code == 0 {

@@ -14,13 +14,17 @@ use cudarc::driver::sys::{
     CUfunction_attribute_enum as FunctionAttribute, CUgraphNodeType_enum, CUlaunchAttribute, CUlaunchAttributeID_enum,
     CUlaunchAttributeValue, CUlaunchConfig, CUstreamCaptureMode_enum,
 };
-use functions::{Absent, Functions, Handle, NOT_READY, functions, library};
+use functions::{Absent, Functions, Handle, MemHandle, NOT_READY, functions, library};
 use std::ffi::{CStr, c_int};
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 /// `CU_STREAM_NON_BLOCKING`.
 const NON_BLOCKING: u32 = 1;
+/// `CU_MEMHOSTALLOC_PORTABLE | CU_MEMHOSTALLOC_DEVICEMAP`.
+const MAPPED: u32 = 1 | 2;
+/// `CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS`.
+const LAZY_PEER_ACCESS: u32 = 1;
 /// `CU_EVENT_DISABLE_TIMING`.
 const DISABLE_TIMING: u32 = 2;
 
@@ -159,6 +163,17 @@ macro_rules! call {
     };
 }
 
+/// The same, for functions that a driver may lack.
+macro_rules! spare_call {
+    ($self:ident . $function:ident ($($arg:expr),* $(,)?), $name:literal) => {
+        match $self.functions.$function {
+            // SAFETY: as in `call`.
+            Some(function) => $self.check($name, unsafe { function($($arg),*) }),
+            None => Err($self.functions.absent($name)),
+        }
+    };
+}
+
 impl Cuda {
     /// The function of a kernel node; `None` for kernels of libraries that have none in this context.
     fn node_function(&self, node: Handle) -> ApiResult<Option<FunctionHandle>> {
@@ -201,6 +216,38 @@ impl Api for Cuda {
 
     unsafe fn free(&self, pointer: DevicePtr) -> ApiResult<()> {
         call!(self.memory_free(pointer), "cuMemFree")
+    }
+
+    fn allocate_exported(&self, bytes: usize) -> ApiResult<DevicePtr> {
+        self.allocate(bytes)
+    }
+
+    unsafe fn export(&self, pointer: DevicePtr) -> ApiResult<IpcHandle> {
+        let mut handle = MemHandle([0; IPC_HANDLE_BYTES]);
+        spare_call!(self.ipc_export(&mut handle, pointer), "cuIpcGetMemHandle")?;
+        Ok(handle.0)
+    }
+
+    unsafe fn import(&self, handle: &IpcHandle) -> ApiResult<DevicePtr> {
+        let mut pointer = 0;
+        spare_call!(self.ipc_import(&mut pointer, MemHandle(*handle), LAZY_PEER_ACCESS), "cuIpcOpenMemHandle")?;
+        Ok(pointer)
+    }
+
+    unsafe fn close_import(&self, pointer: DevicePtr) -> ApiResult<()> {
+        spare_call!(self.ipc_close(pointer), "cuIpcCloseMemHandle")
+    }
+
+    fn allocate_mapped(&self, bytes: usize) -> ApiResult<*mut u8> {
+        let mut pointer = std::ptr::null_mut();
+        call!(self.pinned_allocate(&mut pointer, bytes, MAPPED), "cuMemHostAlloc")?;
+        Ok(pointer.cast())
+    }
+
+    unsafe fn address_of_mapped(&self, pointer: *mut u8) -> ApiResult<DevicePtr> {
+        let mut address = 0;
+        spare_call!(self.pinned_address(&mut address, pointer.cast(), 0), "cuMemHostGetDevicePointer")?;
+        Ok(address)
     }
 
     fn allocate_pinned(&self, bytes: usize) -> ApiResult<*mut u8> {

@@ -93,6 +93,11 @@ pub struct DeviceInfo {
     pub driver_version: i32,
 }
 
+/// Bytes of a handle by which processes share device memory: `CUipcMemHandle`, `hipIpcMemHandle_t`.
+pub const IPC_HANDLE_BYTES: usize = 64;
+/// Such a handle.
+pub type IpcHandle = [u8; IPC_HANDLE_BYTES];
+
 /// A launch of a function.
 #[derive(Debug)]
 pub struct ApiLaunch<'a> {
@@ -228,6 +233,55 @@ pub trait Api: Send + Sync + Debug {
     /// # Safety
     /// See the trait.
     unsafe fn free(&self, pointer: DevicePtr) -> ApiResult<()>;
+
+    /// Allocates device memory, not zeroed, that [`Api::export`] takes: on platforms whose caches other devices do not see,
+    /// memory that is not cached. `bytes` is a multiple of 4096; freed by [`Api::free`].
+    ///
+    /// # Errors
+    /// The library's.
+    fn allocate_exported(&self, bytes: usize) -> ApiResult<DevicePtr>;
+
+    /// A handle by which other processes map the memory at `pointer`.
+    ///
+    /// # Errors
+    /// The library's, also where it has no such function.
+    ///
+    /// # Safety
+    /// See the trait; `pointer` is from [`Api::allocate_exported`], and not freed before all who imported it have closed it.
+    unsafe fn export(&self, pointer: DevicePtr) -> ApiResult<IpcHandle>;
+
+    /// Maps memory of another process, of this or another device.
+    ///
+    /// # Errors
+    /// The library's, also where it has no such function or the devices cannot address each other.
+    ///
+    /// # Safety
+    /// See the trait; the handle is from [`Api::export`] of a live process.
+    unsafe fn import(&self, handle: &IpcHandle) -> ApiResult<DevicePtr>;
+
+    /// Unmaps memory of another process.
+    ///
+    /// # Errors
+    /// The library's.
+    ///
+    /// # Safety
+    /// See the trait; `pointer` is from [`Api::import`].
+    unsafe fn close_import(&self, pointer: DevicePtr) -> ApiResult<()>;
+
+    /// Allocates page-locked host memory that kernels address, not zeroed; `bytes` is not 0. Freed by [`Api::free_pinned`].
+    ///
+    /// # Errors
+    /// The library's.
+    fn allocate_mapped(&self, bytes: usize) -> ApiResult<*mut u8>;
+
+    /// The address at which kernels see memory from [`Api::allocate_mapped`].
+    ///
+    /// # Errors
+    /// The library's, also where it has no such function.
+    ///
+    /// # Safety
+    /// See the trait.
+    unsafe fn address_of_mapped(&self, pointer: *mut u8) -> ApiResult<DevicePtr>;
 
     /// Allocates page-locked host memory, not zeroed; `bytes` is not 0.
     ///

@@ -6,7 +6,8 @@ use super::guards::{ExecGuard, GraphGuard, SharedApi, StreamGuard, note};
 use super::memory::Shared;
 use super::module::GpuModule;
 use super::ring::{Ring, StepLayout};
-use crate::artifact::{Gemm, GridDim};
+use crate::artifact::{AllReduce, Gemm, GridDim};
+use crate::comm::Library;
 use crate::driver::{Buffer, Capture, CaptureArg, CaptureLaunch, CaptureSpec, CapturedNode, Graph, Module};
 use crate::error::{Error, Result};
 use std::ffi::c_void;
@@ -69,6 +70,8 @@ pub struct GpuCapture {
     eager: Option<Vec<Eager>>,
     /// The vendor's matrix library is ready.
     library: bool,
+    /// What other libraries recorded into the graph must stay.
+    libraries: Vec<Arc<Library>>,
 }
 
 impl GpuCapture {
@@ -98,6 +101,7 @@ impl GpuCapture {
             recorded: Vec::new(),
             eager,
             library,
+            libraries: Vec::new(),
         })
     }
 
@@ -215,6 +219,27 @@ impl Capture for GpuCapture {
         Ok(taken)
     }
 
+    fn all_reduce(&mut self, library: &Arc<Library>, sum: &AllReduce, args: &[CaptureArg<'_>]) -> Result<bool> {
+        if self.eager.is_some() {
+            return Ok(false);
+        }
+        let [x, out, ..] = args else {
+            return Err(Error::Driver(format!("{} arguments of a sum over ranks", args.len())));
+        };
+        let (from, to) = (self.address(x)?, self.address(out)?);
+        let count = usize::try_from(self.blocks(&sum.elements)?).map_err(|e| Error::Driver(e.to_string()))?;
+        self.shared.current()?;
+        // SAFETY: the stream is being captured and live; the operands lie in buffers that the graph keeps, whose sizes the
+        // artifact's compiler laid out for the largest dims; every rank captures the same launches.
+        let taken = unsafe { library.all_reduce(from, to, count, sum.dtype, self.recording.stream.handle().0) }?;
+        if taken {
+            self.keep(args);
+            self.libraries.push(Arc::clone(library));
+            self.launches += 1;
+        }
+        Ok(taken)
+    }
+
     fn finish(mut self: Box<Self>) -> Result<Box<dyn Graph>> {
         self.shared.current()?;
         let api = &self.shared.api;
@@ -239,6 +264,7 @@ impl Capture for GpuCapture {
             eager: self.eager,
             _module: self.module,
             _buffers: self.buffers,
+            _libraries: self.libraries,
         }))
     }
 }

@@ -234,6 +234,45 @@ impl Api for Fake {
         self.free("destroy memory", "memory", pointer)
     }
 
+    fn allocate_exported(&self, bytes: usize) -> ApiResult<DevicePtr> {
+        assert!(bytes.is_multiple_of(4096), "{bytes} bytes are no whole pages");
+        self.allocate("allocate_exported", "memory", bytes)
+    }
+
+    unsafe fn export(&self, pointer: DevicePtr) -> ApiResult<IpcHandle> {
+        let state = self.enter("export")?;
+        state.assert_live(pointer as usize, "memory");
+        assert!(state.capturing.is_none(), "an export in a capture");
+        let mut handle = [0; IPC_HANDLE_BYTES];
+        handle[..8].copy_from_slice(&pointer.to_le_bytes());
+        Ok(handle)
+    }
+
+    /// Memory of this process, which is the only one: another handle of the same bytes.
+    unsafe fn import(&self, handle: &IpcHandle) -> ApiResult<DevicePtr> {
+        let mut state = self.enter("import")?;
+        let address = u64::from_le_bytes(handle[..8].try_into().expect("eight bytes"));
+        state.assert_live(address as usize, "memory");
+        // Mappings are told apart from the memory itself by an odd number.
+        let mapping = address + 1;
+        state.live.insert(mapping as usize, "import");
+        Ok(mapping)
+    }
+
+    unsafe fn close_import(&self, pointer: DevicePtr) -> ApiResult<()> {
+        self.state().assert_live(pointer as usize - 1, "memory");
+        self.destroy("destroy import", "import", pointer as usize)
+    }
+
+    fn allocate_mapped(&self, bytes: usize) -> ApiResult<*mut u8> {
+        Ok(self.allocate("allocate_mapped", "pinned", bytes)? as *mut u8)
+    }
+
+    unsafe fn address_of_mapped(&self, pointer: *mut u8) -> ApiResult<DevicePtr> {
+        self.enter("address_of_mapped")?.assert_live(pointer as usize, "pinned");
+        Ok(pointer as u64)
+    }
+
     fn allocate_pinned(&self, bytes: usize) -> ApiResult<*mut u8> {
         Ok(self.allocate("allocate_pinned", "pinned", bytes)? as *mut u8)
     }

@@ -5,6 +5,7 @@ use super::guards::{ExecGuard, note};
 use super::memory::Shared;
 use super::ring::Ring;
 use super::stream::GpuStream;
+use crate::comm::Library;
 use crate::driver::{Buffer, CapturedNode, Graph, Module, StreamBackend};
 use crate::error::{Error, Result};
 use std::fmt;
@@ -40,6 +41,7 @@ pub struct GpuGraph {
     pub(super) eager: Option<Vec<Eager>>,
     pub(super) _module: Arc<dyn Module>,
     pub(super) _buffers: Vec<Buffer>,
+    pub(super) _libraries: Vec<Arc<Library>>,
 }
 
 impl fmt::Debug for GpuGraph {

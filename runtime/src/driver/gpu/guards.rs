@@ -86,6 +86,11 @@ guard!(
     DeviceMemory(DevicePtr), free, "freeing device memory"
 );
 
+guard!(
+    /// Memory of another process, mapped.
+    ImportedMemory(DevicePtr), close_import, "unmapping memory of another rank"
+);
+
 impl StreamGuard {
     /// A new stream.
     pub fn new(api: &SharedApi) -> Result<StreamGuard> {
@@ -156,9 +161,18 @@ impl Drop for Pinned {
 impl Pinned {
     /// Allocates and zeroes `bytes` bytes (at least one).
     pub fn new(api: &SharedApi, bytes: usize) -> Result<Pinned> {
+        Pinned::zeroed(api, bytes, |bytes| api.allocate_pinned(bytes))
+    }
+
+    /// The same, of memory that kernels address too.
+    pub fn mapped(api: &SharedApi, bytes: usize) -> Result<Pinned> {
+        Pinned::zeroed(api, bytes, |bytes| api.allocate_mapped(bytes))
+    }
+
+    fn zeroed(api: &SharedApi, bytes: usize, allocate: impl FnOnce(usize) -> ApiResult<*mut u8>) -> Result<Pinned> {
         let bytes = bytes.max(1);
         let failed = |e: ApiError| e.during(format_args!("cannot allocate {bytes} bytes of pinned memory"));
-        let pointer = api.allocate_pinned(bytes).map_err(failed)?;
+        let pointer = allocate(bytes).map_err(failed)?;
         // SAFETY: a fresh allocation of that size.
         unsafe { std::ptr::write_bytes(pointer, 0, bytes) };
         Ok(Pinned { api: Arc::clone(api), pointer, bytes })

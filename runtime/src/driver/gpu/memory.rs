@@ -72,18 +72,33 @@ impl Shared {
         let owner = match allocator {
             Some(allocator) => Memory::External(External::new(allocator, size)?),
             None => {
-                let failed = |e: ApiError| {
-                    let free = match self.api.memory_info() {
-                        Ok((free, total)) => format!("; {free} of {total} bytes are free"),
-                        Err(_) => String::new(),
-                    };
-                    Error::Driver(format!("cannot allocate {size} bytes on {self:?}: {e}{free}"))
-                };
-                let pointer = self.api.allocate(size).map_err(failed)?;
+                let pointer = self.api.allocate(size).map_err(|e| self.no_memory(size, &e))?;
                 // SAFETY: just allocated, owned by nobody else.
                 Memory::Own(unsafe { DeviceMemory::own(&self.api, pointer) })
             }
         };
+        self.zeroed(owner, size, bytes)
+    }
+
+    /// Allocates `size` zeroed bytes that other processes may map, of which the buffer is the first `bytes`.
+    pub fn allocate_exported(self: &Arc<Self>, bytes: usize, size: usize) -> Result<Buffer> {
+        self.current()?;
+        let pointer = self.api.allocate_exported(size).map_err(|e| self.no_memory(size, &e))?;
+        // SAFETY: just allocated, owned by nobody else.
+        let owner = Memory::Own(unsafe { DeviceMemory::own(&self.api, pointer) });
+        self.zeroed(owner, size, bytes)
+    }
+
+    fn no_memory(&self, size: usize, e: &ApiError) -> Error {
+        let free = match self.api.memory_info() {
+            Ok((free, total)) => format!("; {free} of {total} bytes are free"),
+            Err(_) => String::new(),
+        };
+        Error::Driver(format!("cannot allocate {size} bytes on {self:?}: {e}{free}"))
+    }
+
+    /// Clears the `size` bytes of `owner`, of which the buffer is the first `bytes`.
+    fn zeroed(self: &Arc<Self>, owner: Memory, size: usize, bytes: usize) -> Result<Buffer> {
         let address = owner.address();
         let copies = self.copies()?;
         // SAFETY: the range was just allocated with this size.

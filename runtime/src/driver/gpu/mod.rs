@@ -9,6 +9,7 @@ mod graph;
 pub mod guards;
 mod memory;
 mod module;
+mod peer;
 mod ring;
 pub mod stream;
 #[cfg(test)]
@@ -18,7 +19,7 @@ pub use memory::STAGING_BYTES;
 
 use super::{
     Allocator, Buffer, Capture, CaptureSpec, Driver, ExternalMemory, ExternalStream, Filler, Module, ModuleSource,
-    Placement, SharedBytes, StreamBackend,
+    PeerMemory, Placement, SharedBytes, StreamBackend,
 };
 use crate::artifact::Target;
 use crate::error::{Error, Result};
@@ -32,6 +33,7 @@ use std::sync::Arc;
 #[derive(Debug)]
 pub struct GpuDriver {
     shared: Arc<Shared>,
+    peers: peer::GpuPeers,
 }
 
 impl GpuDriver {
@@ -40,7 +42,8 @@ impl GpuDriver {
     /// # Errors
     /// If the device refuses a stream.
     pub fn new(api: SharedApi) -> Result<GpuDriver> {
-        Ok(GpuDriver { shared: Arc::new(Shared::new(api)?) })
+        let shared = Arc::new(Shared::new(api)?);
+        Ok(GpuDriver { peers: peer::GpuPeers::new(&shared), shared })
     }
 
     /// The device.
@@ -119,6 +122,10 @@ impl Driver for GpuDriver {
     fn create_stream(&self, external: Option<&ExternalStream>) -> Result<Box<dyn StreamBackend>> {
         self.shared.current()?;
         Ok(Box::new(stream::GpuStream::new(&self.shared, external)?))
+    }
+
+    fn peer_memory(&self) -> Option<&dyn PeerMemory> {
+        Some(&self.peers)
     }
 
     fn begin_capture(&self, module: Arc<dyn Module>, spec: &CaptureSpec<'_>) -> Result<Box<dyn Capture>> {

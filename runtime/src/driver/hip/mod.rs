@@ -191,6 +191,43 @@ impl Api for HipDevice {
         quiet_call!(self.hipFree(pointer as *mut _))
     }
 
+    /// Uncached: the caches of one device are not seen by the others while a kernel runs.
+    fn allocate_exported(&self, bytes: usize) -> ApiResult<DevicePtr> {
+        let mut pointer = std::ptr::null_mut();
+        quiet_call!(self.hipExtMallocWithFlags(&mut pointer, bytes, sys::hipDeviceMallocUncached))?;
+        Ok(pointer as u64)
+    }
+
+    unsafe fn export(&self, pointer: DevicePtr) -> ApiResult<IpcHandle> {
+        let mut handle = sys::hipIpcMemHandle_t::default();
+        quiet_call!(self.hipIpcGetMemHandle(&mut handle, pointer as *mut _))?;
+        Ok(handle.reserved)
+    }
+
+    unsafe fn import(&self, handle: &IpcHandle) -> ApiResult<DevicePtr> {
+        let mut pointer = std::ptr::null_mut();
+        let handle = sys::hipIpcMemHandle_t { reserved: *handle };
+        quiet_call!(self.hipIpcOpenMemHandle(&mut pointer, handle, sys::hipIpcMemLazyEnablePeerAccess))?;
+        Ok(pointer as u64)
+    }
+
+    unsafe fn close_import(&self, pointer: DevicePtr) -> ApiResult<()> {
+        quiet_call!(self.hipIpcCloseMemHandle(pointer as *mut _))
+    }
+
+    fn allocate_mapped(&self, bytes: usize) -> ApiResult<*mut u8> {
+        let mut pointer = std::ptr::null_mut();
+        let flags = sys::hipHostMallocPortable | sys::hipHostMallocMapped | sys::hipHostMallocCoherent;
+        quiet_call!(self.hipHostMalloc(&mut pointer, bytes, flags))?;
+        Ok(pointer.cast())
+    }
+
+    unsafe fn address_of_mapped(&self, pointer: *mut u8) -> ApiResult<DevicePtr> {
+        let mut address = std::ptr::null_mut();
+        call!(self.hipHostGetDevicePointer(&mut address, pointer.cast(), 0))?;
+        Ok(address as u64)
+    }
+
     fn allocate_pinned(&self, bytes: usize) -> ApiResult<*mut u8> {
         let mut pointer = std::ptr::null_mut();
         quiet_call!(self.hipHostMalloc(&mut pointer, bytes, sys::hipHostMallocDefault))?;

@@ -48,6 +48,7 @@ fn launch(kernel: u32, args: &[(Region, u64)]) -> Launch {
         source: 0,
         cost: Cost::default(),
         gemm: None,
+        all_reduce: None,
         results: Vec::new(),
         copy: None,
     }

@@ -1,0 +1,57 @@
+//! Channels: the parts of the symmetric slab through which the programs of collectives exchange data. Code generation lays them
+//! out; their layout is the same on every rank.
+
+use weldment_runtime::artifact::SlabFill;
+
+/// Areas that a program's epochs take in turn. One is being read, the one before is made empty again, and peers that are ahead
+/// write the next; the fourth makes the number a power of two, so that the turn survives the wrap of the epoch.
+pub const TURNS: u64 = 4;
+
+/// Bytes that the parts of a channel start at multiples of.
+const LINE: u64 = 128;
+
+/// What launches share that exchange data in the same way. They are ordered among themselves by the stream.
+///
+/// | part | bytes | what |
+/// |---|---|---|
+/// | epochs | 4 a program | uses so far, u32, wrapping; only the rank itself writes and reads them |
+/// | areas | programs x 4 x world x chunk | by program, epoch % 4 and the rank that wrote it |
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Channel {
+    /// Ranks.
+    pub world: u32,
+    /// Programs that exchange independently of each other.
+    pub programs: u64,
+    /// Bytes that a program gets of one rank in one epoch, a multiple of 128.
+    pub chunk: u64,
+    /// Bits of the element, repeated to 32, that stands where nothing has arrived.
+    pub empty: u32,
+}
+
+impl Channel {
+    /// A channel for `bytes` a program, rank and epoch.
+    pub fn new(world: u32, programs: u64, bytes: u64, empty: u32) -> Channel {
+        Channel { world, programs, chunk: bytes.next_multiple_of(LINE), empty }
+    }
+
+    /// Byte at which the areas start.
+    pub fn areas(&self) -> u64 {
+        (4 * self.programs).next_multiple_of(LINE)
+    }
+
+    /// Bytes of a program's areas of one turn.
+    pub fn turn_bytes(&self) -> u64 {
+        u64::from(self.world) * self.chunk
+    }
+
+    /// Bytes of the channel.
+    pub fn bytes(&self) -> u64 {
+        self.areas() + self.programs * TURNS * self.turn_bytes()
+    }
+
+    /// What a channel at byte `start` of the slab holds before its first use.
+    pub fn fill(&self, start: u64) -> SlabFill {
+        let offset = start + self.areas();
+        SlabFill { offset, bytes: self.programs * TURNS * self.turn_bytes(), word: self.empty }
+    }
+}

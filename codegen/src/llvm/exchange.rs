@@ -1,0 +1,184 @@
+//! What host programs exchange with other ranks: pushes, arrivals, signals.
+//!
+//! Tiles travel as volatile vectors. On x86-64 an aligned element of a vector is read and written whole, which is all that data
+//! that is its own flag needs; no order between elements is asked for. Signals are atomic words.
+
+use super::LlvmError;
+use super::lower::{Lower, Rows};
+use super::memory::row_offsets;
+use super::ops::constant_splat;
+use crate::tile::{Address, Compare, Elem, TileType, V, Waiting};
+use inkwell::values::{BasicValue, BasicValueEnum, InstructionValue, IntValue, PointerValue};
+use inkwell::{AtomicOrdering, IntPredicate};
+use std::num::NonZeroU32;
+use weldment_runtime::artifact::comm_table;
+
+fn text(e: impl std::fmt::Display) -> LlvmError {
+    LlvmError::Llvm(e.to_string())
+}
+
+fn instruction(value: BasicValueEnum<'_>) -> Result<InstructionValue<'_>, LlvmError> {
+    value.as_instruction_value().ok_or_else(|| LlvmError::Llvm("a load without an instruction".into()))
+}
+
+/// What a row of a tile gives: nothing, or a value that is zero where the mask leaves the row out.
+type RowBody<'c, 'b, 'l, 'k> =
+    &'b mut dyn FnMut(&mut Lower<'c, 'k>, usize, PointerValue<'c>) -> Result<Option<BasicValueEnum<'c>>, LlvmError>;
+
+impl<'c, 'k> Lower<'c, 'k> {
+    /// Runs `body` for each row of a tile that its mask lets through: a scalar, or one bit a row.
+    fn each_row(
+        &mut self,
+        address: &Address,
+        ty: &TileType,
+        mask: Option<V>,
+        body: RowBody<'c, '_, '_, 'k>,
+    ) -> Result<Rows<'c>, LlvmError> {
+        if ty.lanes() != 1 && address.strides.last() != Some(&(ty.elem.bytes() as i64)) {
+            return Err(LlvmError::Tile(format!("{}: a stride between elements for ranks", self.kernel.name)));
+        }
+        let base = self.base(address)?;
+        let mut out = Vec::new();
+        for (i, offset) in row_offsets(ty, &address.strides).into_iter().enumerate() {
+            let at = self.row_start(base, address, ty, i, offset)?;
+            let condition = match self.row_mask(mask, i)? {
+                None => {
+                    out.extend(body(self, i, at)?);
+                    continue;
+                }
+                Some(BasicValueEnum::IntValue(condition)) => condition,
+                Some(_) => return Err(LlvmError::Tile(format!("{}: a mask within rows", self.kernel.name))),
+            };
+            let before = self.current_block()?;
+            let mut inside = None;
+            self.when(condition, |lower| {
+                let row = body(lower, i, at)?;
+                inside = row.map(|row| Ok::<_, LlvmError>((row, lower.current_block()?))).transpose()?;
+                Ok(())
+            })?;
+            if let Some((row, block)) = inside {
+                let phi = self.builder.build_phi(row.get_type(), "")?;
+                phi.add_incoming(&[(&row.get_type().const_zero(), before), (&row, block)]);
+                out.push(phi.as_basic_value());
+            }
+        }
+        Ok(out)
+    }
+
+    pub fn push(&mut self, address: &Address, value: V, mask: Option<V>) -> Result<(), LlvmError> {
+        let (ty, rows) = (self.ty(value).clone(), self.get(value)?.clone());
+        self.each_row(address, &ty, mask, &mut |lower, i, at| {
+            let store = lower.builder.build_store(at, rows[i])?;
+            store.set_alignment(address.align).map_err(text)?;
+            store.set_volatile(true).map_err(text)?;
+            Ok(None)
+        })?;
+        Ok(())
+    }
+
+    pub fn arrive(
+        &mut self,
+        address: &Address,
+        ty: &TileType,
+        mask: Option<V>,
+        empty: u32,
+        waiting: Waiting,
+    ) -> Result<Rows<'c>, LlvmError> {
+        let row = self.row_type(ty.elem, ty.lanes());
+        let word = self.elem_type(if ty.elem.bytes() == 2 { Elem::I16 } else { Elem::I32 }).into_int_type();
+        let nothing = constant_splat(word.const_int(u64::from(empty), false).into(), ty.lanes());
+        self.each_row(address, ty, mask, &mut |lower, _, at| {
+            let arrived = lower.look(waiting, |lower| {
+                let loaded = lower.builder.build_load(row, at, "")?;
+                let load = instruction(loaded)?;
+                load.set_alignment(address.align).map_err(text)?;
+                load.set_volatile(true).map_err(text)?;
+                let words = lower.builder.build_bit_cast(loaded, nothing.get_type(), "")?;
+                let missing = lower.compare(Compare::Equal, words, nothing)?;
+                Ok((lower.any(missing)?, loaded))
+            })?;
+            Ok(Some(arrived))
+        })
+    }
+
+    pub fn signal(&mut self, address: &Address, value: V, mask: Option<V>, release: bool) -> Result<(), LlvmError> {
+        let (ty, words) = (self.ty(value).clone(), self.get(value)?.clone());
+        let order = if release { AtomicOrdering::Release } else { AtomicOrdering::Monotonic };
+        self.each_row(address, &ty, mask, &mut |lower, i, at| {
+            let store = lower.builder.build_store(at, words[i])?;
+            store.set_alignment(4).map_err(text)?;
+            store.set_atomic_ordering(order).map_err(text)?;
+            Ok(None)
+        })?;
+        Ok(())
+    }
+
+    pub fn wait_for(
+        &mut self,
+        address: &Address,
+        value: V,
+        mask: Option<V>,
+        waiting: Waiting,
+    ) -> Result<(), LlvmError> {
+        let (ty, words) = (self.ty(value).clone(), self.get(value)?.clone());
+        let i32t = self.context.i32_type();
+        self.each_row(address, &ty, mask, &mut |lower, i, at| {
+            lower.look(waiting, |lower| {
+                let loaded = lower.builder.build_load(i32t, at, "")?;
+                let load = instruction(loaded)?;
+                load.set_alignment(4).map_err(text)?;
+                load.set_atomic_ordering(AtomicOrdering::Acquire).map_err(text)?;
+                // Compared by distance, so that the count may wrap.
+                let ahead = lower.builder.build_int_sub(loaded.into_int_value(), words[i].into_int_value(), "")?;
+                let missing = lower.builder.build_int_compare(IntPredicate::SLT, ahead, i32t.const_zero(), "")?;
+                Ok((missing, loaded))
+            })?;
+            Ok(None)
+        })?;
+        Ok(())
+    }
+
+    /// Looks, and rests by the comm table's callback, until nothing is missing or the callback says that the job is over. `once`
+    /// gives what is missing and what was read.
+    fn look(
+        &mut self,
+        waiting: Waiting,
+        once: impl FnOnce(&mut Self) -> Result<(IntValue<'c>, BasicValueEnum<'c>), LlvmError>,
+    ) -> Result<BasicValueEnum<'c>, LlvmError> {
+        let comm = self.params[waiting.comm.0 as usize];
+        let (i32t, i64t, pointer) =
+            (self.context.i32_type(), self.context.i64_type(), self.context.ptr_type(Default::default()));
+        let before = self.current_block()?;
+        let head = self.context.append_basic_block(self.function, "look");
+        let rest = self.context.append_basic_block(self.function, "rest");
+        let after = self.context.append_basic_block(self.function, "arrived");
+        self.builder.build_unconditional_branch(head)?;
+        self.builder.position_at_end(head);
+        let looks = self.builder.build_phi(i64t, "looks")?;
+        let (missing, found) = once(self)?;
+        self.builder.build_conditional_branch(missing, rest, after)?;
+        self.builder.position_at_end(rest);
+        let count =
+            self.builder.build_int_add(looks.as_basic_value().into_int_value(), i64t.const_int(1, false), "")?;
+        let at = self.byte_offset(comm, comm_table::RELAX as i64)?;
+        let relax = self.builder.build_load(pointer, at, "relax")?.into_pointer_value();
+        let signature = i32t.fn_type(&[pointer.into(), i64t.into()], false);
+        let call = self.builder.build_indirect_call(signature, relax, &[comm.into(), count.into()], "")?;
+        let over = call.try_as_basic_value().basic().ok_or_else(|| LlvmError::Llvm("a call without a value".into()))?;
+        let on = self.builder.build_int_compare(IntPredicate::EQ, over.into_int_value(), i32t.const_zero(), "")?;
+        self.builder.build_conditional_branch(on, head, after)?;
+        looks.add_incoming(&[(&i64t.const_zero(), before), (&count, rest)]);
+        self.builder.position_at_end(after);
+        Ok(found)
+    }
+
+    /// True where any lane of an i1 row is.
+    fn any(&self, row: BasicValueEnum<'c>) -> Result<IntValue<'c>, LlvmError> {
+        let BasicValueEnum::VectorValue(bits) = row else { return Ok(row.into_int_value()) };
+        let lanes = bits.get_type().get_size();
+        let word = NonZeroU32::new(lanes).and_then(|n| self.context.custom_width_int_type(n).ok());
+        let word = word.ok_or_else(|| LlvmError::Tile(format!("{}: a row of {lanes}", self.kernel.name)))?;
+        let all = self.builder.build_bit_cast(row, word, "")?.into_int_value();
+        Ok(self.builder.build_int_compare(IntPredicate::NE, all, word.const_zero(), "")?)
+    }
+}
