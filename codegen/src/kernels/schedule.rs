@@ -193,7 +193,7 @@ impl Walk {
 
     /// A piece of a host's row.
     pub fn piece(&self, at: V, width: u32) -> Piece {
-        Piece { at, width, rows: self.rows, columns: None, present: self.present }
+        Piece { at, width, n: self.n, rows: self.rows, columns: None, present: self.present }
     }
 
     /// Reduces the pieces' last dim: a scalar on a host, [rows, 1] on a GPU.
@@ -310,7 +310,7 @@ impl Piece {
             let mask = below(b, at, width, n / step);
             b.reshape(mask, &[1, width])
         });
-        Piece { at, width, rows: self.rows, columns, present: self.present }
+        Piece { at, width, n: n / step, rows: self.rows, columns, present: self.present }
     }
 
     /// `v` where there are elements, `other` in masked places.
