@@ -52,12 +52,8 @@ const NORMS: &[OpKind] = &[
     OpKind::AllReduceAddRmsNormQuantise,
 ];
 /// What the sum that a norm reads may be fused into.
-const RESIDUAL_NORMS: &[OpKind] = &[
-    OpKind::AddRmsNorm,
-    OpKind::AllReduceAddRmsNorm,
-    OpKind::AddRmsNormQuantise,
-    OpKind::AllReduceAddRmsNormQuantise,
-];
+const RESIDUAL_NORMS: &[OpKind] =
+    &[OpKind::AddRmsNorm, OpKind::AllReduceAddRmsNorm, OpKind::AddRmsNormQuantise, OpKind::AllReduceAddRmsNormQuantise];
 /// Ops that end in a quantised norm.
 const QUANTISED_NORMS: &[OpKind] = &[
     OpKind::RmsNormQuantise,
