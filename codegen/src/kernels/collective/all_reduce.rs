@@ -1,13 +1,14 @@
 //! All-reduce in one stage, alone or with the residual sum and the root-mean-square norm that follow: every rank pushes its rows
 //! to all others, and each sums all of them. Partial sums are added in f32 in the order of ranks, then the residual; the sum is
-//! rounded once, and the norm reads the rounded sum.
+//! rounded once, and the norm reads the rounded sum; it may be quantised where it is made.
 
 use super::channel::Channel;
 use super::mailbox::Mailbox;
 use super::{channel_programs, check_rows, negative_zero, packs, programs, world};
+use crate::kernels::quantise::Sink;
 use crate::kernels::row::{elem_of, rounded};
 use crate::kernels::schedule::{Piece, Walk, param};
-use crate::kernels::{Argument, Built, Request, RowSpace, Tensor, require, row_stride};
+use crate::kernels::{Argument, Built, Request, RowSpace, Tensor, last_dim, require, row_stride};
 use crate::tile::{Access, Builder, Conversion, Elem, Param, Reduction, V};
 use weldment_ir::{DType, Op};
 use weldment_passes::target::Refusal;
@@ -23,18 +24,30 @@ struct Parts<'r> {
     residual: Option<&'r Tensor>,
     /// Weight and epsilon of the norm.
     norm: Option<(&'r Tensor, f64)>,
-    /// Position of the sum among the results.
+    /// Positions of the sum and of the norm among the results.
     sum: usize,
+    normed: usize,
+    /// dtype and group of codes, which are the first result, with their scales as the second.
+    codes: Option<(DType, u64)>,
 }
 
 fn parts<'r>(r: &'r Request<'_>) -> Parts<'r> {
     let o = &r.operands;
+    let plain = Parts { x: &o[0], residual: None, norm: None, sum: 0, normed: 0, codes: None };
     match r.op {
         Op::AllReduceAddRmsNorm { eps, .. } => {
-            Parts { x: &o[0], residual: Some(&o[1]), norm: Some((&o[2], eps.0)), sum: 1 }
+            Parts { residual: Some(&o[1]), norm: Some((&o[2], eps.0)), sum: 1, ..plain }
         }
-        Op::AllReduceRmsNorm { eps, .. } => Parts { x: &o[0], residual: None, norm: Some((&o[1], eps.0)), sum: 1 },
-        _ => Parts { x: &o[0], residual: None, norm: None, sum: 0 },
+        Op::AllReduceRmsNorm { eps, .. } => Parts { norm: Some((&o[1], eps.0)), sum: 1, ..plain },
+        Op::AllReduceAddRmsNormQuantise { eps, format, group, .. } => {
+            let codes = Some((*format, group.unsigned_abs()));
+            Parts { residual: Some(&o[1]), norm: Some((&o[2], eps.0)), sum: 3, normed: 2, codes, ..plain }
+        }
+        Op::AllReduceRmsNormQuantise { eps, format, group, .. } => {
+            let codes = Some((*format, group.unsigned_abs()));
+            Parts { norm: Some((&o[1], eps.0)), sum: 3, normed: 2, codes, ..plain }
+        }
+        _ => plain,
     }
 }
 
@@ -52,7 +65,10 @@ pub fn check(r: &Request<'_>) -> Result<(), Refusal> {
         check_rows([weight])?;
         require(weight.ty.dtype.is_compute_float(), "weight dtype", weight.ty.dtype, "f32, f16 or bf16")?;
     }
-    for t in p.residual.into_iter().chain(&r.results) {
+    if let Some((format, group)) = p.codes {
+        Sink::check(r.target, last_dim(p.x)?, group, format)?;
+    }
+    for t in p.residual.into_iter().chain([&r.results[p.sum], &r.results[p.normed]]) {
         require(t.ty.dtype.is_compute_float(), "result dtype", t.ty.dtype, "f32, f16 or bf16")?;
     }
     Ok(())
@@ -104,7 +120,19 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
         None => None,
         Some((w, eps)) => {
             let w = place(&mut b, "w", w, Access::Read, Argument::Operand(r.operands.len() - 1))?;
-            Some((w, eps, place(&mut b, "norm", &r.results[0], Access::Write, Argument::Result(0))?))
+            let t = &r.results[p.normed];
+            // Codes may be all that is read of it.
+            let wanted = p.codes.is_none() || !t.is_unread;
+            let out = wanted.then(|| place(&mut b, "norm", t, Access::Write, Argument::Result(p.normed)));
+            Some((w, eps, out.transpose()?))
+        }
+    };
+    let codes = match p.codes {
+        None => None,
+        Some((format, group)) => {
+            let codes = place(&mut b, "codes", &r.results[0], Access::Write, Argument::Result(0))?;
+            let scales = place(&mut b, "scales", &r.results[1], Access::Write, Argument::Result(1))?;
+            Some((format, group, [codes, scales]))
         }
     };
     let sum = place(&mut b, "sum", &r.results[p.sum], Access::Write, Argument::Result(p.sum))?;
@@ -131,6 +159,7 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
             Vec::new()
         });
     }
+    let mut refused = Ok(());
     mail.each_row(&mut b, &rows, (first, dealt.step), |b, row, turn| {
         let (mut own, mut addend) = (None, None);
         walk.each(b, &[], |b, piece, _| {
@@ -177,15 +206,29 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
         let root = b.sqrt(mean);
         let one = b.float(1.0);
         let scale = b.div(one, root);
-        walk.each(b, &[], |b, piece, _| {
+        let normed = |b: &mut Builder, piece: &Piece| {
             let v = kept.unwrap_or_else(|| sum.load(b, piece, row));
             let w = weights.unwrap_or_else(|| piece.load_shared(b, w.param, start, w.dtype));
             let v = b.mul(v, scale);
-            let v = b.mul(v, w);
-            out.store(b, piece, row, v);
-            Vec::new()
-        });
+            b.mul(v, w)
+        };
+        if let Some(out) = out {
+            walk.each(b, &[], |b, piece, _| {
+                let v = normed(b, piece);
+                out.store(b, piece, row, v);
+                Vec::new()
+            });
+        }
+        if let Some((format, group, places)) = codes {
+            let bases = places.map(|p| b.scale(row, p.stride));
+            let (params, strides) = (places.map(|p| p.param), places.map(|p| p.stride));
+            let sink = Sink { n: d, group, dtype: format, params, bases, strides };
+            if let Err(e) = sink.store(b, &walk, normed) {
+                refused = Err(e);
+            }
+        }
     });
+    refused?;
     let summary = format!("{} of {d} {dtype} over {world} ranks, one stage", r.op.kind());
     Ok(Built { kernel: b.finish(String::new()), arguments, summary, then: None })
 }
