@@ -186,17 +186,18 @@ impl Session {
     /// A failed step's, and the driver's, if it refuses to destroy something.
     pub fn close(mut self) -> Result<()> {
         let done = self.wait();
-        let closed = teardown::listen(move || {
-            let Session { graph, stream, member, regions, .. } = self;
-            drop((graph, stream));
-            let left = member.map_or(Ok(()), Member::close);
-            drop(regions);
-            left
-        });
+        let closed = teardown::listen(|| self.give_back());
         if let (Err(_), Err(e)) = (&done, &closed) {
             log::write(Level::Warn, format_args!("closing a session: {e}"));
         }
         done.and(closed)
+    }
+
+    /// Drops everything, in the order of the fields, and says how leaving the group went.
+    fn give_back(self) -> Result<()> {
+        let Session { graph, stream, member, regions: _regions, .. } = self;
+        drop((graph, stream));
+        member.map_or(Ok(()), Member::close)
     }
 
     fn open(
@@ -227,15 +228,14 @@ impl Session {
             options.values.filter(|_| rank == 0).map(|path| ValueLog::new(path, &manifest, program)).transpose()?;
         let inputs = input_kinds(&manifest)?;
         check_output(&manifest)?;
-        let module = load_code(artifact, program, driver, options.cache.as_deref())?;
-
         let mut dims = Dims::new(&manifest.symbols);
         let blocks = kv_blocks(&manifest, options.kv_blocks)?;
         dims.set(&manifest, "N", blocks)?;
-        let allocator = options.allocator.as_ref();
         if let Some(member) = &member {
             member.agree(artifact, index, blocks)?;
         }
+        let module = load_code(artifact, program, driver, options.cache.as_deref())?;
+        let allocator = options.allocator.as_ref();
         let weight_options =
             WeightOptions { weights_file: options.weights_file, cache: options.cache, threads: device.threads(), rank };
         let allocate = |bytes: Option<u64>, placement| driver.allocate(size(bytes)?, placement, allocator);

@@ -3,6 +3,7 @@
 
 mod choices;
 mod cost;
+pub mod stages;
 mod thresholds;
 
 pub use choices::{Accepted, Choice, Choices};

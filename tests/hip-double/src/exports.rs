@@ -137,7 +137,10 @@ extern "C" fn hipMemGetInfo(free: Option<&mut usize>, total: Option<&mut usize>)
     })
 }
 
-fn device_memory(name: &'static str, to: Option<&mut usize>, bytes: usize, detail: String) -> c_int {
+/// `hipDeviceMallocUncached`.
+const UNCACHED: c_uint = 3;
+
+fn device_memory(name: &'static str, to: Option<&mut usize>, bytes: usize, uncached: bool, detail: String) -> c_int {
     call(name, Kind::Makes, detail, |state| {
         state.outside_capture()?;
         state.healthy()?;
@@ -150,7 +153,7 @@ fn device_memory(name: &'static str, to: Option<&mut usize>, bytes: usize, detai
         if bytes as u64 > state.settings.memory.saturating_sub(state.memory.device_bytes) {
             return Err(OUT_OF_MEMORY);
         }
-        let address = state.memory.device(bytes).ok_or(OUT_OF_MEMORY)?;
+        let address = state.memory.device(bytes, uncached).ok_or(OUT_OF_MEMORY)?;
         state.made.insert(address, state.log.len() as u64 - 1);
         *to = address;
         Ok(())
@@ -159,12 +162,12 @@ fn device_memory(name: &'static str, to: Option<&mut usize>, bytes: usize, detai
 
 #[unsafe(no_mangle)]
 extern "C" fn hipMalloc(to: Option<&mut usize>, bytes: usize) -> c_int {
-    device_memory("hipMalloc", to, bytes, format!("{bytes} bytes"))
+    device_memory("hipMalloc", to, bytes, false, format!("{bytes} bytes"))
 }
 
 #[unsafe(no_mangle)]
 extern "C" fn hipExtMallocWithFlags(to: Option<&mut usize>, bytes: usize, flags: c_uint) -> c_int {
-    device_memory("hipExtMallocWithFlags", to, bytes, format!("{bytes} bytes, {flags}"))
+    device_memory("hipExtMallocWithFlags", to, bytes, flags == UNCACHED, format!("{bytes} bytes, {flags}"))
 }
 
 #[unsafe(no_mangle)]
@@ -181,6 +184,68 @@ extern "C" fn hipHostMalloc(to: Option<&mut usize>, bytes: usize, flags: c_uint)
     })
 }
 
+#[unsafe(no_mangle)]
+extern "C" fn hipHostGetDevicePointer(to: Option<&mut usize>, host: usize, flags: c_uint) -> c_int {
+    call("hipHostGetDevicePointer", Kind::Makes, format!("{host:#x}, {flags}"), |state| {
+        if !state.memory.is_pinned(host) {
+            state.violation("no pinned memory".into());
+            return Err(INVALID_VALUE);
+        }
+        put(to, host)
+    })
+}
+
+/// `hipIpcMemHandle_t`: here the address comes first, and zeros follow.
+#[repr(C)]
+struct IpcHandle([u8; 64]);
+
+#[unsafe(no_mangle)]
+extern "C" fn hipIpcGetMemHandle(to: Option<&mut IpcHandle>, address: usize) -> c_int {
+    call("hipIpcGetMemHandle", Kind::Makes, format!("{address:#x}"), |state| {
+        state.outside_any_capture()?;
+        if let Some(text) = state.memory.not_exportable(address) {
+            state.violation(text);
+            return Err(INVALID_VALUE);
+        }
+        let mut handle = IpcHandle([0; 64]);
+        handle.0[..8].copy_from_slice(&(address as u64).to_le_bytes());
+        put(to, handle)
+    })
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn hipIpcOpenMemHandle(to: Option<&mut usize>, handle: IpcHandle, flags: c_uint) -> c_int {
+    let mut raw = [0; 8];
+    raw.copy_from_slice(&handle.0[..8]);
+    let of = u64::from_le_bytes(raw) as usize;
+    call("hipIpcOpenMemHandle", Kind::Makes, format!("{of:#x}, {flags}"), |state| {
+        state.outside_any_capture()?;
+        state.healthy()?;
+        let to = to.ok_or(INVALID_VALUE)?;
+        let Some(address) = state.memory.import(of) else {
+            state.violation("the handle's memory is not there any more".into());
+            return Err(INVALID_VALUE);
+        };
+        state.made.insert(address, state.log.len() as u64 - 1);
+        *to = address;
+        Ok(())
+    })
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn hipIpcCloseMemHandle(address: usize) -> c_int {
+    call("hipIpcCloseMemHandle", Kind::Ends, format!("{address:#x}"), |state| {
+        state.outside_capture()?;
+        drain_all(state);
+        state.made.remove(&address);
+        if !state.memory.close_import(address) {
+            state.violation("no memory of another process is mapped there".into());
+            return Err(INVALID_VALUE);
+        }
+        state.healthy()
+    })
+}
+
 fn free(name: &'static str, address: usize, pinned: bool) -> c_int {
     call(name, Kind::Ends, format!("{address:#x}"), |state| {
         state.outside_capture()?;
@@ -190,6 +255,10 @@ fn free(name: &'static str, address: usize, pinned: bool) -> c_int {
         // As HIP does: work that may use the memory is done first.
         drain_all(state);
         state.made.remove(&address);
+        match state.memory.imports_of(address) {
+            0 => {}
+            n => state.violation(format!("{n} other processes have this memory mapped")),
+        }
         if let Err(text) = state.memory.free(address, pinned) {
             state.violation(text);
             return Err(INVALID_VALUE);

@@ -6,7 +6,9 @@ pub mod all_gather;
 pub mod all_reduce;
 pub mod channel;
 mod columns;
+mod flagged;
 mod mailbox;
+mod peers;
 pub mod reduce_scatter;
 
 use super::{Request, RowSpace, Tensor, contiguous_last, last_dim, require, row_stride};
