@@ -319,10 +319,17 @@ pub(crate) struct Build<'a> {
 /// A graph's kernels as tile programs, its launches, and what they were made from.
 pub(crate) type Planned<'a> = (Machine, BufferPlan, Prepared, Static<'a>);
 
-/// A graph up to its tile programs.
+/// A graph up to its tile programs. After the target's name, choices may be fixed: `sm_90a all_reduce=2`.
 pub(crate) fn plan<'a>(graph: &Graph, values: &'a Values, target: &str) -> Result<Planned<'a>, String> {
     let symbols: Vec<String> = graph.symbols().keys().map(|s| s.to_string()).collect();
-    let target = Machine::named(target, &symbols)?;
+    let mut words = target.split(' ');
+    let mut target = Machine::named(words.next().unwrap_or_default(), &symbols)?;
+    let mut choices = *target.choices();
+    for word in words {
+        let (key, value) = word.split_once('=').ok_or_else(|| format!("`{word}`; key=value is expected"))?;
+        choices.set(key, value)?;
+    }
+    target.set_choices(choices);
     let library = library(graph, &target);
     let plan = bufferise(graph, &library).map_err(|e| e.to_string())?;
     let mut statics = Static::new(values);

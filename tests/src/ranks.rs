@@ -48,14 +48,15 @@ pub fn initial(slab: &Slab) -> Vec<u8> {
     bytes
 }
 
-/// Bytes that hold epochs: whatever comes before the areas of a channel, which are filled.
+/// Bytes that may hold epochs and flags: all that are not filled.
 pub(crate) fn epochs(slab: &Slab) -> Vec<std::ops::Range<usize>> {
     let mut start = 0;
     let mut out = Vec::new();
     for fill in &slab.fills {
         out.push(start..fill.offset as usize);
-        start = (fill.offset + fill.bytes).next_multiple_of(4096) as usize;
+        start = (fill.offset + fill.bytes) as usize;
     }
+    out.push(start..slab.bytes as usize);
     out
 }
 

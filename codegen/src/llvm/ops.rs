@@ -158,6 +158,9 @@ impl<'c> Ops<'c, '_> {
             (Binary::Rem, false) => on_ints!(self, build_int_unsigned_rem, a, b),
             (Binary::Max, false) => self.select(on_ints!(self, build_int_compare, a, b, IntPredicate::SGT), a, b)?,
             (Binary::Min, false) => self.select(on_ints!(self, build_int_compare, a, b, IntPredicate::SLT), a, b)?,
+            // The builder folds constants alone.
+            (Binary::And, false) if is_zero(a) => a,
+            (Binary::And, false) if is_zero(b) => b,
             (Binary::And, false) => on_ints!(self, build_and, a, b),
             (Binary::Or, false) => on_ints!(self, build_or, a, b),
             (Binary::Xor, false) => on_ints!(self, build_xor, a, b),
@@ -339,6 +342,10 @@ impl<'c> Ops<'c, '_> {
 
 fn element_is_int(v: VectorValue<'_>) -> bool {
     matches!(v.get_type().get_element_type(), BasicTypeEnum::IntType(_))
+}
+
+fn is_zero(x: BasicValueEnum<'_>) -> bool {
+    matches!(x, BasicValueEnum::IntValue(x) if x.get_zero_extended_constant() == Some(0))
 }
 
 fn is_float(x: BasicValueEnum<'_>) -> bool {

@@ -3,6 +3,7 @@
 
 mod choices;
 mod cost;
+pub mod stages;
 mod thresholds;
 
 pub use choices::{Accepted, Choice, Choices};
@@ -139,6 +140,14 @@ fn family(op: &Op) -> Option<Family> {
             build: topk::build,
             operands: &[Contiguous, Any],
             result: Contiguous,
+        },
+        OpKind::AllReduceRmsNormQuantise | OpKind::AllReduceAddRmsNormQuantise => Family {
+            // Results lie in another order than operands.
+            shares: Sharing::Never,
+            check: collective::all_reduce::check,
+            build: collective::all_reduce::build,
+            operands: &[Rows],
+            result: Rows,
         },
         OpKind::AllReduce | OpKind::AllReduceRmsNorm | OpKind::AllReduceAddRmsNorm => Family {
             shares: Sharing::Rows,

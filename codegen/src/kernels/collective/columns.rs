@@ -1,6 +1,6 @@
 //! Rows cut into chunks of columns, a program each: for rows that may be as wide as a vocabulary.
 
-use super::channel::Channel;
+use super::channel::Mail;
 use super::mailbox::Mailbox;
 use super::{Programs, channel_programs, programs};
 use crate::kernels::schedule::{ELEMENTS, Piece, Walk, threads_for};
@@ -18,12 +18,12 @@ pub struct Columns {
     chunk: Option<u64>,
     threads: u32,
     dealt: Programs,
-    channel: Channel,
+    channel: Mail,
     elem: Elem,
 }
 
 impl Columns {
-    /// Deals out `rows` of `n` elements among the programs of a grid; `empty` as [`Channel::empty`].
+    /// Deals out `rows` of `n` elements among the programs of a grid; `empty` as [`Mail::empty`].
     pub fn new(
         b: &mut Builder,
         r: &Request<'_>,
@@ -34,7 +34,7 @@ impl Columns {
     ) -> Columns {
         if r.target.gpu().is_none() {
             let dealt = programs(b, r, rows, channel_programs(r.target, world, n * elem.bytes()));
-            let channel = Channel::new(world, dealt.rows, n * elem.bytes(), empty);
+            let channel = Mail::new(world, dealt.rows, n * elem.bytes(), empty);
             return Columns { n, chunk: None, threads: 1, dealt, channel, elem };
         }
         let width = n.next_power_of_two().min(ELEMENTS);
@@ -45,7 +45,7 @@ impl Columns {
         // Wide rows share out the programs that narrow ones have to themselves.
         let most = channel_programs(r.target, world, width * elem.bytes());
         let dealt = programs(b, r, rows, (most / across).max(1));
-        let channel = Channel::new(world, dealt.rows * across, width * elem.bytes(), empty);
+        let channel = Mail::new(world, dealt.rows * across, width * elem.bytes(), empty);
         Columns { n, chunk: Some(width), threads, dealt, channel, elem }
     }
 

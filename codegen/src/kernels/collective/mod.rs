@@ -6,7 +6,9 @@ pub mod all_gather;
 pub mod all_reduce;
 pub mod channel;
 mod columns;
+mod flagged;
 mod mailbox;
+mod peers;
 pub mod reduce_scatter;
 
 use super::{Request, RowSpace, Tensor, contiguous_last, last_dim, require, row_stride};
@@ -33,6 +35,8 @@ pub fn world_of(op: &Op) -> Option<u64> {
         | Op::ReduceScatter { world, .. }
         | Op::AllReduceRmsNorm { world, .. }
         | Op::AllReduceAddRmsNorm { world, .. }
+        | Op::AllReduceRmsNormQuantise { world, .. }
+        | Op::AllReduceAddRmsNormQuantise { world, .. }
         | Op::GatherPart { world, .. } => *world,
         _ => return None,
     };

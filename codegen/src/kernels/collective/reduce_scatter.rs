@@ -61,7 +61,7 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
             });
         },
         |b, exchange, row, piece| {
-            let own = part(b, row, piece, exchange.mail.rank());
+            let own = part(b, row, piece, exchange.mail.peers.rank);
             let mut total = None;
             exchange.gather(b, piece, own, Builder::to_f32, |b, _, v| {
                 total = Some(total.map_or(v, |t| b.add(t, v)));

@@ -13,8 +13,12 @@ use inkwell::values::{BasicValue, BasicValueEnum, InstructionValue, IntValue, Po
 use inkwell::{AtomicOrdering, IntPredicate};
 use weldment_runtime::artifact::comm_table;
 
-/// Looks between two at the abort word, less one: a power of two less one.
-const LOOKS: u64 = 255;
+/// Looks between two at the abort word, less one: a power of two less one. The word is in the host's memory, where a look of every
+/// resident thread takes about 2 ms (seen on H200): were it asked sooner than that, ranks would make each other late for ever.
+const LOOKS: u64 = (1 << 14) - 1;
+
+/// `s_waitcnt vmcnt(0)`, in the encoding of GFX9.
+const VECTOR_MEMORY_DONE: u64 = 0x0f70;
 
 fn text(e: impl std::fmt::Display) -> LlvmError {
     LlvmError::Llvm(e.to_string())
@@ -176,10 +180,20 @@ impl<'c, 'k> Emit<'c, 'k> {
         let layout = self.natural(value);
         let regs = self.get(value, &layout)?;
         let a = self.access(address, &ty, mask, &layout)?;
-        // What any thread did before is done before the word is written.
+        // What any thread did before is done before the word is written. A barrier of AMD's orders waves of a block, but does
+        // not wait for what they have under way to memory, and the release of one wave waits for its own alone.
+        let amd_release = release && self.arch.is_amd();
+        if amd_release {
+            self.wait_for_memory()?;
+        }
         self.barrier()?;
-        let order = if release { AtomicOrdering::Release } else { AtomicOrdering::Monotonic };
+        let order = if release && !amd_release { AtomicOrdering::Release } else { AtomicOrdering::Monotonic };
         let write = |e: &mut Self, at: PointerValue<'c>, word: BasicValueEnum<'c>| -> Result<(), LlvmError> {
+            if amd_release {
+                // LLVM 22 takes the wait after the write-back for needless where no store is under way.
+                e.builder.build_fence(AtomicOrdering::Release, false, "")?;
+                e.wait_for_memory()?;
+            }
             let store = e.builder.build_store(at, word)?;
             store.set_alignment(4).map_err(text)?;
             store.set_atomic_ordering(order).map_err(text)
@@ -194,6 +208,11 @@ impl<'c, 'k> Emit<'c, 'k> {
             }
             Ok(())
         })
+    }
+
+    /// Waits until the thread's accesses to memory are done, on AMD.
+    fn wait_for_memory(&self) -> Result<(), LlvmError> {
+        self.call("llvm.amdgcn.s.waitcnt", &[self.i32(VECTOR_MEMORY_DONE).into()])
     }
 
     pub fn wait_for(
