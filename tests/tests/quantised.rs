@@ -183,8 +183,7 @@ fn norms_quantise_as_they_are_made() {
             let two = c.push(op, &[x, residual, w]);
             let result = |v: Value, result| Value { result, ..v };
             // The norm of the second is not read.
-            let outputs =
-                [one, result(one, 1), result(one, 2), two, result(two, 1), result(two, 3)];
+            let outputs = [one, result(one, 1), result(one, 2), two, result(two, 1), result(two, 3)];
             let gpus = if group.is_power_of_two() || group == k { &GPUS[..] } else { &[] };
             check_codes(c, &outputs, &[0, 3], gpus);
         }
@@ -208,7 +207,8 @@ fn check_codes(mut c: Draft, outputs: &[Value], codes: &[usize], gpus: &[&str]) 
         for (i, (name, expected)) in expected.iter().enumerate() {
             let found = &found[name];
             if !codes.contains(&i) {
-                let apart = expected.iter().zip(found).map(|(a, b)| (a - b).abs() / a.abs().max(1.0)).fold(0.0, f64::max);
+                let apart =
+                    expected.iter().zip(found).map(|(a, b)| (a - b).abs() / a.abs().max(1.0)).fold(0.0, f64::max);
                 assert!(apart <= 8e-3, "{target} {name}: {apart}");
                 continue;
             }
