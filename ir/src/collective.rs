@@ -13,7 +13,9 @@ impl Op {
             | Op::AllGather { world, .. }
             | Op::ReduceScatter { world, .. }
             | Op::AllReduceRmsNorm { world, .. }
-            | Op::AllReduceAddRmsNorm { world, .. } => Some(*world),
+            | Op::AllReduceAddRmsNorm { world, .. }
+            | Op::AllReduceRmsNormQuantise { world, .. }
+            | Op::AllReduceAddRmsNormQuantise { world, .. } => Some(*world),
             _ => None,
         }
     }

@@ -266,6 +266,10 @@ ops! {
     /// sum = all_reduce(x) + residual, norm = rms_norm(sum, w): ranks in order, then the residual, added in f32 and rounded to the residual's dtype once;
     /// the norm reads the rounded sum.
     AllReduceAddRmsNorm "all_reduce_add_rms_norm" (x, residual, w) {world: i64, eps: Real, dtype: DType} -> (norm, sum) Collective all_reduce_add_rms_norm;
+    /// sum = all_reduce(x), then rms_norm_quantise(sum, w): the norm of the rounded sum is quantised before it is rounded.
+    AllReduceRmsNormQuantise "all_reduce_rms_norm_quantise" (x, w) {world: i64, eps: Real, dtype: DType, format: DType, group: i64} -> (codes, scales, norm, sum) Collective all_reduce_rms_norm_quantise;
+    /// sum = all_reduce(x) + residual, rounded once, then rms_norm_quantise(sum, w).
+    AllReduceAddRmsNormQuantise "all_reduce_add_rms_norm_quantise" (x, residual, w) {world: i64, eps: Real, dtype: DType, format: DType, group: i64} -> (codes, scales, norm, sum) Collective all_reduce_add_rms_norm_quantise;
 }
 
 impl OpKind {

@@ -604,3 +604,22 @@ pub(crate) fn all_reduce_add_rms_norm(op: &Op, o: &[TensorType]) -> Types {
     world_of(*world)?;
     add_rms_norm(&Op::AddRmsNorm { eps: *eps, dtype: *dtype }, o)
 }
+
+pub(crate) fn all_reduce_rms_norm_quantise(op: &Op, o: &[TensorType]) -> Types {
+    let Op::AllReduceRmsNormQuantise { world, eps, dtype, format, group } = op else {
+        return Err("not an all_reduce_rms_norm_quantise".into());
+    };
+    world_of(*world)?;
+    let one = Op::RmsNormQuantise { eps: *eps, dtype: *dtype, format: *format, group: *group };
+    let mut types = rms_norm_quantise(&one, o)?;
+    types.push(o[0].clone());
+    Ok(types)
+}
+
+pub(crate) fn all_reduce_add_rms_norm_quantise(op: &Op, o: &[TensorType]) -> Types {
+    let Op::AllReduceAddRmsNormQuantise { world, eps, dtype, format, group } = op else {
+        return Err("not an all_reduce_add_rms_norm_quantise".into());
+    };
+    world_of(*world)?;
+    add_rms_norm_quantise(&Op::AddRmsNormQuantise { eps: *eps, dtype: *dtype, format: *format, group: *group }, o)
+}

@@ -27,6 +27,7 @@ pub fn run(test: &FileTest) -> Result<String, String> {
         "verify" => verify,
         "interpret" => interpret,
         "rules" => apply_rules,
+        "shard" => shard,
         "fuse" => fuse,
         "lower" => lower,
         "run" => run_code,
@@ -146,6 +147,14 @@ fn apply_rules(graph: &Graph, args: &Args) -> Result<String, String> {
     }
     let list = if fired.is_empty() { "nothing".to_owned() } else { Vec::from_iter(fired).join(", ") };
     Ok(format!("fired: {list}\n\n{}", text::print(&out.graph)))
+}
+
+/// `shard [world=2]`: the graph of each rank, or the error.
+fn shard(graph: &Graph, args: &Args) -> Result<String, String> {
+    Ok(match weldment_passes::shard::shard(graph, args.number("world", 2)?) {
+        Ok(sharded) => text::print(&sharded),
+        Err(e) => format!("error: {e}"),
+    })
 }
 
 /// `fuse [policy=CLASS] [disable=NAME,..] [T=4 ..]`: the fused graph and the match report.

@@ -54,15 +54,14 @@ fn extreme(n: u64, seed: u64) -> Vec<f32> {
 /// Codes and scales are the interpreter's, to the bit, in groups of all sizes.
 #[test]
 fn codes_and_scales_are_exact() {
-    for (t, k, group) in [(1, 1, 1), (3, 7, 7), (5, 256, 128), (2, 96, 32), (3, 100, 20), (1, 576, 576), (2, 2048, 128)]
-    {
-        for dtype in [DType::F32, DType::BF16, DType::F16] {
-            for format in [F8, FNUZ] {
-                let mut c = Draft::new(t, 1..=6);
-                let x = c.input("x", dtype, rows(k));
-                let [codes, scales] = quantise(&mut c, x, format, group);
-                check(c, &[codes, scales], 0.0);
-            }
+    let shapes = [(1, 1, 1), (3, 7, 7), (5, 256, 128), (2, 96, 32), (3, 100, 20), (1, 576, 576), (2, 2048, 128)];
+    for (i, (t, k, group)) in shapes.into_iter().enumerate() {
+        for dtype in [DType::F32, DType::BF16, DType::F16].into_iter().skip(i % 3).step_by(2) {
+            let format = if i % 3 == 1 { FNUZ } else { F8 };
+            let mut c = Draft::new(t, 1..=6);
+            let x = c.input("x", dtype, rows(k));
+            let [codes, scales] = quantise(&mut c, x, format, group);
+            check(c, &[codes, scales], 0.0);
         }
     }
 }
@@ -144,8 +143,9 @@ const PRODUCTS: [(u64, u64, u64, u64, u64, u64, u64); 10] = [
 
 #[test]
 fn products_of_codes_of_every_shape() {
-    for (t, most, n, k, group, rows_of, columns) in PRODUCTS {
-        for (format, dtype, tolerance) in [(F8, DType::F32, 2e-5), (FNUZ, DType::BF16, 8e-3)] {
+    let kinds = [(F8, DType::F32, 2e-5), (FNUZ, DType::BF16, 8e-3), (F8, DType::BF16, 8e-3)];
+    for (i, (t, most, n, k, group, rows_of, columns)) in PRODUCTS.into_iter().enumerate() {
+        for (format, dtype, tolerance) in kinds.into_iter().skip(i % 3).take(1 + usize::from(i == 4)) {
             let mut c = Draft::new(t, 1..=most);
             let x = c.input("x", DType::F32, rows(k));
             let [codes, scales] = quantise(&mut c, x, format, group);
@@ -170,8 +170,8 @@ fn norms_quantise_as_they_are_made() {
         (2, 2, 2048, 128, F8),
         (1, 2, 20_480, 20_480, F8),
     ];
-    for (t, most, k, group, format) in cases {
-        for dtype in [DType::F32, DType::BF16] {
+    for (i, (t, most, k, group, format)) in cases.into_iter().enumerate() {
+        for dtype in [DType::F32, DType::BF16].into_iter().skip(i % 2).take(1 + usize::from(i == 2)) {
             let eps = Real(1e-5);
             let mut c = Draft::new(t, 1..=most);
             let x = c.input("x", dtype, rows(k));

@@ -20,6 +20,10 @@ struct Rates {
 const HOST: Rates = Rates { launch: 600.0, bandwidth: 40.0, rate: 50.0, matrix: 50.0 };
 const GPU: Rates = Rates { launch: 1000.0, bandwidth: 4000.0, rate: 20_000.0, matrix: 200_000.0 };
 
+/// What waiting for other ranks costs, in launches, and bytes a nanosecond that come from each.
+const MEETING: f64 = 4.0;
+const LINK: f64 = 300.0;
+
 /// Share of the work that is left where rows that need no scores have none.
 const SKIPPING: f64 = 0.95;
 
@@ -56,7 +60,7 @@ pub fn nanoseconds(
     let written = bytes(results);
     let (mut moved, mut work) = (bytes(operands) + written, 0.0);
     match op {
-        Op::Gather { .. } => moved = 2.0 * written,
+        Op::Gather { .. } | Op::GatherPart { .. } => moved = 2.0 * written,
         Op::CacheWrite { .. } | Op::RopeCacheWrite { .. } => {
             moved = operands.get(1).map_or(0.0, |x| 2.0 * bytes_at(x, dims) as f64)
         }
@@ -99,5 +103,8 @@ pub fn nanoseconds(
         }
         _ => work = results.iter().map(elements).sum::<f64>() * 4.0 / machine.rate,
     }
-    machine.launch + (moved / machine.bandwidth).max(work)
+    // Each rank's part comes over a link, and a program waits for the slowest rank: never worth running twice.
+    let met =
+        if op.communicates() { MEETING * machine.launch + op.world().unwrap_or(1) as f64 * moved / LINK } else { 0.0 };
+    machine.launch + met + (moved / machine.bandwidth).max(work)
 }

@@ -141,6 +141,14 @@ fn family(op: &Op) -> Option<Family> {
             operands: &[Contiguous, Any],
             result: Contiguous,
         },
+        OpKind::AllReduceRmsNormQuantise | OpKind::AllReduceAddRmsNormQuantise => Family {
+            // Results lie in another order than operands.
+            shares: Sharing::Never,
+            check: collective::all_reduce::check,
+            build: collective::all_reduce::build,
+            operands: &[Rows],
+            result: Rows,
+        },
         OpKind::AllReduce | OpKind::AllReduceRmsNorm | OpKind::AllReduceAddRmsNorm => Family {
             shares: Sharing::Rows,
             check: collective::all_reduce::check,

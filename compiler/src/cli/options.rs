@@ -28,7 +28,7 @@ struct Row {
 }
 
 /// Variables that are read, with what they do.
-const ENVIRONMENT: [(&str, &str); 9] = [
+const ENVIRONMENT: [(&str, &str); 13] = [
     ("WELDMENT_LOG", "log filter on stderr, in RUST_LOG's syntax"),
     (
         "WELDMENT_SHAPES",
@@ -38,6 +38,17 @@ const ENVIRONMENT: [(&str, &str); 9] = [
     ("WELDMENT_HIP_LIBRARY", "the libamdhip64 to open, instead of the first that the loader finds"),
     ("WELDMENT_CUDA_LIBRARY", "the libcuda to open"),
     ("WELDMENT_CUBLASLT_LIBRARY", "the libcublasLt to open"),
+    (
+        "RANK",
+        "with WORLD_SIZE and LOCAL_RANK: which rank of an artifact's ranks this process is (torchrun); mpirun's and srun's \
+         variables are known too. Where none is set, run, eval and bench start the ranks themselves",
+    ),
+    ("WELDMENT_JOB", "tells jobs on one host apart, beside MASTER_ADDR, MASTER_PORT and what the launchers set"),
+    (
+        "WELDMENT_FAULT",
+        "for tests: RANK:init|weights|capture|replay|teardown:kill|stop|error|sleep[:STEP] makes a rank fail there",
+    ),
+    ("WELDMENT_FIRST_EPOCH", "for tests: where the counters of collectives start, to see them wrap"),
     ("XDG_CACHE_HOME", "the cache is its folder `weldment`; ~/.cache/weldment where it is not set"),
     ("NO_COLOR", "no colours"),
     ("PATH", "where ld.lld-22 and weldmentc are looked for"),

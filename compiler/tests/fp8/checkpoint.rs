@@ -132,9 +132,10 @@ impl Draft {
     pub fn write(&self, folder: &Path) {
         std::fs::create_dir_all(folder).unwrap();
         std::fs::write(folder.join("config.json"), self.config.to_string()).unwrap();
-        let views = self.tensors.iter().map(|(name, t)| {
-            (name.clone(), TensorView::new(t.dtype, t.shape.clone(), &t.bytes).unwrap())
-        });
+        let views = self
+            .tensors
+            .iter()
+            .map(|(name, t)| (name.clone(), TensorView::new(t.dtype, t.shape.clone(), &t.bytes).unwrap()));
         serialize_to_file(views, None, &folder.join("model.safetensors")).unwrap();
     }
 }

@@ -13,8 +13,7 @@ use weldment_compiler::frontend::{Checkpoint, WeightSource};
 use weldment_compiler::models::{StepOptions, build_step};
 use weldment_ir::{DType, OpKind};
 
-const STYLES: [Style; 4] =
-    [Style::Blocks([32, 64]), Style::Tensor, Style::Channel, Style::CompressedBlocks([16, 32])];
+const STYLES: [Style; 4] = [Style::Blocks([32, 64]), Style::Tensor, Style::Channel, Style::CompressedBlocks([16, 32])];
 const TOKENS: [u32; 12] = [5, 9, 17, 33, 2, 200, 180, 64, 77, 3, 250, 101];
 
 fn logits(folder: &Path) -> Vec<f64> {
@@ -48,7 +47,7 @@ fn every_layout_is_near_the_unquantised_model() {
     }
 }
 
-/// What the host's kernels compute is what the interpreter does.
+/// What the host's kernels compute is what the interpreter does; every norm is quantised where it is made, and projections are joined.
 #[test]
 fn compiled_models_agree_with_the_interpreter() {
     for style in STYLES {
@@ -62,7 +61,10 @@ fn compiled_models_agree_with_the_interpreter() {
             let out = command.output().unwrap();
             assert!(out.status.success(), "{style:?} {arguments:?}: {}", String::from_utf8_lossy(&out.stderr));
         };
-        run(&["compile", "model", "-o", "m.weld", "--weights", "embed", "--dim", "tokens=1..16", "--max-seq", "64"]);
+        let fused = ["norm_quantise=6", "merged_qkv=3", "merged_gate_up=all"].map(|f| ["--require", f]).concat();
+        let line =
+            ["compile", "model", "-o", "m.weld", "--weights", "embed", "--dim", "tokens=1..16", "--max-seq", "64"];
+        run(&[line.as_slice(), &fused].concat());
         let expected = logits(&folder);
         for more in [&[][..], &["--stepwise"]] {
             run(&[&["eval", "m.weld", "--tokens", "ids.json", "--logits", "out.safetensors"], more].concat());
@@ -81,9 +83,18 @@ type Damage = fn(&mut Draft);
 
 /// (what is done to a checkpoint of blocks, what the error names).
 const DAMAGES: [(Damage, &[&str]); 14] = [
-    (|d| d.config["quantization_config"]["quant_method"] = json!("gptq"), &["quantization_config.quant_method", "gptq"]),
-    (|d| d.config["quantization_config"]["quant_method"] = Value::Null, &["quantization_config.quant_method", "missing"]),
-    (|d| d.config["quantization_config"]["activation_scheme"] = json!("static"), &["activation_scheme", "static", "dynamic"]),
+    (
+        |d| d.config["quantization_config"]["quant_method"] = json!("gptq"),
+        &["quantization_config.quant_method", "gptq"],
+    ),
+    (
+        |d| d.config["quantization_config"]["quant_method"] = Value::Null,
+        &["quantization_config.quant_method", "missing"],
+    ),
+    (
+        |d| d.config["quantization_config"]["activation_scheme"] = json!("static"),
+        &["activation_scheme", "static", "dynamic"],
+    ),
     (|d| d.config["quantization_config"]["weight_block_size"] = json!([32, 0]), &["weight_block_size", "[32,0]"]),
     (|d| d.config["quantization_config"]["weight_block_size"] = json!(128), &["weight_block_size", "128"]),
     (|d| d.config["quantization_config"]["weight_block_size"] = json!([32, 48]), &["q_proj.weight", "48", "multiple"]),
@@ -94,7 +105,10 @@ const DAMAGES: [(Damage, &[&str]); 14] = [
         &["layers.1.mlp.up_proj.weight", "f8e4m3"],
     ),
     (|d| d.config["quantization_config"] = json!([]), &["quantization_config", "object"]),
-    (|d| drop(d.config.as_object_mut().unwrap().remove("quantization_config")), &["q_proj.weight", "f8e4m3", "quantization_config"]),
+    (
+        |d| drop(d.config.as_object_mut().unwrap().remove("quantization_config")),
+        &["q_proj.weight", "f8e4m3", "quantization_config"],
+    ),
     (
         |d| drop(d.tensors.remove("model.layers.2.self_attn.o_proj.weight_scale_inv")),
         &["layers.2.self_attn.o_proj.weight", "without scales", "weight_scale_inv"],

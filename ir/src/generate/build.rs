@@ -288,7 +288,9 @@ impl Build<'_> {
             | OpKind::AllGather
             | OpKind::ReduceScatter
             | OpKind::AllReduceRmsNorm
-            | OpKind::AllReduceAddRmsNorm => {}
+            | OpKind::AllReduceAddRmsNorm
+            | OpKind::AllReduceRmsNormQuantise
+            | OpKind::AllReduceAddRmsNormQuantise => {}
             OpKind::Add => self.binary(Op::Add {}, a, &t)?,
             OpKind::Sub => self.binary(Op::Sub {}, a, &t)?,
             OpKind::Mul => self.binary(Op::Mul {}, a, &t)?,

@@ -115,6 +115,9 @@ fn role(graph: &Graph, id: NodeId, dims: &BTreeMap<String, u64>) -> Role {
         };
         let (kind, limit) = match (&node.op, paged, using.operand as usize) {
             (Op::Gather { .. }, _, 1) => (Kind::Index, dim(0, 0)),
+            (Op::GatherPart { world, .. }, _, 1) => {
+                (Kind::Index, dim(0, 0).map(|rows| rows.saturating_mul(world.unsigned_abs())))
+            }
             (Op::Rope { .. }, _, 1) => (Kind::Positions, dim(2, 0)),
             (Op::Topk { .. }, _, 1) => (Kind::Positions, dim(0, 1)),
             (Op::Window { .. }, _, 0) => (Kind::Positions, None),

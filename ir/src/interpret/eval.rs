@@ -91,17 +91,15 @@ pub(super) fn evaluate<D: Domain>(
         }
         Op::RmsNormQuantise { eps, dtype, format, group } => {
             let norm = elementwise::rms_norm::<D>(&o[0].reals::<D>()?, &o[1].reals::<D>()?, eps.0)?;
-            let mut out = quantise::<D>(norm.clone(), *format, *group, shapes, options)?;
-            out.push(finish::<D>(*dtype, shape, norm, false, options));
-            return Ok(out);
+            return quantised_norm::<D>(norm, (*dtype, *format, *group), shapes, options);
         }
         Op::AddRmsNormQuantise { eps, dtype, format, group } => {
             let residual = o[1].reals::<D>()?;
             let sum = o[0].reals::<D>()?.iter().zip(residual.iter()).map(|(a, b)| D::add(*a, *b)).collect();
             let sum = finish::<D>(o[1].dtype, shape, sum, false, options);
             let norm = elementwise::rms_norm::<D>(&sum.reals::<D>()?, &o[2].reals::<D>()?, eps.0)?;
-            let mut out = quantise::<D>(norm.clone(), *format, *group, shapes, options)?;
-            out.extend([finish::<D>(*dtype, shape, norm, false, options), sum]);
+            let mut out = quantised_norm::<D>(norm, (*dtype, *format, *group), shapes, options)?;
+            out.push(sum);
             return Ok(out);
         }
 
@@ -147,7 +145,9 @@ pub(super) fn evaluate<D: Domain>(
         | Op::AllGather { .. }
         | Op::ReduceScatter { .. }
         | Op::AllReduceRmsNorm { .. }
-        | Op::AllReduceAddRmsNorm { .. } => return Err("ranks::evaluate interprets collectives".into()),
+        | Op::AllReduceAddRmsNorm { .. }
+        | Op::AllReduceRmsNormQuantise { .. }
+        | Op::AllReduceAddRmsNormQuantise { .. } => return Err("ranks::evaluate interprets collectives".into()),
 
         Op::Gather { .. } => indexed::gather::<D>(&o[0], &o[1], dtype, shape, options)?,
         Op::Rope { interleaved } => indexed::rope::<D>(&o[0], &o[1], &o[2], *interleaved, options)?,
@@ -192,6 +192,19 @@ pub(super) fn finish<D: Domain>(
         D::round(&mut values, dtype, options);
     }
     Tensor::values(dtype, shape.to_vec(), values)
+}
+
+/// Codes, scales and the norm rounded to `dtype`, of a norm that is not rounded yet.
+pub(super) fn quantised_norm<D: Domain>(
+    norm: Vec<D::Value>,
+    (dtype, format, group): (DType, DType, i64),
+    shapes: &[Vec<usize>],
+    options: &Options,
+) -> Result<Vec<Tensor<D::Value>>, Fault> {
+    let shape = shapes.get(2).ok_or("no norm")?;
+    let mut out = quantise::<D>(norm.clone(), format, group, shapes, options)?;
+    out.push(finish::<D>(dtype, shape, norm, false, options));
+    Ok(out)
 }
 
 /// Codes and scales, of the first two shapes, of `values` in groups along the last dim.

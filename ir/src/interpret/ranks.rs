@@ -1,7 +1,7 @@
 //! Several ranks in lockstep: a value is the same on all of them or one tensor each.
 
 use super::domain::{Domain, Fault, Options};
-use super::eval::finish;
+use super::eval::{finish, quantised_norm};
 use super::tensor::Tensor;
 use super::{Machine, elementwise, indexed, view};
 use crate::error::IrError;
@@ -60,7 +60,7 @@ pub(super) fn evaluate<D: Domain>(
             }
             let shapes =
                 node.types.iter().map(|t| machine.checked_shape(t, false)).collect::<Result<Vec<_>, Fault>>()?;
-            collective::<D>(&node.op, &operands, world, (node.types[0].dtype, &shapes[0]), machine.options)
+            collective::<D>(&node.op, &operands, world, (node.types[0].dtype, &shapes), machine.options)
         };
         return run().map_err(|fault| machine.error(id, fault));
     }
@@ -72,14 +72,15 @@ pub(super) fn evaluate<D: Domain>(
     }
 }
 
-/// An op that depends on the rank or on the others. `dtype` and `shape` are those of its first result.
+/// An op that depends on the rank or on the others. `dtype` is that of its first result; `shapes` are those of all.
 fn collective<D: Domain>(
     op: &Op,
     operands: &Ranks<Vec<Tensor<D::Value>>>,
     world: usize,
-    (dtype, shape): (crate::DType, &[usize]),
+    (dtype, shapes): (crate::DType, &[Vec<usize>]),
     options: &Options,
 ) -> Result<Results<D::Value>, Fault> {
+    let shape = shapes.first().ok_or("no results")?.as_slice();
     let operand = |rank: usize, i: usize| operands.of(rank).get(i).ok_or(Fault::Message("wrong arity".into()));
     let each = |f: &dyn Fn(usize) -> Result<Vec<Tensor<D::Value>>, Fault>| {
         (0..world).map(f).collect::<Result<Vec<_>, Fault>>().map(Ranks::Each)
@@ -126,6 +127,20 @@ fn collective<D: Domain>(
                 let sum = rounded_sum::<D>(&parts, Some(operand(rank, 1)?), options)?;
                 let values = elementwise::rms_norm::<D>(&sum.reals::<D>()?, &operand(rank, 2)?.reals::<D>()?, eps.0)?;
                 Ok(vec![finish::<D>(dtype, shape, values, false, options), sum])
+            })
+        }
+        Op::AllReduceRmsNormQuantise { eps, dtype, format, group, .. }
+        | Op::AllReduceAddRmsNormQuantise { eps, dtype, format, group, .. } => {
+            let parts = parts(operands, world)?;
+            let residual = usize::from(matches!(op, Op::AllReduceAddRmsNormQuantise { .. }));
+            per_rank(operands, world, |rank| {
+                let addend = if residual == 1 { Some(operand(rank, 1)?) } else { None };
+                let sum = rounded_sum::<D>(&parts, addend, options)?;
+                let w = operand(rank, 1 + residual)?.reals::<D>()?;
+                let norm = elementwise::rms_norm::<D>(&sum.reals::<D>()?, &w, eps.0)?;
+                let mut out = quantised_norm::<D>(norm, (*dtype, *format, *group), shapes, options)?;
+                out.push(sum);
+                Ok(out)
             })
         }
         other => Err(format!("{} is no collective", other.kind()).into()),

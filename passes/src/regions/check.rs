@@ -7,8 +7,8 @@ use crate::rules::Numerics;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use weldment_ir::generate::{Random, random_bindings};
-use weldment_ir::interpret::{Bindings, Domain, F64, Options, Outputs, Ring, interpret};
-use weldment_ir::{Category, DType, Graph, IrError, OpKind};
+use weldment_ir::interpret::{Bindings, Domain, F64, Options, Outputs, Ring, interpret_ranks};
+use weldment_ir::{Category, DType, Graph, IrError, NodeId, Op, OpKind};
 
 /// Positions of a KV block of the paged entry.
 const BLOCK_POSITIONS: u64 = 16;
@@ -84,7 +84,8 @@ fn roundings(graph: &Graph) -> BTreeSet<&'static str> {
 
 /// False for what only moves elements and leaves them as they are.
 fn rounds(kind: OpKind) -> bool {
-    !matches!(kind.info().category, Category::Leaf | Category::View | Category::StateWrite) && kind != OpKind::Gather
+    !matches!(kind.info().category, Category::Leaf | Category::View | Category::StateWrite)
+        && !matches!(kind, OpKind::Gather | OpKind::GatherPart | OpKind::Shard)
 }
 
 /// Do the sides round to other dtypes, or one after more of its steps than the other?
@@ -166,12 +167,27 @@ struct Draw {
     bindings: Bindings,
 }
 
+/// Free reals are drawn for each rank: no rewrite may rest on ranks holding the same.
 fn draw(before: &Graph, after: &Graph, own_ranges: bool, seed: u64) -> Result<Draw, PassError> {
     let dims = dims(before, own_ranges, seed);
     let mut bindings = random_bindings(after, &dims, seed)?;
     // Those of the side before count: it names what integers are for at every op.
     for (name, binding) in random_bindings(before, &dims, seed)?.iter() {
         bindings.insert(name, binding.clone());
+    }
+    for rank in 1..before.world().max(after.world()) {
+        let own = Random::new(seed.wrapping_add(u64::from(rank) << 32)).bits();
+        for graph in [after, before] {
+            let free = |id: &NodeId| matches!(&graph.node(*id).op, Op::Input { dtype, .. } | Op::State { dtype, .. } if dtype.is_float());
+            let drawn = random_bindings(graph, &dims, own)?;
+            for id in graph.ids().filter(free) {
+                if let Op::Input { name, .. } | Op::State { name, .. } = &graph.node(id).op
+                    && let Some(binding) = drawn.get(name)
+                {
+                    bindings.insert_on_rank(name, rank as usize, binding.clone());
+                }
+            }
+        }
     }
     Ok(Draw { dims, bindings })
 }
@@ -224,14 +240,25 @@ fn both<D: Domain>(
     draw: &Draw,
     options: &Options,
 ) -> Result<Option<[Outputs<D::Value>; 2]>, IrError> {
-    let run = |graph| match interpret::<D>(graph, &draw.dims, &draw.bindings, options) {
+    let run = |graph| match interpret_ranks::<D>(graph, &draw.dims, &draw.bindings, options) {
         Err(IrError::ZeroDivisor { .. }) => Ok(None),
         other => other.map(Some),
     };
     Ok(match (run(sides[0])?, run(sides[1])?) {
-        (Some(a), Some(b)) => Some([a, b]),
+        (Some(a), Some(b)) => {
+            // A side that does not know of ranks stands for the first.
+            let ranks = a.len().min(b.len());
+            Some([a, b].map(|side| by_rank(side, ranks)))
+        }
         _ => None,
     })
+}
+
+/// Outputs of the first `ranks` ranks as those of one, named apart.
+fn by_rank<V>(side: Vec<Outputs<V>>, ranks: usize) -> Outputs<V> {
+    let name = |rank: usize, name: String| if ranks == 1 { name } else { format!("{name} of rank {rank}") };
+    let named = side.into_iter().take(ranks).enumerate();
+    named.flat_map(|(rank, outputs)| outputs.into_iter().map(move |(n, t)| (name(rank, n), t))).collect()
 }
 
 /// Where the sides differ in the ring, on as many instances as `effort` wants.

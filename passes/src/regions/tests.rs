@@ -4,6 +4,7 @@ use super::{Effort, Regions, RingVerdict, bisect_fuel, check, judge, smallest_fa
 use crate::pipeline::{Optimised, Options, optimise_by};
 use crate::rules::tests::support::{self, Decoder, TINY, assert_ring_equal};
 use crate::rules::{self, Rule, rule};
+use crate::shard::shard;
 use crate::target::ReferenceTarget;
 use std::collections::{BTreeMap, BTreeSet};
 use weldment_ir::{Category, DType, Graph};
@@ -44,8 +45,10 @@ fn failures(graph: &Graph, out: &Optimised) -> BTreeMap<BTreeSet<String>, String
 #[test]
 fn every_rewritten_node_is_in_a_small_region_that_holds() {
     let rules = rules::all();
-    for config in decoders() {
-        let graph = config.build();
+    let four = Decoder { heads: 4, kv_heads: 2, ..TINY };
+    let half = Decoder { qkv_bias: true, dtype: DType::BF16, weights: DType::BF16, v_weights: DType::BF16, ..four };
+    let sharded = [(four, 2), (half, 4)].map(|(config, world)| (config, shard(&config.build(), world).unwrap()));
+    for (config, graph) in decoders().map(|config| (config, config.build())).into_iter().chain(sharded) {
         let out = optimised(&graph, &Options::default(), &rules);
         let regions = Regions::new(&graph, &out);
         let all = regions.all().unwrap();

@@ -48,11 +48,26 @@ const NORMS: &[OpKind] = &[
     OpKind::AllReduceAddRmsNorm,
     OpKind::RmsNormQuantise,
     OpKind::AddRmsNormQuantise,
+    OpKind::AllReduceRmsNormQuantise,
+    OpKind::AllReduceAddRmsNormQuantise,
 ];
 /// What the sum that a norm reads may be fused into.
-const RESIDUAL_NORMS: &[OpKind] = &[OpKind::AddRmsNorm, OpKind::AllReduceAddRmsNorm, OpKind::AddRmsNormQuantise];
+const RESIDUAL_NORMS: &[OpKind] =
+    &[OpKind::AddRmsNorm, OpKind::AllReduceAddRmsNorm, OpKind::AddRmsNormQuantise, OpKind::AllReduceAddRmsNormQuantise];
 /// Ops that end in a quantised norm.
-const QUANTISED_NORMS: &[OpKind] = &[OpKind::RmsNormQuantise, OpKind::AddRmsNormQuantise];
+const QUANTISED_NORMS: &[OpKind] = &[
+    OpKind::RmsNormQuantise,
+    OpKind::AddRmsNormQuantise,
+    OpKind::AllReduceRmsNormQuantise,
+    OpKind::AllReduceAddRmsNormQuantise,
+];
+/// Ops that begin with an all-reduce and end in its norm.
+const REDUCED_NORMS: &[OpKind] = &[
+    OpKind::AllReduceRmsNorm,
+    OpKind::AllReduceAddRmsNorm,
+    OpKind::AllReduceRmsNormQuantise,
+    OpKind::AllReduceAddRmsNormQuantise,
+];
 
 impl Anchor {
     pub(crate) fn site(&self) -> Site {
@@ -198,7 +213,7 @@ pub(crate) fn anchors(unit: &Unit) -> Vec<Anchor> {
             }
             // Every one, whatever reads it.
             OpKind::AllReduce => {
-                add("allreduce_rms_norm", vec![i], i, &[OpKind::AllReduceRmsNorm, OpKind::AllReduceAddRmsNorm]);
+                add("allreduce_rms_norm", vec![i], i, REDUCED_NORMS);
             }
             OpKind::Quantise if [OpKind::RmsNorm, OpKind::AddRmsNorm].iter().any(|kind| behind(0, *kind).is_some()) => {
                 add("norm_quantise", vec![i], i, QUANTISED_NORMS);

@@ -39,6 +39,39 @@ pub(super) fn rules() -> Vec<Rule> {
                 => (rms_norm (all_reduce ?x ?world) ?w ?eps ?dtype)
         },
         rule! {
+            /// A quantised norm of an all-reduced value reads it as it is reduced; norm and sum stay available.
+            all_reduce_rms_norm_quantise [Bitwise, allreduce_rms_norm]:
+                ?c = (result0 (rms_norm_quantise ?a ?w ?eps ?d ?f ?g)), ?k = (result1 (rms_norm_quantise ?a ?w ?eps ?d ?f ?g)),
+                ?n = (result2 (rms_norm_quantise ?a ?w ?eps ?d ?f ?g)), ?a = (all_reduce ?x ?world)
+                => ?c = (result0 (all_reduce_rms_norm_quantise ?x ?w ?world ?eps ?d ?f ?g)),
+                   ?k = (result1 (all_reduce_rms_norm_quantise ?x ?w ?world ?eps ?d ?f ?g)),
+                   ?n = (result2 (all_reduce_rms_norm_quantise ?x ?w ?world ?eps ?d ?f ?g)),
+                   ?a = (result3 (all_reduce_rms_norm_quantise ?x ?w ?world ?eps ?d ?f ?g))
+        },
+        rule! {
+            /// The residual is added where the sum over ranks ends, and the quantised norm reads the new residual there: all in f32.
+            all_reduce_add_rms_norm_quantise [Bitwise, allreduce_rms_norm]:
+                ?c = (result0 (rms_norm_quantise ?a ?w ?eps ?d ?f ?g)), ?k = (result1 (rms_norm_quantise ?a ?w ?eps ?d ?f ?g)),
+                ?n = (result2 (rms_norm_quantise ?a ?w ?eps ?d ?f ?g)), ?a = (add (all_reduce ?x ?world) ?r)
+                => ?c = (result0 (all_reduce_add_rms_norm_quantise ?x ?r ?w ?world ?eps ?d ?f ?g)),
+                   ?k = (result1 (all_reduce_add_rms_norm_quantise ?x ?r ?w ?world ?eps ?d ?f ?g)),
+                   ?n = (result2 (all_reduce_add_rms_norm_quantise ?x ?r ?w ?world ?eps ?d ?f ?g)),
+                   ?a = (result3 (all_reduce_add_rms_norm_quantise ?x ?r ?w ?world ?eps ?d ?f ?g))
+                if has_dtype(?x; weldment_ir::DType::F32), same_type(?x, ?r)
+        },
+        rule! {
+            /// As all_reduce_add_rms_norm_quantise, in 16-bit floats; moved: the rounding of the sum before the residual (one rounding is left,
+            /// after it).
+            all_reduce_add_rms_norm_quantise_half [Rounding, allreduce_rms_norm]:
+                ?c = (result0 (rms_norm_quantise ?a ?w ?eps ?d ?f ?g)), ?k = (result1 (rms_norm_quantise ?a ?w ?eps ?d ?f ?g)),
+                ?n = (result2 (rms_norm_quantise ?a ?w ?eps ?d ?f ?g)), ?a = (add (all_reduce ?x ?world) ?r)
+                => ?c = (result0 (all_reduce_add_rms_norm_quantise ?x ?r ?w ?world ?eps ?d ?f ?g)),
+                   ?k = (result1 (all_reduce_add_rms_norm_quantise ?x ?r ?w ?world ?eps ?d ?f ?g)),
+                   ?n = (result2 (all_reduce_add_rms_norm_quantise ?x ?r ?w ?world ?eps ?d ?f ?g)),
+                   ?a = (result3 (all_reduce_add_rms_norm_quantise ?x ?r ?w ?world ?eps ?d ?f ?g))
+                if half_value(?x), same_type(?x, ?r)
+        },
+        rule! {
             /// A norm of a widened sum of an all-reduced value and a residual is the norm of that sum: f32 holds it.
             rms_norm_of_widened_sum [Bitwise]:
                 (rms_norm (cast (add (all_reduce ?x ?world) ?r) f32) ?w ?eps ?dtype)

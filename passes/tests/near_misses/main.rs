@@ -4,6 +4,7 @@ mod collectives;
 mod gates;
 mod matmuls;
 mod norms;
+mod quantised;
 #[path = "../support/mod.rs"]
 mod support;
 mod topk;
@@ -132,6 +133,7 @@ impl TargetModel for Picky {
             OpKind::Cast if *op == (Op::Cast { dtype: DType::Q8A }) && hidden == 96 => {
                 refuse("row length", "a multiple of 64")
             }
+            OpKind::RmsNormQuantise if !hidden.is_multiple_of(32) => refuse("row length", "a multiple of 32"),
             OpKind::SiluMul if hidden > 4096 => refuse("inner size", "at most 4096"),
             _ => Ok(()),
         }
@@ -155,7 +157,8 @@ fn case(
 #[test]
 fn the_planted_obstacle_is_named() {
     let mut wrong = Vec::new();
-    let all = [norms::cases(), gates::cases(), matmuls::cases(), topk::cases(), collectives::cases()];
+    let all =
+        [norms::cases(), gates::cases(), matmuls::cases(), topk::cases(), collectives::cases(), quantised::cases()];
     for case in all.into_iter().flatten() {
         let mut b = Build::new(case.name);
         for (name, max) in [("T", 8), ("B", 2), ("P", 2), ("N", 4)] {

@@ -28,11 +28,17 @@ pub fn follow_launcher() -> Result<()> {
     if parent.to_string() == launcher { Ok(()) } else { Err(failed("it has ended".into())) }
 }
 
-/// Runs the command line `arguments` of this program as `world` ranks and waits for them. Rank 0 has this process's output.
+/// Runs the command line `arguments` of this program, with `variables` in its environment, as `world` ranks and waits for them.
+/// Rank 0 has this process's output.
 ///
 /// # Errors
 /// [`Error::Ranks`] with the first failure of a rank.
-pub fn launch(arguments: &[OsString], world: u32, deadline: Duration) -> Result<()> {
+pub fn launch(
+    arguments: &[OsString],
+    variables: &[(OsString, OsString)],
+    world: u32,
+    deadline: Duration,
+) -> Result<()> {
     let exe = std::env::current_exe().map_err(|e| Error::Driver(format!("this program's file is unknown: {e}")))?;
     let own = std::process::id();
     let clock = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
@@ -42,7 +48,11 @@ pub fn launch(arguments: &[OsString], world: u32, deadline: Duration) -> Result<
     std::thread::scope(|scope| {
         for rank in 0..world {
             let mut command = Command::new(&exe);
-            command.args(arguments).env("WELDMENT_JOB", &job).env(LAUNCHER, own.to_string());
+            command
+                .args(arguments)
+                .envs(variables.iter().cloned())
+                .env("WELDMENT_JOB", &job)
+                .env(LAUNCHER, own.to_string());
             for (name, value) in
                 [("RANK", rank), ("WORLD_SIZE", world), ("LOCAL_RANK", rank), ("LOCAL_WORLD_SIZE", world)]
             {

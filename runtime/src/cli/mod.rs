@@ -14,7 +14,7 @@ pub mod verify;
 pub mod workload;
 
 use crate::artifact::Artifact;
-use crate::comm::{DEFAULT_DEADLINE, Ranks};
+use crate::comm::{DEFAULT_DEADLINE, Group, GroupOptions, Ranks};
 use crate::device::{Device, DeviceChoice};
 use crate::driver::host::HostOptions;
 use crate::error::{Error, Result};
@@ -23,6 +23,7 @@ use crate::weights;
 use std::ffi::OsString;
 use std::io::Write;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// What every command that runs a model needs.
@@ -60,7 +61,7 @@ impl SessionArgs {
         let world = artifact.manifest().world;
         match &self.relaunch {
             Some(arguments) if world > 1 && Ranks::from_env()?.is_none() => {
-                launch::launch(arguments, world, self.collective_timeout.unwrap_or(DEFAULT_DEADLINE))?;
+                launch::launch(arguments, &[], world, self.collective_timeout.unwrap_or(DEFAULT_DEADLINE))?;
                 Ok(true)
             }
             _ => Ok(false),
@@ -83,10 +84,20 @@ impl SessionArgs {
     /// As [`SessionArgs::open`].
     pub fn session(&self, artifact: &Artifact, sequences: usize, positions: Option<usize>) -> Result<Session> {
         let manifest = artifact.manifest();
+        let defaults = SessionOptions::default();
+        let collective_timeout = self.collective_timeout.unwrap_or(defaults.collective_timeout);
+        // Ranks meet first: what follows takes some longer than others.
         let ranks = if manifest.world > 1 { Ranks::from_env()? } else { None };
-        let local_rank = ranks.map(|ranks| (ranks.local_rank as usize, ranks.local_world as usize));
+        let join = |ranks| Group::join(ranks, GroupOptions { deadline: collective_timeout });
+        let group = ranks.map(join).transpose()?;
+        let local = |group: &Arc<Group>| (group.ranks().local_rank as usize, group.ranks().local_world as usize);
+        let local_rank = group.as_ref().map(local);
         let host = HostOptions { threads: self.threads, pin_caller: local_rank.is_none(), local_rank };
-        let device = Device::open(self.device, artifact, host)?;
+        let device = Device::open(self.device, artifact, host);
+        let device = match &group {
+            Some(group) => group.share(device)?,
+            None => device?,
+        };
         let kv_blocks = manifest.symbol("N").map(|(_, n)| {
             let width = manifest.symbol("P").map_or(1, |(_, p)| p.max);
             let asked = positions.map_or(width, |p| (p as u64).div_ceil(u64::from(manifest.model.kv_block)).min(width));
@@ -94,12 +105,19 @@ impl SessionArgs {
         });
         let weights_file = self.weights_file.clone();
         let cache = self.cache.clone().or_else(weights::cache_dir);
-        let defaults = SessionOptions::default();
         let shapes = self.shapes.clone().or_else(|| defaults.shapes.clone());
         let (values, captured) = (self.values.clone(), !self.uncaptured);
-        let collective_timeout = self.collective_timeout.unwrap_or(defaults.collective_timeout);
-        let options =
-            SessionOptions { kv_blocks, weights_file, cache, shapes, values, captured, collective_timeout, ..defaults };
+        let options = SessionOptions {
+            kv_blocks,
+            weights_file,
+            cache,
+            shapes,
+            values,
+            captured,
+            group,
+            collective_timeout,
+            ..defaults
+        };
         Session::new(artifact, &device, options)
     }
 }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 /// Bytes of a fill that are written at once.
 const FILL_BYTES: usize = 1 << 20;
 /// Looks before a waiting program of the host yields, where every thread of every rank has a core.
-const SPINS: u64 = 1024;
+const SPINS: u64 = 256;
 /// The same where they have not.
 const SPINS_OVERSUBSCRIBED: u64 = 16;
 
@@ -128,19 +128,43 @@ fn table(group: &Group, deltas: &[i64], to_abort: i64, relax: u64) -> Vec<u8> {
     table
 }
 
-/// Writes what the slab holds before the first step; the rest is zero already.
+/// Writes what the slab holds before the first step. What no fill covers are counters, which start at 0, or where
+/// `WELDMENT_FIRST_EPOCH` says: a test of what happens when they wrap need not wait for it.
 fn fill(slab: &Buffer, spec: &Slab) -> Result<()> {
+    let first = first_epoch()?;
+    let mut end = 0;
     for fill in &spec.fills {
-        let (Ok(start), Ok(bytes)) = (usize::try_from(fill.offset), usize::try_from(fill.bytes)) else {
-            return Err(Error::Driver("a fill of the slab overflows".into()));
-        };
-        let words = fill.word.to_le_bytes().repeat(bytes.min(FILL_BYTES) / 4);
-        let mut at = 0;
-        while at < bytes {
-            let part = (bytes - at).min(words.len());
-            slab.write(start + at, words.get(..part).unwrap_or_default())?;
-            at += part.max(1);
+        write(slab, (end, fill.offset), first)?;
+        end = fill.offset.saturating_add(fill.bytes);
+        write(slab, (fill.offset, end), fill.word)?;
+    }
+    write(slab, (end, spec.bytes), first)
+}
+
+fn first_epoch() -> Result<u32> {
+    match std::env::var("WELDMENT_FIRST_EPOCH") {
+        Ok(text) if !text.is_empty() => {
+            let refused =
+                || Error::InvalidInput(format!("WELDMENT_FIRST_EPOCH={text}: a number below 2^32 is accepted"));
+            text.parse().map_err(|_| refused())
         }
+        _ => Ok(0),
+    }
+}
+
+/// Writes `word` again and again from byte `start` to byte `end`; a 0 is there already.
+fn write(slab: &Buffer, (start, end): (u64, u64), word: u32) -> Result<()> {
+    let [Ok(mut at), Ok(end)] = [start, end].map(usize::try_from) else {
+        return Err(Error::Driver("a fill of the slab overflows".into()));
+    };
+    if word == 0 || at >= end {
+        return Ok(());
+    }
+    let words = word.to_le_bytes().repeat((end - at).min(FILL_BYTES) / 4);
+    while at < end {
+        let part = (end - at).min(words.len());
+        slab.write(at, words.get(..part).unwrap_or_default())?;
+        at += part.max(1);
     }
     Ok(())
 }

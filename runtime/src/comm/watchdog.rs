@@ -4,7 +4,7 @@
 //! behind by steps that others wait in. Who sees one of these records it as the job's failure, which ends every rank's pending call.
 
 use super::control::{Control, Failure, Phase, Slot};
-use super::group::Inner;
+use super::inner::Inner;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::Ordering;

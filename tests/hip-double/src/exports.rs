@@ -8,7 +8,7 @@ use std::ffi::{CStr, c_char, c_int, c_uint, c_ulonglong, c_void};
 use std::sync::Arc;
 use std::time::Instant;
 
-fn put<T>(to: Option<&mut T>, value: T) -> Answer {
+pub fn put<T>(to: Option<&mut T>, value: T) -> Answer {
     *to.ok_or(INVALID_VALUE)? = value;
     Ok(())
 }
@@ -124,7 +124,7 @@ extern "C" fn hipDeviceSynchronize() -> c_int {
     })
 }
 
-fn drain_all(state: &mut State) {
+pub fn drain_all(state: &mut State) {
     let streams: Vec<usize> = state.streams.keys().copied().collect();
     streams.into_iter().for_each(|s| state.drain(s));
 }
@@ -137,7 +137,10 @@ extern "C" fn hipMemGetInfo(free: Option<&mut usize>, total: Option<&mut usize>)
     })
 }
 
-fn device_memory(name: &'static str, to: Option<&mut usize>, bytes: usize, detail: String) -> c_int {
+/// `hipDeviceMallocUncached`.
+const UNCACHED: c_uint = 3;
+
+fn device_memory(name: &'static str, to: Option<&mut usize>, bytes: usize, uncached: bool, detail: String) -> c_int {
     call(name, Kind::Makes, detail, |state| {
         state.outside_capture()?;
         state.healthy()?;
@@ -150,7 +153,7 @@ fn device_memory(name: &'static str, to: Option<&mut usize>, bytes: usize, detai
         if bytes as u64 > state.settings.memory.saturating_sub(state.memory.device_bytes) {
             return Err(OUT_OF_MEMORY);
         }
-        let address = state.memory.device(bytes).ok_or(OUT_OF_MEMORY)?;
+        let address = state.memory.device(bytes, uncached).ok_or(OUT_OF_MEMORY)?;
         state.made.insert(address, state.log.len() as u64 - 1);
         *to = address;
         Ok(())
@@ -159,12 +162,12 @@ fn device_memory(name: &'static str, to: Option<&mut usize>, bytes: usize, detai
 
 #[unsafe(no_mangle)]
 extern "C" fn hipMalloc(to: Option<&mut usize>, bytes: usize) -> c_int {
-    device_memory("hipMalloc", to, bytes, format!("{bytes} bytes"))
+    device_memory("hipMalloc", to, bytes, false, format!("{bytes} bytes"))
 }
 
 #[unsafe(no_mangle)]
 extern "C" fn hipExtMallocWithFlags(to: Option<&mut usize>, bytes: usize, flags: c_uint) -> c_int {
-    device_memory("hipExtMallocWithFlags", to, bytes, format!("{bytes} bytes, {flags}"))
+    device_memory("hipExtMallocWithFlags", to, bytes, flags == UNCACHED, format!("{bytes} bytes, {flags}"))
 }
 
 #[unsafe(no_mangle)]
@@ -190,6 +193,10 @@ fn free(name: &'static str, address: usize, pinned: bool) -> c_int {
         // As HIP does: work that may use the memory is done first.
         drain_all(state);
         state.made.remove(&address);
+        match state.memory.imports_of(address) {
+            0 => {}
+            n => state.violation(format!("{n} other processes have this memory mapped")),
+        }
         if let Err(text) = state.memory.free(address, pinned) {
             state.violation(text);
             return Err(INVALID_VALUE);

@@ -13,7 +13,9 @@ const FRESH_BYTE: u8 = 0xa5;
 #[derive(Debug)]
 enum Place {
     /// The address range is reserved without access; the bytes are here.
-    Device { bytes: Vec<u8>, reserved: usize },
+    Device { bytes: Vec<u8>, reserved: usize, uncached: bool },
+    /// Another process's mapping of the device memory that begins at `of`.
+    Import { of: usize, reserved: usize },
     /// The address is that of the bytes, `GUARD` bytes into this allocation.
     Pinned { base: usize, bytes: usize },
 }
@@ -31,6 +33,7 @@ impl Place {
         match self {
             Place::Device { bytes, .. } => bytes.len(),
             Place::Pinned { bytes, .. } => *bytes,
+            Place::Import { .. } => 0,
         }
     }
 }
@@ -45,19 +48,60 @@ impl Memory {
     }
 
     /// Reserves an address range for `bytes` bytes of device memory; `None` if the process has no room.
-    pub fn device(&mut self, bytes: usize) -> Option<usize> {
-        let reserved = bytes.max(1).checked_next_multiple_of(4096)?;
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-        // SAFETY: a fresh mapping without access, at an address that the system chooses.
-        let address = unsafe { libc::mmap(std::ptr::null_mut(), reserved, libc::PROT_NONE, flags, -1, 0) };
-        if address == libc::MAP_FAILED {
-            return None;
-        }
-        self.allocations.insert(address as usize, Place::Device { bytes: vec![FRESH_BYTE; bytes], reserved });
+    pub fn device(&mut self, bytes: usize, uncached: bool) -> Option<usize> {
+        let (address, reserved) = reserve(bytes)?;
+        self.allocations.insert(address, Place::Device { bytes: vec![FRESH_BYTE; bytes], reserved, uncached });
         self.device_bytes += bytes as u64;
-        Some(address as usize)
+        Some(address)
     }
 
+    /// Why the memory at `address` must not be exported; `None` if it may be.
+    pub fn not_exportable(&self, address: usize) -> Option<String> {
+        match self.allocations.get(&address) {
+            Some(Place::Device { uncached: false, .. }) => {
+                Some("caches keep what other devices write into this memory: it must be allocated as uncached".into())
+            }
+            Some(Place::Device { bytes, .. }) if !bytes.len().is_multiple_of(4096) => {
+                Some(format!("{} bytes are no whole pages of 4096 bytes: others would see more", bytes.len()))
+            }
+            Some(Place::Device { .. }) => None,
+            _ => Some(format!("{address:#x} is not the start of device memory")),
+        }
+    }
+
+    /// Maps exported memory once more, as another process does.
+    pub fn import(&mut self, of: usize) -> Option<usize> {
+        let Some(Place::Device { bytes, .. }) = self.allocations.get(&of) else { return None };
+        let (address, reserved) = reserve(bytes.len())?;
+        self.allocations.insert(address, Place::Import { of, reserved });
+        Some(address)
+    }
+
+    /// Unmaps what `import` mapped; false if it did not.
+    pub fn close_import(&mut self, address: usize) -> bool {
+        let Some(Place::Import { reserved, .. }) = self.allocations.get(&address) else { return false };
+        // SAFETY: the range was reserved by `import`. Nothing of ours points into it.
+        unsafe { libc::munmap(address as *mut libc::c_void, *reserved) };
+        self.allocations.remove(&address);
+        true
+    }
+
+    /// Mappings of the memory at `address` that other processes hold.
+    pub fn imports_of(&self, address: usize) -> usize {
+        self.allocations.values().filter(|place| matches!(place, Place::Import { of, .. } if *of == address)).count()
+    }
+}
+
+/// Reserves addresses for `bytes` bytes without access; the address and how many were reserved.
+fn reserve(bytes: usize) -> Option<(usize, usize)> {
+    let reserved = bytes.max(1).checked_next_multiple_of(4096)?;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    // SAFETY: a fresh mapping without access, at an address that the system chooses.
+    let address = unsafe { libc::mmap(std::ptr::null_mut(), reserved, libc::PROT_NONE, flags, -1, 0) };
+    (address != libc::MAP_FAILED).then_some((address as usize, reserved))
+}
+
+impl Memory {
     /// Allocates pinned memory; `None` if the process has no room.
     pub fn pinned(&mut self, bytes: usize) -> Option<usize> {
         let layout = pinned_layout(bytes)?;
@@ -79,7 +123,7 @@ impl Memory {
     /// Frees memory of the given kind; `Err` says what is wrong with it.
     pub fn free(&mut self, address: usize, pinned: bool) -> Result<(), String> {
         match self.allocations.remove(&address) {
-            Some(Place::Device { bytes, reserved }) if !pinned => {
+            Some(Place::Device { bytes, reserved, .. }) if !pinned => {
                 self.device_bytes -= bytes.len() as u64;
                 // SAFETY: the range was reserved by `device`. Nothing of ours points into it.
                 unsafe { libc::munmap(address as *mut libc::c_void, reserved) };
@@ -113,6 +157,7 @@ impl Memory {
         }
         match place {
             Place::Device { bytes, .. } => Some((bytes.as_mut_ptr().wrapping_add(offset), true)),
+            Place::Import { .. } => None,
             Place::Pinned { .. } => Some((address as *mut u8, false)),
         }
     }
@@ -121,7 +166,7 @@ impl Memory {
     pub fn is_device(&self, address: usize) -> bool {
         let below = self.allocations.range(..=address).next_back();
         below.is_some_and(
-            |(start, place)| matches!(place, Place::Device { reserved, .. } if address - start < *reserved),
+            |(start, place)| matches!(place, Place::Device { reserved, .. } | Place::Import { reserved, .. } if address - start < *reserved),
         )
     }
 

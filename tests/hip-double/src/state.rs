@@ -177,6 +177,15 @@ impl State {
         Ok(())
     }
 
+    /// Refuses a call that makes memory known to other processes while any thread captures: what a graph uses was known before.
+    pub fn outside_any_capture(&mut self) -> Answer {
+        if self.streams.values().any(|stream| stream.capture.is_some()) {
+            self.violation("memory is shared with other processes before any capture, not during one".into());
+            return Err(CAPTURE_UNSUPPORTED);
+        }
+        Ok(())
+    }
+
     /// The device fault, if one happened.
     pub fn healthy(&self) -> Answer {
         self.fault.map_or(Ok(()), Err)

@@ -237,3 +237,56 @@ fn limits_faults_and_stray_addresses() {
     }
     assert_eq!(bench.double.leaks(), [] as [&str; 0]);
 }
+
+#[test]
+fn memory_is_shared_as_other_processes_need_it() {
+    let bench = bench();
+    let Bench { double, hip } = &bench;
+    let uncached = |bytes| {
+        let mut address = null_mut();
+        // SAFETY: the out pointer is live.
+        unsafe { hip.hipExtMallocWithFlags(&mut address, bytes, hipDeviceMallocUncached) }.unwrap();
+        address
+    };
+    let export = |address| {
+        let mut handle = hipIpcMemHandle_t::default();
+        // SAFETY: the out pointer is live.
+        unsafe { hip.hipIpcGetMemHandle(&mut handle, address) }.map(|()| handle)
+    };
+    let import = |handle| {
+        let mut address = null_mut();
+        // SAFETY: the out pointer is live.
+        unsafe { hip.hipIpcOpenMemHandle(&mut address, handle, hipIpcMemLazyEnablePeerAccess) }.map(|()| address)
+    };
+    let (cached, partial, good) = (bench.device(4096), uncached(5000), uncached(8192));
+    assert!(export(cached).is_err() && export(partial).is_err());
+    assert!(export(good.wrapping_byte_add(4096)).is_err(), "not its start");
+    let handle = export(good).unwrap();
+    let mapped = import(handle).unwrap();
+    let stream = bench.stream();
+    // SAFETY: the stream is live.
+    unsafe { hip.hipStreamBeginCapture(stream, hipStreamCaptureModeThreadLocal) }.unwrap();
+    assert!(import(handle).is_err() && export(good).is_err(), "during a capture");
+    let mut graph = null_mut();
+    // SAFETY: stream and out pointer are live; the graph is destroyed once.
+    unsafe {
+        hip.hipStreamEndCapture(stream, &mut graph).unwrap();
+        hip.hipGraphDestroy(graph).unwrap();
+        hip.hipStreamDestroy(stream).unwrap();
+    }
+    let before = double.violations();
+    for (text, times) in [("uncached", 1), ("no whole pages", 1), ("not the start", 1), ("before any capture", 2)] {
+        assert_eq!(before.iter().filter(|v| v.contains(text)).count(), times, "{text}: {before:?}");
+    }
+    // SAFETY: each is freed or closed once; that the owner comes first is what is tested.
+    unsafe {
+        hip.hipFree(good).unwrap();
+        hip.hipIpcCloseMemHandle(mapped).unwrap();
+        hip.hipFree(cached).unwrap();
+        hip.hipFree(partial).unwrap();
+    }
+    let after = double.violations().split_off(before.len());
+    assert!(after.len() == 1 && after[0].contains("1 other processes have this memory mapped"), "{after:?}");
+    assert!(import(handle).is_err(), "it is gone");
+    assert_eq!(double.leaks(), [] as [&str; 0]);
+}

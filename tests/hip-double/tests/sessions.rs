@@ -7,7 +7,8 @@ mod tiny;
 use hip_double::{Double, locate};
 use std::path::Path;
 use std::process::Command;
-use tiny::{History, write_tiny};
+use tiny::{History, write_tiny, write_tiny_of};
+use weldment_runtime::comm::{Group, GroupOptions, Ranks};
 use weldment_runtime::{Artifact, Device, Error, Session, SessionOptions, StepInput};
 
 const OUT_OF_MEMORY: i32 = 2;
@@ -65,6 +66,65 @@ fn life(path: &Path) -> Result<(), Error> {
 fn assert_clean(double: &Double, what: &str) {
     assert_eq!(double.leaks(), [] as [&str; 0], "{what}");
     assert_eq!(double.violations(), [] as [&str; 0], "{what}");
+}
+
+/// The life of a session as rank `rank` of two, each on a device of its own.
+fn life_of_rank(path: &Path, rank: u32, job: &str) -> Result<(), Error> {
+    let group = Group::join(Ranks::local(rank, 2, job), GroupOptions::default())?;
+    let artifact = Artifact::open(path)?;
+    let device = group.share(Device::hip(rank as usize))?;
+    let mut session = Session::new(&artifact, &device, SessionOptions { group: Some(group), ..options() })?;
+    let mut history = History::default();
+    let mut sequence = session.new_sequence();
+    for token in [3, 1, 4, 1, 5, 2, 6, 5, 3, 5] {
+        let logits = session.extend(&mut sequence, &[token])?.to_vec();
+        assert_eq!(logits, history.last_of(&[token]));
+    }
+    session.release(sequence);
+    session.close()?;
+    device.close()
+}
+
+/// Two ranks as threads: the double is the machine that both are on.
+fn two_ranks(path: &Path, job: &str) -> [Result<(), Error>; 2] {
+    std::thread::scope(|scope| {
+        [0, 1].map(|rank| scope.spawn(move || life_of_rank(path, rank, job))).map(|thread| thread.join().unwrap())
+    })
+}
+
+#[test]
+fn ranks_share_uncached_pages_before_any_capture() {
+    in_child("ranks_share_uncached_pages_before_any_capture", &[], |double, path| {
+        let path = path.with_file_name("two.weld");
+        write_tiny_of(&path, 2);
+        double.set_devices(2);
+        let job = format!("double {}", std::process::id());
+        two_ranks(&path, &job).into_iter().for_each(|result| result.unwrap());
+        assert_clean(&double, "two ranks");
+        for (call, times) in [
+            ("hipExtMallocWithFlags", 2),
+            ("hipIpcGetMemHandle", 2),
+            ("hipIpcOpenMemHandle", 2),
+            ("hipIpcCloseMemHandle", 2),
+        ] {
+            assert_eq!(double.count(call), times, "{call}");
+        }
+        let log = double.log();
+        let last = |call: &str| log.iter().rposition(|line| line.starts_with(call)).unwrap();
+        let first = |call: &str| log.iter().position(|line| line.starts_with(call)).unwrap();
+        assert!(last("hipIpcOpenMemHandle") < first("hipStreamBeginCapture"), "shared before capture");
+        // What cannot be shared fails both ranks, and leaves nothing.
+        for (call, name) in ["hipExtMallocWithFlags", "hipIpcGetMemHandle", "hipIpcOpenMemHandle"].iter().zip(0..) {
+            let index = log.iter().position(|line| line.starts_with(call)).unwrap();
+            double.reset();
+            double.set_devices(2);
+            double.fail_at(index as u64, OUT_OF_MEMORY);
+            for result in two_ranks(&path, &format!("{job} {name}")) {
+                assert!(result.is_err(), "{call} failed");
+            }
+            assert_clean(&double, call);
+        }
+    });
 }
 
 #[test]

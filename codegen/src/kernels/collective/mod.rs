@@ -35,6 +35,8 @@ pub fn world_of(op: &Op) -> Option<u64> {
         | Op::ReduceScatter { world, .. }
         | Op::AllReduceRmsNorm { world, .. }
         | Op::AllReduceAddRmsNorm { world, .. }
+        | Op::AllReduceRmsNormQuantise { world, .. }
+        | Op::AllReduceAddRmsNormQuantise { world, .. }
         | Op::GatherPart { world, .. } => *world,
         _ => return None,
     };

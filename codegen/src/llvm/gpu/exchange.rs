@@ -13,8 +13,9 @@ use inkwell::values::{BasicValue, BasicValueEnum, InstructionValue, IntValue, Po
 use inkwell::{AtomicOrdering, IntPredicate};
 use weldment_runtime::artifact::comm_table;
 
-/// Looks between two at the abort word, less one: a power of two less one.
-const LOOKS: u64 = 255;
+/// Looks between two at the abort word, less one: a power of two less one. The word is in the host's memory, where a look of every
+/// resident thread takes about 2 ms (seen on H200): were it asked sooner than that, ranks would make each other late for ever.
+const LOOKS: u64 = (1 << 14) - 1;
 
 /// `s_waitcnt vmcnt(0)`, in the encoding of GFX9.
 const VECTOR_MEMORY_DONE: u64 = 0x0f70;

@@ -112,6 +112,21 @@ pub(super) fn all_cases() -> Vec<Case> {
             ],
             expected: vec![vec![vec![10., -3.], vec![1., -1.]], vec![vec![10., -3.], vec![2., -2.]]],
         },
+        // The rounded sums of the rows are 1, -1; the norm is the weight, in codes of x / scale.
+        Case {
+            op: Op::AllReduceRmsNormQuantise { world: 2, eps, dtype: F32, format: DType::F8E4M3, group: 2 },
+            operands: vec![(F32, &[1, 2], vec![vec![0.25, 3.], vec![0.75, -4.]]), (F32, &[2], vec![vec![896., 34.]])],
+            expected: vec![vec![vec![448., -16.], vec![2.], vec![896., -34.], vec![1., -1.]]; 2],
+        },
+        Case {
+            op: Op::AllReduceAddRmsNormQuantise { world: 2, eps, dtype: F32, format: DType::F8E4M3, group: 1 },
+            operands: vec![
+                (F32, &[1, 2], vec![vec![0.25, 3.], vec![0.25, 1.]]),
+                (F32, &[1, 2], vec![vec![0.5, -5.]]),
+                (F32, &[2], vec![vec![448., 896.]]),
+            ],
+            expected: vec![vec![vec![448., -448.], vec![1., 2.], vec![448., -896.], vec![1., -1.]]; 2],
+        },
         // One rounding: 256 + 1 + 1, then the residual 1: 259 lies between 258 and 260 and ties to 260.
         Case {
             op: Op::AllReduceAddRmsNorm { world: 3, eps, dtype: BF16 },

@@ -501,8 +501,7 @@ impl Draw<'_> {
             }
             (_, "eps", _) => Attr::Real(Real(self.pick(&[0.0, 0.0625, 1e-6, 3.3e-7, 0.1]))),
             (_, "scale", _) => Attr::Real(Real(self.pick(&[0.5, 1.0, 0.25]))),
-            (OpKind::Quantise, "dtype", _)
-            | (OpKind::RmsNormQuantise | OpKind::AddRmsNormQuantise, "format", _) => {
+            (OpKind::Quantise, "dtype", _) | (OpKind::RmsNormQuantise | OpKind::AddRmsNormQuantise, "format", _) => {
                 Attr::DType(self.pick(&[DType::F8E4M3, DType::F8E4M3Fnuz, DType::F4E2M1]))
             }
             (OpKind::RmsNormQuantise | OpKind::AddRmsNormQuantise, "dtype", _) => Attr::DType(self.float()),

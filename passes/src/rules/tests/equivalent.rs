@@ -69,9 +69,86 @@ pub(super) const EQUIVALENT: &[(&str, &str, &str)] = &[
     ("rms_norm_quantise_half", "condition 0 `result dtype` inverted", "in f32 it is rms_norm_quantise"),
     ("add_rms_norm_quantise", "condition 0 `same type` dropped", "the op table refuses operands of different types"),
     ("add_rms_norm_quantise", "node 1: operands 0 and 1 swapped", "addition commutes"),
-    ("add_rms_norm_quantise", "occurrence 3 of ?d told apart", "scales do not depend on the dtype of the norm beside them"),
-    ("add_rms_norm_quantise", "occurrence 10 of ?f told apart", "the norm does not depend on the format of the codes beside it"),
-    ("add_rms_norm_quantise", "occurrence 11 of ?g told apart", "the norm does not depend on the groups of the codes beside it"),
+    (
+        "add_rms_norm_quantise",
+        "occurrence 3 of ?d told apart",
+        "scales do not depend on the dtype of the norm beside them",
+    ),
+    (
+        "add_rms_norm_quantise",
+        "occurrence 10 of ?f told apart",
+        "the norm does not depend on the format of the codes beside it",
+    ),
+    (
+        "add_rms_norm_quantise",
+        "occurrence 11 of ?g told apart",
+        "the norm does not depend on the groups of the codes beside it",
+    ),
+    (
+        "all_reduce_rms_norm_quantise",
+        "occurrence 3 of ?d told apart",
+        "scales do not depend on the dtype of the norm beside them",
+    ),
+    (
+        "all_reduce_rms_norm_quantise",
+        "occurrence 10 of ?f told apart",
+        "the norm does not depend on the format of the codes beside it",
+    ),
+    (
+        "all_reduce_rms_norm_quantise",
+        "occurrence 11 of ?g told apart",
+        "the norm does not depend on the groups of the codes beside it",
+    ),
+    (
+        "all_reduce_add_rms_norm_quantise",
+        "occurrence 3 of ?d told apart",
+        "scales do not depend on the dtype of the norm beside them",
+    ),
+    (
+        "all_reduce_add_rms_norm_quantise",
+        "occurrence 10 of ?f told apart",
+        "the norm does not depend on the format of the codes beside it",
+    ),
+    (
+        "all_reduce_add_rms_norm_quantise",
+        "occurrence 11 of ?g told apart",
+        "the norm does not depend on the groups of the codes beside it",
+    ),
+    (
+        "all_reduce_add_rms_norm_quantise",
+        "condition 1 `same type` dropped",
+        "the op table refuses operands of different types",
+    ),
+    (
+        "all_reduce_add_rms_norm_quantise_half",
+        "occurrence 3 of ?d told apart",
+        "scales do not depend on the dtype of the norm beside them",
+    ),
+    (
+        "all_reduce_add_rms_norm_quantise_half",
+        "occurrence 10 of ?f told apart",
+        "the norm does not depend on the format of the codes beside it",
+    ),
+    (
+        "all_reduce_add_rms_norm_quantise_half",
+        "occurrence 11 of ?g told apart",
+        "the norm does not depend on the groups of the codes beside it",
+    ),
+    (
+        "all_reduce_add_rms_norm_quantise_half",
+        "condition 1 `same type` dropped",
+        "the op table refuses operands of different types",
+    ),
+    (
+        "all_reduce_add_rms_norm_quantise_half",
+        "condition 0 `dtype` dropped",
+        "in f32 it is all_reduce_add_rms_norm_quantise",
+    ),
+    (
+        "all_reduce_add_rms_norm_quantise_half",
+        "condition 0 `dtype` inverted",
+        "in f32 it is all_reduce_add_rms_norm_quantise",
+    ),
     ("silu_mul", "condition 1 `same type` dropped", "the op table refuses a gate and an up of different types"),
     ("silu_mul_half", "condition 1 `same type` dropped", "the op table refuses a gate and an up of different types"),
     ("silu_mul_half", "condition 0 `dtype` dropped", "in f32 it is silu_mul"),
@@ -136,6 +213,26 @@ pub(super) const EQUIVALENT: &[(&str, &str, &str)] = &[
     (
         "merge_gate_up",
         "premise `the weight is static` dropped",
+        "the same numbers: that the joined weight is computed once is a matter of cost",
+    ),
+    (
+        "merge_scaled_qkv",
+        "premise `the weight is static` dropped",
+        "the same numbers: that the joined weight is computed once is a matter of cost",
+    ),
+    (
+        "merge_scaled_qkv",
+        "premise `its scales are static` dropped",
+        "the same numbers: that the joined weight is computed once is a matter of cost",
+    ),
+    (
+        "merge_scaled_gate_up",
+        "premise `the weight is static` dropped",
+        "the same numbers: that the joined weight is computed once is a matter of cost",
+    ),
+    (
+        "merge_scaled_gate_up",
+        "premise `its scales are static` dropped",
         "the same numbers: that the joined weight is computed once is a matter of cost",
     ),
     (

@@ -68,9 +68,14 @@ fn kernel(name: &str) -> Kernel {
 
 /// Writes the artifact to `path`: two variants, by the number of tokens.
 pub fn write_tiny(path: &Path) {
+    write_tiny_of(path, 1);
+}
+
+/// The same for `world` ranks, which share a slab that a kernel is given.
+pub fn write_tiny_of(path: &Path, world: u32) {
     let dim = |name: &str| Dim::Symbol(name.into());
     let weights: Vec<u8> = bias().iter().flat_map(|v| v.to_le_bytes()).collect();
-    let code = text_image("gfx942", &["kernel mix mix 3", "kernel one_hot one_hot 3 8"]);
+    let code = text_image("gfx942", &["kernel mix mix 3", "kernel one_hot one_hot 3 8", "kernel touch nothing 3"]);
     let tensor = Tensor {
         name: "bias".into(),
         dtype: DType::F32,
@@ -83,17 +88,23 @@ pub fn write_tiny(path: &Path) {
     let source = Weights { mode: WeightMode::Embedded, files: vec![], tensors: vec![tensor] };
     let mut pack = Pack { bytes: weights.len() as u64, key: String::new(), items: vec![item] };
     pack.key = pack.compute_key(&source, "gfx942");
-    let launches = vec![
+    let mut launches = vec![
         launch(0, &[(Region::Arena, 64), (Region::State(0), 0), (Region::Input(0), 0), (Region::Input(4), 0)]),
         launch(1, &[(Region::Output(0), 0), (Region::Arena, 64), (Region::Weights, 0)]),
     ];
+    let mut slab = None;
+    if world > 1 {
+        launches.push(launch(2, &[(Region::Slab, 0), (Region::Comm, 0)]));
+        let fills = vec![SlabFill { offset: 4096, bytes: 64, word: 0x8000_0000 }];
+        slab = Some(Slab { bytes: 8192, fills });
+    }
     let variant = |min, max| Variant {
         name: format!("tokens_{max}"),
         guards: vec![Guard { symbol: 0, min, max }],
         launches: launches.clone(),
     };
     let manifest = Manifest {
-        world: 1,
+        world,
         weldment_version: "0.1.0".into(),
         model: Model {
             architecture: "history".into(),
@@ -124,9 +135,9 @@ pub fn write_tiny(path: &Path) {
         programs: vec![Program {
             target: Target { name: "gfx942".into(), arch: "amdgcn".into(), features: vec![] },
             code: "code.0".into(),
-            kernels: vec![kernel("mix"), kernel("one_hot")],
+            kernels: vec![kernel("mix"), kernel("one_hot"), kernel("touch")],
             arena_bytes: 1024,
-            slab: None,
+            slab,
             pack,
             entries: vec![Entry { name: "step".into(), variants: vec![variant(1, 4), variant(5, 64)] }],
         }],
@@ -134,11 +145,17 @@ pub fn write_tiny(path: &Path) {
         chat_template: None,
         sections: vec![],
     };
+    // The packs of all ranks, at whole pages.
+    let mut packs = weights.clone();
+    for _ in 1..world {
+        packs.resize(packs.len().next_multiple_of(4096), 0);
+        packs.extend(&weights);
+    }
     let sections: [(&str, &[u8]); 4] = [
         (CONSTANTS_SECTION, &weights),
         ("code.0", &code),
         (REPORT_SECTION, br#"{"fusions":[]}"#),
-        (WEIGHTS_SECTION, &weights),
+        (WEIGHTS_SECTION, &packs),
     ];
     write_artifact(path, manifest, &sections).unwrap();
 }
