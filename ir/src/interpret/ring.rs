@@ -210,13 +210,13 @@ impl Domain for Ring {
     }
 
     fn quantise(group: &mut [RingValue], to: DType, options: &Options) -> RingValue {
-        if options.ideal.contains(&to) {
-            return Ring::int(1);
-        }
         // Every code depends on the whole group, through the scale.
         let key = group.iter().fold(key::QUANTISE + to as u64, |k, v| hash(k, u64::from(v.p)));
-        group.iter_mut().for_each(|v| *v = hashed(key, *v));
-        RingValue::new(key, None)
+        let scale = RingValue::new(key, None);
+        let quotient = |v: RingValue| Ring::div(v, scale).unwrap_or(v);
+        let ideal = options.ideal.contains(&to);
+        group.iter_mut().for_each(|v| *v = if ideal { quotient(*v) } else { hashed(key, *v) });
+        scale
     }
 
     fn to_int(a: RingValue, dtype: DType) -> i64 {

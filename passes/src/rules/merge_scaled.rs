@@ -37,7 +37,7 @@ const TEXT: &str = "(scaled_matmul ?c ?s ?w_i ?ws_i ?rows ?columns ?dtype) for e
 // Premises of the search.
 const STATIC_WEIGHT: &str = "the weight is static";
 const STATIC_SCALES: &str = "its scales are static";
-const WHOLE_BLOCKS: &str = "rows of the weight are whole blocks of scales";
+const WHOLE_BLOCKS: &str = "rows of the weight";
 const PREMISES: &[&str] = &[STATIC_WEIGHT, STATIC_SCALES, WHOLE_BLOCKS];
 
 /// Products that may be merged: codes and their scales, block size, result dtype, dtype of the weight, whether it only feeds a top-k's
@@ -95,7 +95,7 @@ fn merge(net: &Net, ask: &Premises, gate: bool) -> Found {
             Some(odd) => found.misses.push(Miss {
                 root: odd.class,
                 predicate: WHOLE_BLOCKS,
-                found: format!("{} rows in blocks of {block}", odd.rows),
+                found: format!("{} in blocks of {block}", odd.rows),
                 accepted: format!("a multiple of {block}"),
             }),
             None => found.proposals.extend(join(net, &key, &members)),

@@ -67,7 +67,7 @@ pub fn cases() -> Vec<Case> {
                     b.result(name, y);
                 }
             },
-            &["whole blocks of scales", "24 rows in blocks of 16", "a multiple of 16"],
+            &["rows of the weight is 24 in blocks of 16", "a multiple of 16"],
         ),
     ]
 }

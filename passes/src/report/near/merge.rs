@@ -3,6 +3,7 @@
 use super::{Closest, Ground, Obstacle, everything, words};
 use crate::egraph::ENode;
 use crate::rules::merge::{Set, propose};
+use crate::rules::{Body, Premises, Rule};
 use crate::solve::Solver;
 use egg::Id;
 use std::collections::BTreeSet;
@@ -25,11 +26,34 @@ pub(crate) fn merge_obstacle<'a>(
     group: &str,
     nodes: &[u32],
 ) -> Option<Closest<'a>> {
+    if nodes.iter().all(|n| ground.kind(*n) == OpKind::ScaledMatmul) {
+        return scaled_obstacle(solver, ground, group, nodes);
+    }
     let (rule, barred) = everything(solver).find(|(r, _)| r.group == Some(group) && r.name.starts_with("merge_"))?;
     let members: Vec<Member> = nodes.iter().filter_map(|n| member(ground, *n)).collect();
     let obstacle = first_obstacle(solver, ground, &members).filter(|_| barred.is_none());
     let ops = members.iter().map(|m| m.class).collect();
     Some(Closest { rule, barred, obstacle, ops, root: None, cost: 0, size: 0 })
+}
+
+/// The same for products of codes, whose search says itself what it missed.
+fn scaled_obstacle<'a>(
+    solver: &'a Solver<'a>,
+    ground: &Ground<'_>,
+    group: &str,
+    nodes: &[u32],
+) -> Option<Closest<'a>> {
+    let named = |r: &Rule| r.group == Some(group) && r.name.starts_with("merge_scaled_");
+    let (rule, barred) = everything(solver).find(|(r, _)| named(r))?;
+    let Body::Custom { find, .. } = &rule.body else { return None };
+    let place = |class: Id| nodes.iter().copied().find(|n| ground.class(*n) == Some(ground.net.find(class)));
+    let misses = find(ground.net, &Premises::default()).misses;
+    let obstacle = misses.iter().find_map(|m| {
+        let node = place(m.root)?;
+        Some(Obstacle { at: vec![node], ..words::plain(m.predicate, &m.found, &m.accepted) })
+    });
+    let ops = nodes.iter().filter_map(|n| ground.class(*n)).collect();
+    Some(Closest { rule, barred, obstacle: obstacle.filter(|_| barred.is_none()), ops, root: None, cost: 0, size: 0 })
 }
 
 fn member(ground: &Ground<'_>, node: u32) -> Option<Member> {

@@ -53,6 +53,10 @@ impl Tree {
     /// Every way from the root to an op of this kind: positions of children.
     pub fn ways_to(&self, wanted: OpKind) -> Vec<Vec<usize>> {
         let mut ways = Vec::new();
+        // A place is the class of a result, where the op has several.
+        if let (Tree::Result(_, inner), true) = (self, self.kind() == Some(wanted)) {
+            ways.extend(matches!(**inner, Tree::Op { .. }).then(Vec::new));
+        }
         if let Tree::Op { kind, children, .. } = self {
             if *kind == wanted {
                 ways.push(Vec::new());

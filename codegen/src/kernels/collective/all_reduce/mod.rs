@@ -1,14 +1,16 @@
 //! All-reduce, alone or with the residual sum and the root-mean-square norm that follow. Partial sums are added in f32 in the
-//! order of ranks, then the residual; the sum is rounded once, and the norm reads the rounded sum. Negative zeros count as zeros.
+//! order of ranks, then the residual; the sum is rounded once, and the norm reads the rounded sum; it may be quantised where it is
+//! made. Negative zeros count as zeros.
 //! Both forms compute the same bits, so ranks agree whatever each sums.
 
 mod one_stage;
 mod two_stage;
 
 use super::{check_rows, packs, world};
+use crate::kernels::quantise::Sink;
 use crate::kernels::row::rounded;
 use crate::kernels::schedule::{Piece, Walk, param};
-use crate::kernels::{Argument, Built, Request, RowSpace, Tensor, require, row_stride};
+use crate::kernels::{Argument, Built, Request, RowSpace, Tensor, last_dim, require, row_stride};
 use crate::select::stages::{self, Stages};
 use crate::tile::{Access, Builder, Param, Reduction, V};
 use weldment_ir::{DType, Op};
@@ -25,18 +27,30 @@ struct Parts<'r> {
     residual: Option<&'r Tensor>,
     /// Weight and epsilon of the norm.
     norm: Option<(&'r Tensor, f64)>,
-    /// Position of the sum among the results.
+    /// Positions of the sum and of the norm among the results.
     sum: usize,
+    normed: usize,
+    /// dtype and group of codes, which are the first result, with their scales as the second.
+    codes: Option<(DType, u64)>,
 }
 
 fn parts<'r>(r: &'r Request<'_>) -> Parts<'r> {
     let o = &r.operands;
+    let plain = Parts { x: &o[0], residual: None, norm: None, sum: 0, normed: 0, codes: None };
     match r.op {
         Op::AllReduceAddRmsNorm { eps, .. } => {
-            Parts { x: &o[0], residual: Some(&o[1]), norm: Some((&o[2], eps.0)), sum: 1 }
+            Parts { residual: Some(&o[1]), norm: Some((&o[2], eps.0)), sum: 1, ..plain }
         }
-        Op::AllReduceRmsNorm { eps, .. } => Parts { x: &o[0], residual: None, norm: Some((&o[1], eps.0)), sum: 1 },
-        _ => Parts { x: &o[0], residual: None, norm: None, sum: 0 },
+        Op::AllReduceRmsNorm { eps, .. } => Parts { norm: Some((&o[1], eps.0)), sum: 1, ..plain },
+        Op::AllReduceAddRmsNormQuantise { eps, format, group, .. } => {
+            let codes = Some((*format, group.unsigned_abs()));
+            Parts { residual: Some(&o[1]), norm: Some((&o[2], eps.0)), sum: 3, normed: 2, codes, ..plain }
+        }
+        Op::AllReduceRmsNormQuantise { eps, format, group, .. } => {
+            let codes = Some((*format, group.unsigned_abs()));
+            Parts { norm: Some((&o[1], eps.0)), sum: 3, normed: 2, codes, ..plain }
+        }
+        _ => plain,
     }
 }
 
@@ -53,9 +67,12 @@ pub fn check(r: &Request<'_>) -> Result<(), Refusal> {
     if let Some((weight, _)) = p.norm {
         check_rows([weight])?;
         require(weight.ty.dtype.is_compute_float(), "weight dtype", weight.ty.dtype, "f32, f16 or bf16")?;
-        let out = r.results[0].ty.dtype;
+        let out = r.results[p.normed].ty.dtype;
         let blocks = out == DType::Q8A && d.is_multiple_of(WIDTH);
         require(out.is_compute_float() || blocks, "norm dtype", out, "f32, f16, bf16, or q8a for multiples of 32")?;
+    }
+    if let Some((format, group)) = p.codes {
+        Sink::check(r.target, last_dim(p.x)?, group, format)?;
     }
     let sum = r.results[p.sum].ty.dtype;
     for t in p.residual.into_iter().chain([&r.results[p.sum]]) {
@@ -128,6 +145,8 @@ struct Tensors {
     x: Place,
     residual: Option<Place>,
     norm: Option<Norm>,
+    /// dtype, group and places of codes and scales.
+    codes: Option<(DType, u64, [Place; 2])>,
     sum: Place,
     d: u64,
 }
@@ -137,7 +156,8 @@ struct Tensors {
 struct Norm {
     weight: Place,
     eps: f64,
-    out: Place,
+    /// None where the codes are all that is read of it.
+    out: Option<Place>,
 }
 
 /// Declares the parameters of a request's tensors.
@@ -154,12 +174,22 @@ fn tensors(b: &mut Builder, r: &Request<'_>, arguments: &mut Vec<Argument>) -> R
         None => None,
         Some((w, eps)) => {
             let weight = place(b, "w", w, Access::Read, Argument::Operand(r.operands.len() - 1))?;
-            let out = place(b, "norm", &r.results[0], Access::Write, Argument::Result(0))?;
-            Some(Norm { weight, eps, out })
+            let t = &r.results[p.normed];
+            let wanted = p.codes.is_none() || !t.is_unread;
+            let out = wanted.then(|| place(b, "norm", t, Access::Write, Argument::Result(p.normed)));
+            Some(Norm { weight, eps, out: out.transpose()? })
+        }
+    };
+    let codes = match p.codes {
+        None => None,
+        Some((format, group)) => {
+            let codes = place(b, "codes", &r.results[0], Access::Write, Argument::Result(0))?;
+            let scales = place(b, "scales", &r.results[1], Access::Write, Argument::Result(1))?;
+            Some((format, group, [codes, scales]))
         }
     };
     let sum = place(b, "sum", &r.results[p.sum], Access::Write, Argument::Result(p.sum))?;
-    Ok(Tensors { x, residual, norm, sum, d: packs(p.x)? })
+    Ok(Tensors { x, residual, norm, codes, sum, d: packs(p.x)? })
 }
 
 /// Width of the pieces of a row of `d`, and threads of a program. Two vectors of 16 bytes a thread: a program of half as many warps
@@ -182,7 +212,10 @@ impl Tensors {
         weights
     }
 
-    /// Stores a row's sums, which `total` gives by piece in f32, and its norm.
+    /// Stores a row's sums, which `total` gives by piece in f32, its norm, and that one's codes.
+    ///
+    /// # Errors
+    /// If the codes have no form in such pieces.
     fn finish(
         &self,
         b: &mut Builder,
@@ -190,7 +223,7 @@ impl Tensors {
         row: V,
         weights: Option<V>,
         mut total: impl FnMut(&mut Builder, &Piece) -> V,
-    ) {
+    ) -> Result<(), Refusal> {
         let nothing = walk.per_row(b, 0.0);
         let mut kept = None;
         let squares = walk.each(b, &[nothing], |b, piece, carried| {
@@ -206,7 +239,7 @@ impl Tensors {
             let s = walk.reduce(b, Reduction::Sum, squared);
             vec![b.add(carried[0], s)]
         })[0];
-        let Some(Norm { weight, eps, out }) = self.norm else { return };
+        let Some(Norm { weight, eps, out }) = self.norm else { return Ok(()) };
         let kept = kept.filter(|_| walk.is_single());
         let count = b.float(self.d as f64);
         let mean = b.div(squares, count);
@@ -216,13 +249,22 @@ impl Tensors {
         let one = b.float(1.0);
         let scale = b.div(one, root);
         let start = b.int(0);
-        walk.each(b, &[], |b, piece, _| {
+        let normed = |b: &mut Builder, piece: &Piece| {
             let v = kept.unwrap_or_else(|| self.sum.load(b, piece, row));
             let w = weights.unwrap_or_else(|| piece.load_shared(b, weight.param, start, weight.dtype));
             let v = b.mul(v, scale);
-            let v = b.mul(v, w);
-            out.store(b, piece, row, v);
-            Vec::new()
-        });
+            b.mul(v, w)
+        };
+        if let Some(out) = out {
+            walk.each(b, &[], |b, piece, _| {
+                let v = normed(b, piece);
+                out.store(b, piece, row, v);
+                Vec::new()
+            });
+        }
+        let Some((format, group, places)) = self.codes else { return Ok(()) };
+        let bases = places.map(|p| b.scale(row, p.stride));
+        let (params, strides) = (places.map(|p| p.param), places.map(|p| p.stride));
+        Sink { n: self.d, group, dtype: format, params, bases, strides }.store(b, walk, normed)
     }
 }
