@@ -1,11 +1,14 @@
 //! All-reduce, alone or with the residual sum and the root-mean-square norm that follow. Partial sums are added in f32 in the
-//! order of ranks, then the residual; the sum is rounded once, and the norm reads the rounded sum. Negative zeros count as zeros.
+//! order of ranks, then the residual; the sum is rounded once, and the norm reads the rounded sum; it may be quantised where it is made.
+//! Negative zeros count as zeros.
 //! Both forms compute the same bits, so ranks agree whatever each sums.
 
 mod one_stage;
 mod two_stage;
 
 use super::{check_rows, packs, world};
+use crate::kernels::minifloat::MiniFloat;
+use crate::kernels::quantise::{Sink, format};
 use crate::kernels::row::rounded;
 use crate::kernels::schedule::{Piece, Walk, param};
 use crate::kernels::{Argument, Built, Request, RowSpace, Tensor, require, row_stride};
@@ -25,18 +28,30 @@ struct Parts<'r> {
     residual: Option<&'r Tensor>,
     /// Weight and epsilon of the norm.
     norm: Option<(&'r Tensor, f64)>,
-    /// Position of the sum among the results.
+    /// Positions of the sum and of the norm among the results.
     sum: usize,
+    normed: usize,
+    /// dtype and group of codes, which are the first result, with their scales as the second.
+    codes: Option<(DType, u64)>,
 }
 
 fn parts<'r>(r: &'r Request<'_>) -> Parts<'r> {
     let o = &r.operands;
+    let plain = Parts { x: &o[0], residual: None, norm: None, sum: 0, normed: 0, codes: None };
     match r.op {
         Op::AllReduceAddRmsNorm { eps, .. } => {
-            Parts { x: &o[0], residual: Some(&o[1]), norm: Some((&o[2], eps.0)), sum: 1 }
+            Parts { residual: Some(&o[1]), norm: Some((&o[2], eps.0)), sum: 1, ..plain }
         }
-        Op::AllReduceRmsNorm { eps, .. } => Parts { x: &o[0], residual: None, norm: Some((&o[1], eps.0)), sum: 1 },
-        _ => Parts { x: &o[0], residual: None, norm: None, sum: 0 },
+        Op::AllReduceRmsNorm { eps, .. } => Parts { norm: Some((&o[1], eps.0)), sum: 1, ..plain },
+        Op::AllReduceAddRmsNormQuantise { eps, format, group, .. } => {
+            let codes = Some((*format, group.unsigned_abs()));
+            Parts { residual: Some(&o[1]), norm: Some((&o[2], eps.0)), sum: 3, normed: 2, codes, ..plain }
+        }
+        Op::AllReduceRmsNormQuantise { eps, format, group, .. } => {
+            let codes = Some((*format, group.unsigned_abs()));
+            Parts { norm: Some((&o[1], eps.0)), sum: 3, normed: 2, codes, ..plain }
+        }
+        _ => plain,
     }
 }
 
@@ -53,9 +68,12 @@ pub fn check(r: &Request<'_>) -> Result<(), Refusal> {
     if let Some((weight, _)) = p.norm {
         check_rows([weight])?;
         require(weight.ty.dtype.is_compute_float(), "weight dtype", weight.ty.dtype, "f32, f16 or bf16")?;
-        let out = r.results[0].ty.dtype;
+        let out = r.results[p.normed].ty.dtype;
         let blocks = out == DType::Q8A && d.is_multiple_of(WIDTH);
         require(out.is_compute_float() || blocks, "norm dtype", out, "f32, f16, bf16, or q8a for multiples of 32")?;
+    }
+    if let Some((format, group)) = p.codes {
+        Sink::check(r.target, d, group, format)?;
     }
     let sum = r.results[p.sum].ty.dtype;
     for t in p.residual.into_iter().chain([&r.results[p.sum]]) {
@@ -137,7 +155,18 @@ struct Tensors {
 struct Norm {
     weight: Place,
     eps: f64,
-    out: Place,
+    /// Where it goes, unless its codes are all that is read.
+    out: Option<Place>,
+    codes: Option<Codes>,
+}
+
+/// Codes of a norm and their scales.
+#[derive(Clone, Copy)]
+struct Codes {
+    dtype: DType,
+    format: MiniFloat,
+    group: u64,
+    places: [Place; 2],
 }
 
 /// Declares the parameters of a request's tensors.
@@ -154,8 +183,18 @@ fn tensors(b: &mut Builder, r: &Request<'_>, arguments: &mut Vec<Argument>) -> R
         None => None,
         Some((w, eps)) => {
             let weight = place(b, "w", w, Access::Read, Argument::Operand(r.operands.len() - 1))?;
-            let out = place(b, "norm", &r.results[0], Access::Write, Argument::Result(0))?;
-            Some(Norm { weight, eps, out })
+            let t = &r.results[p.normed];
+            let wanted = p.codes.is_none() || !t.is_unread;
+            let out = wanted.then(|| place(b, "norm", t, Access::Write, Argument::Result(p.normed))).transpose()?;
+            let codes = match p.codes {
+                None => None,
+                Some((dtype, group)) => {
+                    let codes = place(b, "codes", &r.results[0], Access::Write, Argument::Result(0))?;
+                    let scales = place(b, "scales", &r.results[1], Access::Write, Argument::Result(1))?;
+                    Some(Codes { dtype, format: format(dtype)?, group, places: [codes, scales] })
+                }
+            };
+            Some(Norm { weight, eps, out, codes })
         }
     };
     let sum = place(b, "sum", &r.results[p.sum], Access::Write, Argument::Result(p.sum))?;
@@ -206,7 +245,7 @@ impl Tensors {
             let s = walk.reduce(b, Reduction::Sum, squared);
             vec![b.add(carried[0], s)]
         })[0];
-        let Some(Norm { weight, eps, out }) = self.norm else { return };
+        let Some(Norm { weight, eps, out, codes }) = self.norm else { return };
         let kept = kept.filter(|_| walk.is_single());
         let count = b.float(self.d as f64);
         let mean = b.div(squares, count);
@@ -216,13 +255,23 @@ impl Tensors {
         let one = b.float(1.0);
         let scale = b.div(one, root);
         let start = b.int(0);
-        walk.each(b, &[], |b, piece, _| {
+        let normed = |b: &mut Builder, piece: &Piece| {
             let v = kept.unwrap_or_else(|| self.sum.load(b, piece, row));
             let w = weights.unwrap_or_else(|| piece.load_shared(b, weight.param, start, weight.dtype));
             let v = b.mul(v, scale);
-            let v = b.mul(v, w);
-            out.store(b, piece, row, v);
-            Vec::new()
-        });
+            b.mul(v, w)
+        };
+        if let Some(out) = out {
+            walk.each(b, &[], |b, piece, _| {
+                let v = normed(b, piece);
+                out.store(b, piece, row, v);
+                Vec::new()
+            });
+        }
+        if let Some(Codes { dtype, format, group, places }) = codes {
+            let bases = places.map(|p| b.scale(row, p.stride));
+            let (params, strides) = (places.map(|p| p.param), places.map(|p| p.stride));
+            Sink { n: self.d, group, dtype, format, params, bases, strides }.store(b, walk, normed);
+        }
     }
 }
