@@ -109,6 +109,7 @@ impl Group {
         };
         group.wait_for_all("join", SETUP_DEADLINES)?;
         group.inner.open_processes();
+        group.phase(Phase::Opening);
         Ok(Arc::new(group))
     }
 
