@@ -3,7 +3,7 @@
 use crate::cases::Outputs;
 use crate::execute::{Planned, Values, collect, element_offsets, packed, plan, resolve, spread};
 use crate::ranks::{comm_table, epochs, initial};
-use crate::tile_interpreter::{self, Memory};
+use crate::tile_interpreter::{self, Access, Memory};
 use indexmap::IndexMap;
 use std::collections::BTreeMap;
 use weldment_codegen::tile::Kernel;
@@ -104,6 +104,9 @@ fn outputs(
     Ok(out)
 }
 
+/// Runs a launch: kernel, arguments of each rank, memory, number of the launch, buffer of the slabs.
+type Launcher<'a> = &'a mut dyn FnMut(&Kernel, &[Vec<(usize, usize)>], &mut [Memory], u64, usize) -> Result<(), String>;
+
 /// A graph's tile programs on several ranks, whose slabs stay from step to step.
 pub struct RankPrograms<'g> {
     graph: &'g Graph,
@@ -136,11 +139,49 @@ impl<'g> RankPrograms<'g> {
         }
     }
 
+    /// Bytes of a rank's slab, and its words before the first step.
+    pub fn slab(&self) -> (usize, Vec<u8>) {
+        (self.slab.bytes as usize, initial(&self.slab))
+    }
+
+    /// What the first program of each rank does to the slabs of all in one step, by launch; `change` is applied to every kernel
+    /// before it runs.
+    ///
+    /// # Errors
+    /// As [`RankPrograms::run`].
+    pub fn trace(
+        &mut self,
+        dims: &BTreeMap<String, u64>,
+        values: &[Values],
+        change: &dyn Fn(&Kernel) -> Kernel,
+    ) -> Result<Vec<Vec<Vec<Access>>>, String> {
+        let mut traces = Vec::new();
+        self.launches(dims, values, &mut |kernel, arguments, memory, launch, slabs| {
+            traces.push(tile_interpreter::trace_ranks(&change(kernel), dims, arguments, memory, launch, slabs)?);
+            Ok(())
+        })?;
+        Ok(traces)
+    }
+
     /// Runs one step; `values` are each rank's, `seed` draws the order of everything. Gives each rank's outputs.
     ///
     /// # Errors
     /// As [`interpret_programs`]; that all programs wait.
     pub fn run(&mut self, dims: &BTreeMap<String, u64>, values: &[Values], seed: u64) -> Result<Vec<Outputs>, String> {
+        self.launches(dims, values, &mut |kernel, arguments, memory, launch, _| {
+            tile_interpreter::run_ranks(kernel, dims, arguments, memory, launch, seed + launch - 1)
+                .map_err(|e| format!("{e}\n{kernel}"))
+        })
+    }
+
+    /// Hands every launch of a step to `run`: kernel, arguments of each rank, memory, number of the launch from 1, and the buffer
+    /// of the slabs. Gives each rank's outputs.
+    fn launches(
+        &mut self,
+        dims: &BTreeMap<String, u64>,
+        values: &[Values],
+        run: Launcher<'_>,
+    ) -> Result<Vec<Outputs>, String> {
         let mut memory = Vec::new();
         let mut first = Vec::new();
         for values in values {
@@ -166,8 +207,7 @@ impl<'g> RankPrograms<'g> {
                     launch.args.iter().map(own).collect()
                 })
                 .collect();
-            tile_interpreter::run_ranks(kernel, dims, &arguments, &mut memory, i as u64 + 1, seed + i as u64)
-                .map_err(|e| format!("{e}\n{kernel}"))?;
+            run(kernel, &arguments, &mut memory, i as u64 + 1, slabs)?;
         }
         self.slabs = std::mem::take(&mut memory[slabs]);
         first.iter().map(|first| outputs(self.graph, dims, &self.planned, &memory[*first..])).collect()

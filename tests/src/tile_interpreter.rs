@@ -3,8 +3,10 @@
 //! inside their buffers, and no program may touch what another program of the launch writes.
 
 mod ranks;
+mod trace;
 
 pub use ranks::run_ranks;
+pub use trace::{Access, AccessKind, trace_ranks};
 
 use half::{bf16, f16};
 use std::cell::{Cell, RefCell};

@@ -1,6 +1,5 @@
 //! GPU code without a GPU: what LLVM made of each kernel, by its metadata and its disassembly.
 
-#[allow(dead_code, reason = "each test binary uses its own part")]
 mod tiny_llama;
 
 use std::collections::BTreeMap;

@@ -52,12 +52,10 @@ pub enum Event {
         /// Where and what.
         words: Vec<(Word, Content)>,
     },
-    /// Stores a flag.
+    /// Stores flags, each by a thread of its own.
     Signal {
-        /// The flag.
-        word: Word,
-        /// Its new value.
-        value: u32,
+        /// The flags and their new values.
+        words: Vec<(Word, u32)>,
         /// Release or relaxed.
         order: Order,
     },
@@ -66,12 +64,10 @@ pub enum Event {
         /// The words.
         words: Vec<Word>,
     },
-    /// Waits until the flag has reached a value.
+    /// Waits until flags have reached values.
     Await {
-        /// The flag, of the own slab.
-        word: Word,
-        /// The value.
-        value: u32,
+        /// The flags, of the own slab, and the values.
+        words: Vec<(Word, u32)>,
         /// True: the difference is looked at, so that counters may wrap; false: the flag is compared with `<`.
         modular: bool,
         /// Acquire or relaxed.
@@ -175,8 +171,8 @@ impl Programs<'_> {
                 let queue = &mut state.under_way[rank];
                 match event {
                     Event::Store { words } => queue.extend(words.iter().map(|(w, c)| (self.number(w), *c))),
-                    Event::Signal { word, value, order } if *order == Order::Relaxed || queue.is_empty() => {
-                        queue.push((self.number(word), Content::Number(*value)));
+                    Event::Signal { words, order } if *order == Order::Relaxed || queue.is_empty() => {
+                        queue.extend(words.iter().map(|(w, value)| (self.number(w), Content::Number(*value))));
                     }
                     Event::End if queue.is_empty() => {}
                     _ => break,
@@ -207,10 +203,10 @@ impl Programs<'_> {
     fn ready(&self, state: &State, rank: usize, at: usize) -> bool {
         match self.events[rank].get(at) {
             Some(Event::Arrive { words }) => words.iter().all(|w| state.memory[self.number(w)] != Content::Empty),
-            Some(Event::Await { word, value, modular, .. }) => {
+            Some(Event::Await { words, modular, .. }) => words.iter().all(|(word, value)| {
                 let Content::Number(found) = state.memory[self.number(word)] else { return false };
                 if *modular { found.wrapping_sub(*value) as i32 >= 0 } else { found >= *value }
-            }
+            }),
             Some(Event::Load { .. }) => true,
             _ => false,
         }
@@ -261,7 +257,9 @@ pub fn explore(events: &[Vec<Event>], start: &[(Word, Content)]) -> Result<Explo
     for event in events.iter().flatten() {
         match event {
             Event::Store { words: stored } => words.extend(stored.iter().map(|(w, _)| *w)),
-            Event::Signal { word, .. } | Event::Await { word, .. } => words.push(*word),
+            Event::Signal { words: flags, .. } | Event::Await { words: flags, .. } => {
+                words.extend(flags.iter().map(|(w, _)| *w));
+            }
             Event::Arrive { words: read } | Event::Load { words: read } => words.extend(read),
             Event::End => {}
         }
@@ -367,11 +365,11 @@ mod tests {
     fn message(send: Order, wait: Order) -> Vec<Vec<Event>> {
         let sender = vec![
             Event::Store { words: vec![(word(1, DATA), Content::Data(0, 0))] },
-            Event::Signal { word: word(1, FLAG), value: 1, order: send },
+            Event::Signal { words: vec![(word(1, FLAG), 1)], order: send },
             Event::End,
         ];
         let receive = vec![
-            Event::Await { word: word(1, FLAG), value: 1, modular: true, order: wait },
+            Event::Await { words: vec![(word(1, FLAG), 1)], modular: true, order: wait },
             Event::Load { words: vec![word(1, DATA)] },
             Event::End,
         ];
@@ -390,7 +388,7 @@ mod tests {
 
     #[test]
     fn nobody_to_wait_for_is_a_hang() {
-        let wait = vec![Event::Await { word: word(0, FLAG), value: 1, modular: true, order: Order::Ordered }];
+        let wait = vec![Event::Await { words: vec![(word(0, FLAG), 1)], modular: true, order: Order::Ordered }];
         let start = [(word(0, FLAG), Content::Number(0))];
         assert_eq!(explore(&[wait], &start), Err(Violation::Hang { at: vec![0] }));
     }

@@ -2,5 +2,7 @@
 //! three ranks over several launches, under a memory model in which stores arrive late and out of order.
 
 pub mod explore;
+pub mod program;
 
-pub use explore::{Event, Explored, Order, Violation, explore};
+pub use explore::{Content, Event, Explored, Order, Violation, Word, explore};
+pub use program::{Programs, Slabs};

@@ -91,7 +91,7 @@ fn land(flights: &mut Vec<Flight>, memory: &RefCell<&mut [Memory]>, random: &mut
     });
 }
 
-fn land_all(flights: &mut Vec<Flight>, memory: &RefCell<&mut [Memory]>) {
+pub(super) fn land_all(flights: &mut Vec<Flight>, memory: &RefCell<&mut [Memory]>) {
     for (buffer, at, bytes) in flights.drain(..) {
         memory.borrow_mut()[buffer].bytes[at..at + bytes.len()].copy_from_slice(&bytes);
     }
