@@ -38,7 +38,7 @@ pub fn of(target: &Target, op: &Op, operands: &[TensorType], results: &[TensorTy
 
 /// Most tokens that an all-reduce exchanges in one stage, if there are more of which it does not.
 fn stages(target: &Target, op: &Op, operands: &[TensorType]) -> Option<u64> {
-    if !matches!(op.kind(), OpKind::AllReduce | OpKind::AllReduceRmsNorm | OpKind::AllReduceAddRmsNorm) {
+    if matches!(op.kind(), OpKind::AllGather | OpKind::ReduceScatter | OpKind::GatherPart) {
         return None;
     }
     let x = operands.first()?;
