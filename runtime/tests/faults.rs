@@ -83,6 +83,11 @@ fn ranks_are_started_and_one_speaks_for_all() {
         assert_eq!((output.status.code(), out), (Some(0), expected(world)), "{err}");
         assert_eq!(err.lines().count(), 1, "{err}");
     }
+    // A job of another size is told before anybody waits.
+    let path = made::write(dir.path(), 4, 0, 0);
+    let output = generate(dir.path(), &path, "size").env("RANK", "0").env("WORLD_SIZE", "2").output().unwrap();
+    let (_, err) = text(&output);
+    assert!(output.status.code() == Some(2) && err.contains("for 4 ranks, this job has 2"), "{err}");
     // A usage error is said once, with its exit code.
     let path = made::write(dir.path(), 2, 0, 0);
     let output =

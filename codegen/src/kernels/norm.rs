@@ -2,7 +2,7 @@
 //! there a row that fits in registers is read once. A norm may be quantised where it is made.
 
 use super::pointwise::{coordinates, row_base};
-use super::quantise::Sink;
+use super::quantise::{Sink, format};
 use super::row::rounded;
 use super::schedule::{Piece, Walk, param};
 use super::{Argument, Built, Request, RowSpace, Tensor, contiguous_last, last_dim, require, row_stride};
@@ -194,11 +194,12 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
             n: d,
             group,
             dtype,
+            format: format(dtype)?,
             params: [codes.param, scales.param],
             bases: [codes.base, scales.base],
             strides: [codes.stride, scales.stride],
         };
-        sink.store(&mut b, &walk, normed)?;
+        sink.store(&mut b, &walk, normed);
     }
     let made = parts.codes.map_or(String::new(), |(format, group)| format!(", {format} in {group}s"));
     let out = r.results[parts.norm].ty.dtype;

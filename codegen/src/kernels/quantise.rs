@@ -26,7 +26,7 @@ pub fn check(r: &Request<'_>) -> Result<(), Refusal> {
         contiguous_last(t)?;
     }
     require(x.ty.dtype.is_compute_float(), "activation dtype", x.ty.dtype, "f32, f16 or bf16")?;
-    require(MiniFloat::of(*dtype).is_some(), "code dtype", dtype, "f8e4m3, f8e4m3fnuz or f4e2m1")?;
+    format(*dtype)?;
     RowSpace::of(&x.ty.shape[..x.ty.rank() - 1])?;
     Ok(())
 }
@@ -89,6 +89,8 @@ pub struct Sink {
     pub group: u64,
     /// dtype of codes.
     pub dtype: DType,
+    /// What it is; see [`format`].
+    pub format: MiniFloat,
     /// Parameters of codes and scales.
     pub params: [Param; 2],
     /// Byte offsets of the program's first row in both.
@@ -97,51 +99,42 @@ pub struct Sink {
     pub strides: [i64; 2],
 }
 
+/// The format of codes of this dtype.
+///
+/// # Errors
+/// If there is none.
+pub fn format(dtype: DType) -> Result<MiniFloat, Refusal> {
+    MiniFloat::of(dtype).map_or_else(|| refuse("code dtype", dtype, "f8e4m3, f8e4m3fnuz or f4e2m1"), Ok)
+}
+
 impl Sink {
     /// What a kernel's groups must be like, where they are parts of its rows.
     ///
     /// # Errors
     /// If they are not.
     pub fn check(target: &Target, n: u64, group: u64, dtype: DType) -> Result<(), Refusal> {
-        require(MiniFloat::of(dtype).is_some(), "code dtype", dtype, "f8e4m3, f8e4m3fnuz or f4e2m1")?;
+        format(dtype)?;
         let fits = group == n || target.gpu().is_none() || group.is_power_of_two();
         require(fits, "group size", group, "the whole row or a power of two")
     }
 
     /// Quantises the rows of `walk`, whose pieces `values` gives as f32, once or twice each.
-    ///
-    /// # Errors
-    /// If there is no such format of codes.
-    pub fn store(
-        &self,
-        b: &mut Builder,
-        walk: &Walk,
-        mut values: impl FnMut(&mut Builder, &Piece) -> V,
-    ) -> Result<(), Refusal> {
-        let format = MiniFloat::of(self.dtype);
-        let format = format.map_or_else(|| refuse("code dtype", self.dtype, "an FP8 or FP4"), Ok)?;
+    pub fn store(&self, b: &mut Builder, walk: &Walk, mut values: impl FnMut(&mut Builder, &Piece) -> V) {
         if self.group == self.n {
-            self.store_rows(b, walk, format, &mut values);
+            self.store_rows(b, walk, &mut values);
         } else if walk.is_host() {
-            self.store_groups_of_host(b, walk, format, &mut values);
+            self.store_groups_of_host(b, walk, &mut values);
         } else {
             walk.each(b, &[], |b, piece, _| {
                 let v = values(b, piece);
-                self.store_groups(b, piece, format, v);
+                self.store_groups(b, piece, v);
                 Vec::new()
             });
         }
-        Ok(())
     }
 
     /// One scale a row.
-    fn store_rows(
-        &self,
-        b: &mut Builder,
-        walk: &Walk,
-        format: MiniFloat,
-        values: &mut dyn FnMut(&mut Builder, &Piece) -> V,
-    ) {
+    fn store_rows(&self, b: &mut Builder, walk: &Walk, values: &mut dyn FnMut(&mut Builder, &Piece) -> V) {
         let mut kept = None;
         let nothing = walk.per_row(b, 0.0);
         let amax = walk.each(b, &[nothing], |b, piece, carried| {
@@ -154,10 +147,10 @@ impl Sink {
             vec![b.max(carried[0], top)]
         })[0];
         let kept = kept.filter(|_| walk.is_single());
-        let scale = Scale::new(b, self.dtype, format, amax);
+        let scale = Scale::new(b, self.dtype, self.format, amax);
         walk.each(b, &[], |b, piece, _| {
             let v = kept.unwrap_or_else(|| values(b, piece));
-            let codes = scale.codes(b, format, v);
+            let codes = scale.codes(b, self.format, v);
             self.store_codes(b, piece, codes);
             Vec::new()
         });
@@ -165,13 +158,7 @@ impl Sink {
     }
 
     /// The groups of a host's row, one by one.
-    fn store_groups_of_host(
-        &self,
-        b: &mut Builder,
-        walk: &Walk,
-        format: MiniFloat,
-        values: &mut dyn FnMut(&mut Builder, &Piece) -> V,
-    ) {
+    fn store_groups_of_host(&self, b: &mut Builder, walk: &Walk, values: &mut dyn FnMut(&mut Builder, &Piece) -> V) {
         let (zero, end) = (b.int(0), b.int(self.n as i64));
         b.for_loop(zero, end, self.group as i64, &[], |b, start, _| {
             let nothing = b.float(0.0);
@@ -182,12 +169,12 @@ impl Sink {
                 let top = walk.reduce(b, Reduction::Max, magnitude);
                 vec![b.max(carried[0], top)]
             })[0];
-            let scale = Scale::new(b, self.dtype, format, amax);
+            let scale = Scale::new(b, self.dtype, self.format, amax);
             for_row(b, self.group, WIDTH, &[], |b, i, width, _| {
                 let at = b.add(start, i);
                 let piece = walk.piece(at, width);
                 let v = values(b, &piece);
-                let codes = scale.codes(b, format, v);
+                let codes = scale.codes(b, self.format, v);
                 self.store_codes(b, &piece, codes);
                 Vec::new()
             });
@@ -201,15 +188,15 @@ impl Sink {
     }
 
     /// The groups of a GPU's piece [rows, width], side by side.
-    fn store_groups(&self, b: &mut Builder, piece: &Piece, format: MiniFloat, v: V) {
+    fn store_groups(&self, b: &mut Builder, piece: &Piece, v: V) {
         let group = self.group as u32;
         let [rows, width] = [b.ty(v).shape[0], b.ty(v).shape[1]];
         let v = piece.or(b, v, 0.0);
         let v = b.reshape(v, &[rows, width / group, group]);
         let magnitude = b.abs(v);
         let amax = b.reduce(Reduction::Max, magnitude, 2);
-        let scale = Scale::new(b, self.dtype, format, amax);
-        let codes = scale.codes(b, format, v);
+        let scale = Scale::new(b, self.dtype, self.format, amax);
+        let codes = scale.codes(b, self.format, v);
         let codes = b.reshape(codes, &[rows, width]);
         self.store_codes(b, piece, codes);
         let few = piece.shrunk(b, self.n, self.group);
@@ -300,11 +287,12 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
         n: group,
         group,
         dtype: *dtype,
+        format: format(*dtype)?,
         params: [code_param, scale_param],
         bases: [to.0, scale_at.0],
         strides: [to.1, scale_at.1],
     };
-    sink.store(&mut b, &walk, |b, piece| piece.load(b, x_param, from.0, x.ty.dtype, from.1))?;
+    sink.store(&mut b, &walk, |b, piece| piece.load(b, x_param, from.0, x.ty.dtype, from.1));
     let summary = format!("quantise {} in {group}s -> {dtype}", x.ty.dtype);
     let arguments = vec![Argument::Operand(0), Argument::Result(0), Argument::Result(1)];
     Ok(Built { kernel: b.finish(String::new()), arguments, summary, then: None })

@@ -87,7 +87,7 @@ impl SessionArgs {
         let defaults = SessionOptions::default();
         let collective_timeout = self.collective_timeout.unwrap_or(defaults.collective_timeout);
         // Ranks meet first: what follows takes some longer than others.
-        let ranks = if manifest.world > 1 { Ranks::from_env()? } else { None };
+        let ranks = if manifest.world > 1 { Some(Ranks::for_world(manifest.world)?) } else { None };
         let join = |ranks| Group::join(ranks, GroupOptions { deadline: collective_timeout });
         let group = ranks.map(join).transpose()?;
         let local = |group: &Arc<Group>| (group.ranks().local_rank as usize, group.ranks().local_world as usize);

@@ -24,23 +24,33 @@ pub const CONTROL_BYTES: u64 = 128 << 10;
 pub enum Phase {
     /// Finds the others.
     Joining = 0,
+    /// Opens the artifact and the device.
+    Opening = 1,
     /// Brings the weights in.
-    Weights = 1,
+    Weights = 2,
     /// Exchanges slabs.
-    Exchange = 2,
+    Exchange = 3,
     /// Captures.
-    Capture = 3,
+    Capture = 4,
     /// Runs steps.
-    Steps = 4,
+    Steps = 5,
     /// Closes a session.
-    Closing = 5,
+    Closing = 6,
     /// Has left the group in order.
-    Left = 6,
+    Left = 7,
 }
 
 impl Phase {
-    const ALL: [Phase; 7] =
-        [Phase::Joining, Phase::Weights, Phase::Exchange, Phase::Capture, Phase::Steps, Phase::Closing, Phase::Left];
+    const ALL: [Phase; 8] = [
+        Phase::Joining,
+        Phase::Opening,
+        Phase::Weights,
+        Phase::Exchange,
+        Phase::Capture,
+        Phase::Steps,
+        Phase::Closing,
+        Phase::Left,
+    ];
 
     fn from_code(code: u32) -> Phase {
         Phase::ALL.get(code as usize).copied().unwrap_or(Phase::Left)
@@ -50,6 +60,7 @@ impl Phase {
     pub fn at(self, step: u64) -> String {
         match self {
             Phase::Joining => "joining".into(),
+            Phase::Opening => "opening the artifact".into(),
             Phase::Weights => "loading weights".into(),
             Phase::Exchange => "exchanging slabs".into(),
             Phase::Capture => "capture".into(),

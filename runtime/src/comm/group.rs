@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use std::fmt;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -76,7 +76,7 @@ impl Group {
         let socket = |e: std::io::Error| Error::Driver(format!("no socket for the watchdog: {e}"));
         let (wake, waker) = UnixStream::pair().map_err(socket)?;
         let inner = Inner {
-            processes: OnceLock::new(),
+            processes: Mutex::default(),
             ranks,
             deadline,
             peers: met.peers,
@@ -109,6 +109,7 @@ impl Group {
         };
         group.wait_for_all("join", SETUP_DEADLINES)?;
         group.inner.open_processes();
+        group.phase(Phase::Opening);
         Ok(Arc::new(group))
     }
 

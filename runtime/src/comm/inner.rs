@@ -6,10 +6,11 @@ use super::group::AbortWord;
 use crate::error::Error;
 use crate::log::{self, Level};
 use rustix::process::{Pid, PidfdFlags, Signal};
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// What the rank and its watchdog share.
@@ -28,7 +29,7 @@ pub struct Inner {
     /// Holds the control page and, on the host, the slabs.
     pub file: OwnedFd,
     /// Handles of the other processes by rank, where they can be had.
-    pub processes: OnceLock<Vec<Option<OwnedFd>>>,
+    pub processes: Mutex<BTreeMap<u32, OwnedFd>>,
     /// What ends this rank's programs, beside the control page.
     pub words: Mutex<Vec<Arc<dyn AbortWord>>>,
 }
@@ -58,8 +59,8 @@ impl Inner {
     /// True if the process of a rank is known to have ended.
     pub fn is_gone(&self, rank: u32) -> bool {
         use rustix::event::{PollFd, PollFlags, Timespec};
-        let processes = self.processes.get().map_or(&[][..], Vec::as_slice);
-        let Some(Some(process)) = processes.get(rank as usize) else { return false };
+        let Ok(processes) = self.processes.lock() else { return false };
+        let Some(process) = processes.get(&rank) else { return false };
         let mut polled = [PollFd::new(process, PollFlags::IN)];
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
         rustix::event::poll(&mut polled, Some(&now)).is_ok_and(|n| n > 0)
@@ -67,38 +68,49 @@ impl Inner {
 
     /// Ends a process that does not answer, so that nothing of the job is left.
     pub fn kill(&self, rank: u32) {
-        let processes = self.processes.get().map_or(&[][..], Vec::as_slice);
-        if let Some(Some(process)) = processes.get(rank as usize) {
+        if let Ok(processes) = self.processes.lock()
+            && let Some(process) = processes.get(&rank)
+        {
             // It may have gone by itself.
             let _ = rustix::process::pidfd_send_signal(process, Signal::KILL);
         }
     }
 
-    /// Rank 0 notes which processes the others are, as the system says of their connections.
+    /// Opens handles of the processes that are connected to this one, by what the system says of the connections. Rank 0, which
+    /// is connected to all, notes their numbers for the others.
     pub fn note_processes(&self) {
-        if self.ranks.rank != 0 {
-            return;
-        }
         let control = self.control();
-        control.slot(0).pid.store(number(rustix::process::getpid()), Ordering::Release);
+        if self.ranks.rank == 0 {
+            control.slot(0).pid.store(number(rustix::process::getpid()), Ordering::Release);
+        }
         for (rank, stream) in &self.peers {
-            control.slot(*rank).pid.store(process_of(stream).map_or(0, number), Ordering::Release);
+            let process = process_of(stream);
+            if self.ranks.rank == 0 {
+                control.slot(*rank).pid.store(process.map_or(0, number), Ordering::Release);
+            }
+            self.open_process(*rank, process);
         }
     }
 
-    /// Opens handles of the other processes, once rank 0 has noted them: by numbers that mean the same here if rank 0's does.
+    /// Opens handles of the processes that rank 0 has noted, by numbers that mean the same here if rank 0's does.
     pub fn open_processes(&self) {
         let control = self.control();
         let noted = |rank: u32| control.slot(rank).pid.load(Ordering::Acquire);
         let first = self.peers.first().and_then(|(_, stream)| process_of(stream));
-        let same = self.ranks.rank == 0 || first.is_some_and(|pid| number(pid) == noted(0));
-        let open = |rank: u32| {
-            let pid = Pid::from_raw(i32::try_from(noted(rank)).ok()?)?;
-            let other = same && pid != rustix::process::getpid();
-            if other { rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok() } else { None }
-        };
-        // Set once: a group joins once.
-        let _ = self.processes.set((0..self.ranks.world).map(open).collect());
+        if self.ranks.rank != 0 && first.is_some_and(|pid| number(pid) == noted(0)) {
+            for rank in 1..self.ranks.world {
+                self.open_process(rank, i32::try_from(noted(rank)).ok().and_then(Pid::from_raw));
+            }
+        }
+    }
+
+    fn open_process(&self, rank: u32, pid: Option<Pid>) {
+        // Ranks may be threads of one process, which is not theirs to end.
+        let other = pid.filter(|pid| *pid != rustix::process::getpid());
+        let handle = other.and_then(|pid| rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok());
+        if let (Some(handle), Ok(mut processes)) = (handle, self.processes.lock()) {
+            processes.insert(rank, handle);
+        }
     }
 }
 

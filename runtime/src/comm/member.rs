@@ -4,7 +4,7 @@ use super::control::Phase;
 use super::fault::Point;
 use super::group::{Group, GroupOptions};
 use super::library::Library;
-use super::ranks::Ranks;
+use super::ranks::{self, Ranks};
 use super::slab::Attached;
 use crate::artifact::{Artifact, Manifest, Program};
 use crate::device::Device;
@@ -34,30 +34,15 @@ impl Member {
         if world == 1 && manifest.programs.iter().all(|program| program.slab.is_none()) {
             return Ok(None);
         }
-        let sized = |found: u32| {
-            let launch = format!(
-                "weldment run, eval and bench start them themselves; otherwise: torchrun --nproc-per-node {world}, \
-                 mpirun -n {world} or srun -n {world}"
-            );
-            let found = match found {
-                0 => "this process is none of a job's".to_owned(),
-                n => format!("this job has {n}"),
-            };
-            Error::InvalidInput(format!("the artifact is for {world} ranks, {found}: {launch}"))
-        };
         let group = match &options.group {
             Some(group) => Arc::clone(group),
             None => {
-                let alone = (world == 1).then(|| Ranks::local(0, 1, ""));
-                let ranks = alone.map_or_else(Ranks::from_env, |ranks| Ok(Some(ranks)))?.ok_or_else(|| sized(0))?;
-                if ranks.world != world {
-                    return Err(sized(ranks.world));
-                }
-                Group::join(ranks, GroupOptions { deadline: options.collective_timeout })?
+                let options = GroupOptions { deadline: options.collective_timeout };
+                Group::join(Ranks::for_world(world)?, options)?
             }
         };
         if group.ranks().world != world {
-            return Err(sized(group.ranks().world));
+            return Err(ranks::wrong_world(world, group.ranks().world));
         }
         Ok(Some(Member { attached: None, closed: false, group }))
     }

@@ -55,6 +55,21 @@ impl Ranks {
         Ranks::from_variables(&|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
     }
 
+    /// The rank that this process is of the `world` ranks of an artifact, by the environment; the only one where `world` is 1.
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`] if the environment names none, or another number of ranks, saying how to launch them.
+    pub fn for_world(world: u32) -> Result<Ranks> {
+        if world == 1 {
+            return Ok(Ranks::local(0, 1, ""));
+        }
+        match Ranks::from_env()? {
+            Some(ranks) if ranks.world == world => Ok(ranks),
+            Some(ranks) => Err(wrong_world(world, ranks.world)),
+            None => Err(wrong_world(world, 0)),
+        }
+    }
+
     fn from_variables(get: &dyn Fn(&str) -> Option<String>) -> Result<Option<Ranks>> {
         let number = |name: &str| -> Result<Option<u32>> {
             let parse = |text: String| {
@@ -103,6 +118,18 @@ impl Ranks {
         }
         Ok(())
     }
+}
+
+/// The error of an artifact for `world` ranks in a job of `found`, or of none.
+pub(super) fn wrong_world(world: u32, found: u32) -> Error {
+    let job = match found {
+        0 => "this process is none of a job's".to_owned(),
+        n => format!("this job has {n}"),
+    };
+    Error::InvalidInput(format!(
+        "the artifact is for {world} ranks, {job}: weldment run, eval and bench start them themselves; otherwise: torchrun \
+         --nproc-per-node {world}, mpirun -n {world} or srun -n {world}"
+    ))
 }
 
 #[cfg(test)]

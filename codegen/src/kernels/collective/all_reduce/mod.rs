@@ -1,16 +1,17 @@
 //! All-reduce, alone or with the residual sum and the root-mean-square norm that follow. Partial sums are added in f32 in the
-//! order of ranks, then the residual; the sum is rounded once, and the norm reads the rounded sum; it may be quantised where it is
-//! made. Negative zeros count as zeros.
+//! order of ranks, then the residual; the sum is rounded once, and the norm reads the rounded sum; it may be quantised where it is made.
+//! Negative zeros count as zeros.
 //! Both forms compute the same bits, so ranks agree whatever each sums.
 
 mod one_stage;
 mod two_stage;
 
 use super::{check_rows, packs, world};
-use crate::kernels::quantise::Sink;
+use crate::kernels::minifloat::MiniFloat;
+use crate::kernels::quantise::{Sink, format};
 use crate::kernels::row::rounded;
 use crate::kernels::schedule::{Piece, Walk, param};
-use crate::kernels::{Argument, Built, Request, RowSpace, Tensor, last_dim, require, row_stride};
+use crate::kernels::{Argument, Built, Request, RowSpace, Tensor, require, row_stride};
 use crate::select::stages::{self, Stages};
 use crate::tile::{Access, Builder, Param, Reduction, V};
 use weldment_ir::{DType, Op};
@@ -72,7 +73,7 @@ pub fn check(r: &Request<'_>) -> Result<(), Refusal> {
         require(out.is_compute_float() || blocks, "norm dtype", out, "f32, f16, bf16, or q8a for multiples of 32")?;
     }
     if let Some((format, group)) = p.codes {
-        Sink::check(r.target, last_dim(p.x)?, group, format)?;
+        Sink::check(r.target, d, group, format)?;
     }
     let sum = r.results[p.sum].ty.dtype;
     for t in p.residual.into_iter().chain([&r.results[p.sum]]) {
@@ -145,8 +146,6 @@ struct Tensors {
     x: Place,
     residual: Option<Place>,
     norm: Option<Norm>,
-    /// dtype, group and places of codes and scales.
-    codes: Option<(DType, u64, [Place; 2])>,
     sum: Place,
     d: u64,
 }
@@ -156,8 +155,18 @@ struct Tensors {
 struct Norm {
     weight: Place,
     eps: f64,
-    /// None where the codes are all that is read of it.
+    /// Where it goes, unless its codes are all that is read.
     out: Option<Place>,
+    codes: Option<Codes>,
+}
+
+/// Codes of a norm and their scales.
+#[derive(Clone, Copy)]
+struct Codes {
+    dtype: DType,
+    format: MiniFloat,
+    group: u64,
+    places: [Place; 2],
 }
 
 /// Declares the parameters of a request's tensors.
@@ -176,20 +185,20 @@ fn tensors(b: &mut Builder, r: &Request<'_>, arguments: &mut Vec<Argument>) -> R
             let weight = place(b, "w", w, Access::Read, Argument::Operand(r.operands.len() - 1))?;
             let t = &r.results[p.normed];
             let wanted = p.codes.is_none() || !t.is_unread;
-            let out = wanted.then(|| place(b, "norm", t, Access::Write, Argument::Result(p.normed)));
-            Some(Norm { weight, eps, out: out.transpose()? })
-        }
-    };
-    let codes = match p.codes {
-        None => None,
-        Some((format, group)) => {
-            let codes = place(b, "codes", &r.results[0], Access::Write, Argument::Result(0))?;
-            let scales = place(b, "scales", &r.results[1], Access::Write, Argument::Result(1))?;
-            Some((format, group, [codes, scales]))
+            let out = wanted.then(|| place(b, "norm", t, Access::Write, Argument::Result(p.normed))).transpose()?;
+            let codes = match p.codes {
+                None => None,
+                Some((dtype, group)) => {
+                    let codes = place(b, "codes", &r.results[0], Access::Write, Argument::Result(0))?;
+                    let scales = place(b, "scales", &r.results[1], Access::Write, Argument::Result(1))?;
+                    Some(Codes { dtype, format: format(dtype)?, group, places: [codes, scales] })
+                }
+            };
+            Some(Norm { weight, eps, out, codes })
         }
     };
     let sum = place(b, "sum", &r.results[p.sum], Access::Write, Argument::Result(p.sum))?;
-    Ok(Tensors { x, residual, norm, codes, sum, d: packs(p.x)? })
+    Ok(Tensors { x, residual, norm, sum, d: packs(p.x)? })
 }
 
 /// Width of the pieces of a row of `d`, and threads of a program. Two vectors of 16 bytes a thread: a program of half as many warps
@@ -212,10 +221,7 @@ impl Tensors {
         weights
     }
 
-    /// Stores a row's sums, which `total` gives by piece in f32, its norm, and that one's codes.
-    ///
-    /// # Errors
-    /// If the codes have no form in such pieces.
+    /// Stores a row's sums, which `total` gives by piece in f32, and its norm.
     fn finish(
         &self,
         b: &mut Builder,
@@ -223,7 +229,7 @@ impl Tensors {
         row: V,
         weights: Option<V>,
         mut total: impl FnMut(&mut Builder, &Piece) -> V,
-    ) -> Result<(), Refusal> {
+    ) {
         let nothing = walk.per_row(b, 0.0);
         let mut kept = None;
         let squares = walk.each(b, &[nothing], |b, piece, carried| {
@@ -239,7 +245,7 @@ impl Tensors {
             let s = walk.reduce(b, Reduction::Sum, squared);
             vec![b.add(carried[0], s)]
         })[0];
-        let Some(Norm { weight, eps, out }) = self.norm else { return Ok(()) };
+        let Some(Norm { weight, eps, out, codes }) = self.norm else { return };
         let kept = kept.filter(|_| walk.is_single());
         let count = b.float(self.d as f64);
         let mean = b.div(squares, count);
@@ -262,9 +268,10 @@ impl Tensors {
                 Vec::new()
             });
         }
-        let Some((format, group, places)) = self.codes else { return Ok(()) };
-        let bases = places.map(|p| b.scale(row, p.stride));
-        let (params, strides) = (places.map(|p| p.param), places.map(|p| p.stride));
-        Sink { n: self.d, group, dtype: format, params, bases, strides }.store(b, walk, normed)
+        if let Some(Codes { dtype, format, group, places }) = codes {
+            let bases = places.map(|p| b.scale(row, p.stride));
+            let (params, strides) = (places.map(|p| p.param), places.map(|p| p.stride));
+            Sink { n: self.d, group, dtype, format, params, bases, strides }.store(b, walk, normed);
+        }
     }
 }

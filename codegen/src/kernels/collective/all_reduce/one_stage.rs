@@ -34,7 +34,6 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
     let mail = Mailbox::open(&mut b, r.target, (channel, elem), threads, first, &mut arguments);
     let walk = Walk::of(d, width, gpu.then_some(1), None, first);
     let weights = t.early_weights(&mut b, &walk);
-    let mut finished = Ok(());
     mail.each_row(&mut b, &rows, (first, dealt.step), |b, row, turn| {
         let (mut own, mut addend) = (None, None);
         walk.each(b, &[], |b, piece, _| {
@@ -49,7 +48,7 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
             mail.empty(b, turn, piece, None);
             Vec::new()
         });
-        finished = t.finish(b, &walk, row, weights, |b, piece| {
+        t.finish(b, &walk, row, weights, |b, piece| {
             let own = own.unwrap_or_else(|| {
                 let v = x.load(b, piece, row);
                 clean(b, v)
@@ -64,7 +63,6 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
             b.add(total, other)
         });
     });
-    finished?;
     let summary = format!("{} of {d} {dtype} over {world} ranks, one stage", r.op.kind());
     Ok(Built { kernel: b.finish(String::new()), arguments, summary, then: None })
 }

@@ -42,7 +42,6 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
     let parts = Walk::of(slice, width(r, slice).0, gpu.then_some(1), None, first);
     let weights = t.early_weights(&mut b, &walk);
     let (peers, param) = (&flagged.peers, flagged.param);
-    let mut finished = Ok(());
     flagged.each_row(&mut b, &rows, (first, dealt.step), |b, row, side| {
         let at = |b: &mut Builder, start: V, piece: &Piece, elem: Elem| {
             let own = b.scale(piece.at, elem.bytes() as i64);
@@ -95,9 +94,8 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
             Vec::new()
         });
         flagged.meet(b, side, 1);
-        finished = t.finish(b, &walk, row, weights, |b, piece| piece.load(b, param, whole, sum.dtype, 0));
+        t.finish(b, &walk, row, weights, |b, piece| piece.load(b, param, whole, sum.dtype, 0));
     });
-    finished?;
     let summary = format!("{} of {d} {dtype} over {world} ranks, two stages", r.op.kind());
     Ok(Built { kernel: b.finish(String::new()), arguments, summary, then: None })
 }
