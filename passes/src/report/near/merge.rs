@@ -29,7 +29,9 @@ pub(crate) fn merge_obstacle<'a>(
     if nodes.iter().all(|n| ground.kind(*n) == OpKind::ScaledMatmul) {
         return scaled_obstacle(solver, ground, group, nodes);
     }
-    let (rule, barred) = everything(solver).find(|(r, _)| r.group == Some(group) && r.name.starts_with("merge_"))?;
+    // Whatever the order of rules: that of plain products.
+    let plain = |r: &Rule| r.name.starts_with("merge_") && !r.name.starts_with("merge_scaled_");
+    let (rule, barred) = everything(solver).find(|(r, _)| r.group == Some(group) && plain(r))?;
     let members: Vec<Member> = nodes.iter().filter_map(|n| member(ground, *n)).collect();
     let obstacle = first_obstacle(solver, ground, &members).filter(|_| barred.is_none());
     let ops = members.iter().map(|m| m.class).collect();
