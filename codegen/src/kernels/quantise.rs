@@ -134,12 +134,7 @@ impl Sink {
     }
 
     /// One scale a row.
-    fn store_rows(
-        &self,
-        b: &mut Builder,
-        walk: &Walk,
-        values: &mut dyn FnMut(&mut Builder, &Piece) -> V,
-    ) {
+    fn store_rows(&self, b: &mut Builder, walk: &Walk, values: &mut dyn FnMut(&mut Builder, &Piece) -> V) {
         let mut kept = None;
         let nothing = walk.per_row(b, 0.0);
         let amax = walk.each(b, &[nothing], |b, piece, carried| {
@@ -163,12 +158,7 @@ impl Sink {
     }
 
     /// The groups of a host's row, one by one.
-    fn store_groups_of_host(
-        &self,
-        b: &mut Builder,
-        walk: &Walk,
-        values: &mut dyn FnMut(&mut Builder, &Piece) -> V,
-    ) {
+    fn store_groups_of_host(&self, b: &mut Builder, walk: &Walk, values: &mut dyn FnMut(&mut Builder, &Piece) -> V) {
         let (zero, end) = (b.int(0), b.int(self.n as i64));
         b.for_loop(zero, end, self.group as i64, &[], |b, start, _| {
             let nothing = b.float(0.0);

@@ -37,12 +37,7 @@ pub(crate) fn merge_obstacle<'a>(
 }
 
 /// The same for products of codes, whose search says itself what it missed.
-fn scaled_obstacle<'a>(
-    solver: &'a Solver<'a>,
-    ground: &Ground<'_>,
-    group: &str,
-    nodes: &[u32],
-) -> Option<Closest<'a>> {
+fn scaled_obstacle<'a>(solver: &'a Solver<'a>, ground: &Ground<'_>, group: &str, nodes: &[u32]) -> Option<Closest<'a>> {
     let named = |r: &Rule| r.group == Some(group) && r.name.starts_with("merge_scaled_");
     let (rule, barred) = everything(solver).find(|(r, _)| named(r))?;
     let Body::Custom { find, .. } = &rule.body else { return None };

@@ -84,8 +84,6 @@ pub(super) const EQUIVALENT: &[(&str, &str, &str)] = &[
         "occurrence 11 of ?g told apart",
         "the norm does not depend on the groups of the codes beside it",
     ),
-<<<<<<< HEAD
-=======
     (
         "all_reduce_rms_norm_quantise",
         "occurrence 3 of ?d told apart",
@@ -151,7 +149,6 @@ pub(super) const EQUIVALENT: &[(&str, &str, &str)] = &[
         "condition 0 `dtype` inverted",
         "in f32 it is all_reduce_add_rms_norm_quantise",
     ),
->>>>>>> fp8
     ("silu_mul", "condition 1 `same type` dropped", "the op table refuses a gate and an up of different types"),
     ("silu_mul_half", "condition 1 `same type` dropped", "the op table refuses a gate and an up of different types"),
     ("silu_mul_half", "condition 0 `dtype` dropped", "in f32 it is silu_mul"),
