@@ -202,3 +202,24 @@ fn every_survivor_says_who_failed() {
         assert_eq!(left_over(&mark), [0u32; 0]);
     }
 }
+
+#[test]
+fn ranks_end_with_the_process_that_started_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = made::write(dir.path(), 4, 0, 0);
+    let mark = format!("{}.launcher", std::process::id());
+    let mut launcher = generate(dir.path(), &path, &mark);
+    // A rank that sleeps keeps the others waiting.
+    let mut launcher = launcher.env("WELDMENT_FAULT", "1:replay:sleep:3").spawn().unwrap();
+    let until = |count: usize, text: &str| {
+        let began = Instant::now();
+        while left_over(&mark).len() != count {
+            assert!(began.elapsed() < SLACK, "{text}: {:?}", left_over(&mark));
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    };
+    until(5, "all have started");
+    launcher.kill().unwrap();
+    launcher.wait().unwrap();
+    until(0, "all have ended");
+}

@@ -134,7 +134,8 @@ fn wrong_manifests_of_ranks_are_refused() {
     fn shard(m: &mut Manifest) -> &mut Shard {
         m.programs[0].pack.items[0].shards[0].as_mut().unwrap()
     }
-    let cases: [(&str, fn(&mut Manifest)); 17] = [
+    type Change = fn(&mut Manifest);
+    let cases: [(&str, Change); 17] = [
         ("number of ranks is 0", |m| m.world = 0),
         ("number of ranks is 65", |m| m.world = 65),
         ("a slab of 0 bytes", |m| slab(m).bytes = 0),

@@ -27,11 +27,14 @@ pub(crate) struct Place<'a> {
 
 /// Rests between looks, the longer the more there were; ends a rank that waits in vain.
 extern "C" fn relax(_: *const u8, looks: u64) -> u32 {
-    match looks {
-        ..64 => std::hint::spin_loop(),
-        ..4096 => thread::yield_now(),
-        GIVE_UP.. => return 1,
-        _ => thread::sleep(Duration::from_micros(50)),
+    if looks < 64 {
+        std::hint::spin_loop();
+    } else if looks < 4096 {
+        thread::yield_now();
+    } else if looks < GIVE_UP {
+        thread::sleep(Duration::from_micros(50));
+    } else {
+        return 1;
     }
     0
 }

@@ -38,7 +38,7 @@ fn values(random: &mut Random, dtype: DType, n: usize, wild: bool) -> Vec<f32> {
 fn sum(parts: &[Vec<f32>], residual: Option<&Vec<f32>>, dtype: DType) -> Vec<f32> {
     (0..parts[0].len())
         .map(|i| {
-            let total = parts.iter().map(|p| p[i] + 0.0).reduce(|a, b| a + b).unwrap();
+            let total = parts.iter().map(|p| p[i] + 0.0).reduce(|a, b| a + b).expect("ranks");
             rounded(dtype, residual.map_or(total, |r| total + r[i]))
         })
         .collect()
@@ -88,21 +88,21 @@ enum Engine<'g> {
 impl<'g> Engine<'g> {
     fn new(draft: &'g Draft, weights: &'g Values, target: &str, world: usize, epoch: u32) -> Engine<'g> {
         if target.starts_with("host") {
-            let ranks = Ranks::new(&draft.graph, weights, target, world, 1 + world % 2).unwrap();
-            ranks.start_epochs(epoch).unwrap();
+            let ranks = Ranks::new(&draft.graph, weights, target, world, 1 + world % 2).expect("it compiles");
+            ranks.start_epochs(epoch).expect("a slab");
             return Engine::Host(ranks);
         }
-        let mut programs = RankPrograms::new(&draft.graph, weights, target, world).unwrap();
+        let mut programs = RankPrograms::new(&draft.graph, weights, target, world).expect("it compiles");
         programs.start_epochs(epoch);
         Engine::Programs(programs, 1000 * u64::from(epoch))
     }
 
     fn run(&mut self, dims: &BTreeMap<String, u64>, values: &[Values]) -> Vec<IndexMap<String, Vec<f64>>> {
         match self {
-            Engine::Host(ranks) => ranks.run(dims, values).unwrap(),
+            Engine::Host(ranks) => ranks.run(dims, values).expect("all ranks run"),
             Engine::Programs(programs, seed) => {
                 *seed += 100;
-                programs.run(dims, values, *seed).unwrap()
+                programs.run(dims, values, *seed).expect("all ranks run")
             }
         }
     }
@@ -122,7 +122,12 @@ enum Form {
 
 fn reduce_graph(form: Form, world: u64, h: u64, dtype: DType, most: u64) -> Draft {
     let mut draft = Draft::new(1, 1..=most);
-    let x = draft.input("x", dtype, rows(h));
+    // Computed in the step, so that results may take their operands' bytes.
+    let computed = |draft: &mut Draft, name: &str| {
+        let input = draft.input(name, dtype, rows(h));
+        draft.push(Op::Neg {}, &[input])
+    };
+    let x = computed(&mut draft, "x");
     let world = world as i64;
     let op = |draft: &mut Draft, op: Op, operands: &[weldment_ir::Value]| -> Vec<weldment_ir::Value> {
         let first = draft.push(op, operands);
@@ -137,7 +142,7 @@ fn reduce_graph(form: Form, world: u64, h: u64, dtype: DType, most: u64) -> Draf
             op(&mut draft, Op::AllReduceRmsNorm { world, eps: Real(EPS), dtype }, &[x, w])
         }
         Form::AddNorm => {
-            let residual = draft.input("residual", dtype, rows(h));
+            let residual = computed(&mut draft, "residual");
             let w = draft.weight("w", dtype, &[h]);
             op(&mut draft, Op::AllReduceAddRmsNorm { world, eps: Real(EPS), dtype }, &[x, residual, w])
         }
@@ -176,8 +181,9 @@ fn check_reduce(target: &str, r: Reduce) {
         let residual = values(&mut random, dtype, n, wild);
         let own = |part: &Vec<f32>| {
             let mut own = weights.clone();
-            own.insert("x".into(), Stored::floats(dtype, &[*tokens, h], part));
-            own.insert("residual".into(), Stored::floats(dtype, &[*tokens, h], &residual));
+            let negated = |values: &[f32]| values.iter().map(|x| -x).collect::<Vec<_>>();
+            own.insert("x".into(), Stored::floats(dtype, &[*tokens, h], &negated(part)));
+            own.insert("residual".into(), Stored::floats(dtype, &[*tokens, h], &negated(&residual)));
             own
         };
         let inputs: Vec<Values> = parts.iter().map(own).collect();
@@ -215,7 +221,7 @@ fn tile_programs_add_in_the_order_of_ranks_and_round_once() {
     {
         for form in FORMS {
             for target in ["sm_90a", "gfx942"] {
-                check_reduce(target, Reduce { form, world, h, dtype, most: 5, steps: &[1, 5, 2, 4], epoch: 0 });
+                check_reduce(target, Reduce { form, world, h, dtype, most: 3, steps: &[1, 3, 2], epoch: 0 });
             }
         }
     }
@@ -271,7 +277,7 @@ fn two_stages_give_the_same_bits() {
 #[test]
 fn wide_rows_are_walked_in_pieces() {
     for form in [Form::AddNorm, Form::Plain] {
-        let r = Reduce { form, world: 2, h: 20_000, dtype: DType::BF16, most: 1, steps: &[1], epoch: 0 };
+        let r = Reduce { form, world: 2, h: 16_392, dtype: DType::BF16, most: 1, steps: &[1], epoch: 0 };
         check_reduce("sm_90a", r);
     }
 }
@@ -290,7 +296,7 @@ fn run_one(target: &str, op: Op, world: usize, n: u64, dtype: DType, tokens: u64
     for _ in 0..5 {
         found = ranks.run(&draft.dims, &inputs);
     }
-    found.into_iter().map(|mut outputs| outputs.swap_remove("out0").unwrap()).collect()
+    found.into_iter().map(|mut outputs| outputs.swap_remove("out0").expect("the result")).collect()
 }
 
 #[test]

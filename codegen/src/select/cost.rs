@@ -103,8 +103,10 @@ pub fn nanoseconds(
         }
         _ => work = results.iter().map(elements).sum::<f64>() * 4.0 / machine.rate,
     }
-    // Each rank's part comes over a link, and a program waits for the slowest rank: never worth running twice.
-    let met =
-        if op.communicates() { MEETING * machine.launch + op.world().unwrap_or(1) as f64 * moved / LINK } else { 0.0 };
+    // Each rank's part comes over a link, and a program waits for the slowest rank: never worth running twice. What is exchanged is
+    // the first operand; the rest of what a fused op touches is this rank's own.
+    let exchanged =
+        op.world().unwrap_or(1).saturating_sub(1) as f64 * operands.first().map_or(0.0, |x| bytes_at(x, dims) as f64);
+    let met = if op.communicates() { MEETING * machine.launch + exchanged / LINK } else { 0.0 };
     machine.launch + met + (moved / machine.bandwidth).max(work)
 }

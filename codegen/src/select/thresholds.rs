@@ -1,7 +1,10 @@
 //! Where kernels change with the number of tokens: an entry's range is split there.
 
+use super::stages::{check_two, fixed, one_stage_bytes};
+use crate::kernels::RowSpace;
+use crate::kernels::collective::world_of;
 use crate::target::Target;
-use weldment_ir::{Category, Dim, Op, TensorType};
+use weldment_ir::{Category, Dim, Op, OpKind, TensorType};
 use weldment_passes::specialise::Threshold;
 
 /// One token, for which hosts have kernels of their own (gemv, attention by lanes).
@@ -25,5 +28,55 @@ pub fn of(target: &Target, op: &Op, operands: &[TensorType], results: &[TensorTy
         (Target::Gpu(_), _, None) => GPU,
     };
     let cuts = cuts.iter().filter(|_| ragged);
-    cuts.map(|at| Threshold { symbol: "T".into(), at: *at, why: format!("{} kernels", op.kind()) }).collect()
+    let threshold = |at: u64, why: String| Threshold { symbol: "T".into(), at, why };
+    let mut out: Vec<Threshold> = cuts.map(|at| threshold(*at, format!("{} kernels", op.kind()))).collect();
+    if let Some(at) = stages(target, op, operands).filter(|_| target.choices().token_splits != Some(0)) {
+        out.push(threshold(at, format!("{}: one stage up to here", op.kind())));
+    }
+    out
+}
+
+/// Most tokens that an all-reduce exchanges in one stage, if there are more of which it does not.
+fn stages(target: &Target, op: &Op, operands: &[TensorType]) -> Option<u64> {
+    if !matches!(op.kind(), OpKind::AllReduce | OpKind::AllReduceRmsNorm | OpKind::AllReduceAddRmsNorm) {
+        return None;
+    }
+    let x = operands.first()?;
+    let world = u32::try_from(world_of(op)?).ok()?;
+    let hidden = x.last_constant()?;
+    let rows =
+        RowSpace::of(x.shape.get(..x.rank().checked_sub(1)?)?).ok().filter(|r| r.symbol.as_deref() == Some("T"))?;
+    let row = hidden.checked_mul(x.dtype.block_bytes() as u64)?.checked_mul(rows.mul)?;
+    let limit = one_stage_bytes(target, world);
+    let both = fixed(target).is_none() && limit < u64::MAX && check_two(hidden, world).is_ok();
+    both.then_some(limit / row.max(1)).filter(|at| *at > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use weldment_ir::{DType, Real};
+
+    #[test]
+    fn variants_part_where_two_stages_begin() {
+        let ty = |dims: Vec<Dim>| TensorType::new(DType::BF16, dims);
+        let x = ty(vec![Dim::sym("T"), Dim::Const(7168)]);
+        let of = |name: &str, world: i64, choice: Option<&str>| {
+            let mut target = Target::named(name, &["T".to_owned()]).unwrap();
+            let mut choices = *target.choices();
+            choice.into_iter().for_each(|c| choices.set("all_reduce", c).unwrap());
+            target.set_choices(choices);
+            let op = Op::AllReduceAddRmsNorm { world, eps: Real(1e-6), dtype: DType::BF16 };
+            let operands = [x.clone(), x.clone(), ty(vec![Dim::Const(7168)])];
+            let all = super::of(&target, &op, &operands, &[x.clone(), x.clone()]);
+            all.into_iter().filter(|t| t.why.contains("one stage")).map(|t| t.at).collect::<Vec<_>>()
+        };
+        // 256 KiB for up to four ranks, 128 KiB for up to eight: 16 tokens of 14,336 bytes are 224 KiB.
+        assert_eq!(of("gfx942", 4, None), [18]);
+        assert_eq!(of("gfx942", 8, None), [9]);
+        assert!(of("gfx942", 2, None).is_empty());
+        // 7168 in packs of 8 cannot be shared out among six.
+        assert!(of("gfx942", 6, None).is_empty());
+        assert!(of("gfx942", 4, Some("1")).is_empty());
+    }
 }

@@ -424,3 +424,17 @@ pub struct Kernel {
     /// The body.
     pub body: Vec<Stmt>,
 }
+
+impl Kernel {
+    /// True if programs wait for other ranks.
+    pub fn waits(&self) -> bool {
+        fn any(block: &[Stmt]) -> bool {
+            block.iter().any(|stmt| match &stmt.inst {
+                Inst::Arrive { .. } | Inst::Await { .. } => true,
+                Inst::For { body, .. } | Inst::If { body, .. } => any(body),
+                _ => false,
+            })
+        }
+        any(&self.body)
+    }
+}

@@ -44,12 +44,15 @@ pub fn spread(whole: &Bindings, sharded: &Graph) -> Bindings {
     out
 }
 
+/// Asserts that the elements of an output are those expected.
+type Same<'a, V> = dyn Fn(&str, &[V], &[V]) + 'a;
+
 /// Compares every rank's outputs with those of one rank: results as they are, states part by part.
 fn compare<D: Domain>(
     whole: &Graph,
     one: &BTreeMap<String, Tensor<D::Value>>,
     ranks: &[BTreeMap<String, Tensor<D::Value>>],
-    same: &dyn Fn(&str, &[D::Value], &[D::Value]),
+    same: &Same<'_, D::Value>,
 ) {
     for output in whole.outputs() {
         let expected = &one[&*output.name];

@@ -10,6 +10,7 @@ pub mod layout;
 pub mod limits;
 pub mod manifest;
 mod reader;
+mod shards;
 mod writer;
 
 pub use layout::{AffineBlocks, Layout, Raw, RowsInterleaved};

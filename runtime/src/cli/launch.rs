@@ -48,7 +48,11 @@ pub fn launch(
     std::thread::scope(|scope| {
         for rank in 0..world {
             let mut command = Command::new(&exe);
-            command.args(arguments).envs(variables.iter().cloned()).env("WELDMENT_JOB", &job).env(LAUNCHER, own.to_string());
+            command
+                .args(arguments)
+                .envs(variables.iter().cloned())
+                .env("WELDMENT_JOB", &job)
+                .env(LAUNCHER, own.to_string());
             for (name, value) in
                 [("RANK", rank), ("WORLD_SIZE", world), ("LOCAL_RANK", rank), ("LOCAL_WORLD_SIZE", world)]
             {

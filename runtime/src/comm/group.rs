@@ -2,17 +2,15 @@
 
 use super::control::{Control, ControlMap, Failure, Phase};
 use super::fault::{Fault, Point};
+use super::inner::Inner;
 use super::{DEFAULT_DEADLINE, Ranks, rendezvous, watchdog};
 use crate::driver::Buffer;
 use crate::driver::host::{affinity, memory};
 use crate::error::{Error, Result};
-use crate::log::{self, Level};
-use rustix::process::{Pid, PidfdFlags, Signal};
 use std::fmt;
-use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -38,66 +36,6 @@ impl Default for GroupOptions {
 pub trait AbortWord: Send + Sync + fmt::Debug {
     /// Sets it; may be called any number of times from any thread.
     fn set(&self);
-}
-
-/// What the rank and its watchdog share.
-#[derive(Debug)]
-pub(super) struct Inner {
-    pub ranks: Ranks,
-    pub deadline: Duration,
-    pub peers: Vec<(u32, UnixStream)>,
-    /// The watchdog's end of a pair whose other end is shut down to wake it.
-    pub wake: UnixStream,
-    pub closing: AtomicBool,
-    /// Steps run on the host's threads, which take as long as they take.
-    pub by_host: AtomicBool,
-    map: ControlMap,
-    file: OwnedFd,
-    /// Handles of the other processes by rank, where they can be had.
-    processes: OnceLock<Vec<Option<OwnedFd>>>,
-    words: Mutex<Vec<Arc<dyn AbortWord>>>,
-}
-
-impl Inner {
-    pub fn control(&self) -> &Control {
-        self.map.control()
-    }
-
-    /// Records a failure and ends all programs; true if it is the job's first.
-    pub fn record(&self, failure: Failure) -> bool {
-        let first = self.control().record(&failure);
-        self.end_programs();
-        if first {
-            log::write(Level::Info, format_args!("{}", Error::from(failure)));
-        }
-        first
-    }
-
-    /// Tells the programs of this rank's device that the job is over.
-    pub fn end_programs(&self) {
-        if let Ok(words) = self.words.lock() {
-            words.iter().for_each(|word| word.set());
-        }
-    }
-
-    /// True if the process of a rank is known to have ended.
-    fn is_gone(&self, rank: u32) -> bool {
-        use rustix::event::{PollFd, PollFlags, Timespec};
-        let processes = self.processes.get().map_or(&[][..], Vec::as_slice);
-        let Some(Some(process)) = processes.get(rank as usize) else { return false };
-        let mut polled = [PollFd::new(process, PollFlags::IN)];
-        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-        rustix::event::poll(&mut polled, Some(&now)).is_ok_and(|n| n > 0)
-    }
-
-    /// Ends a process that does not answer, so that nothing of the job is left.
-    pub fn kill(&self, rank: u32) {
-        let processes = self.processes.get().map_or(&[][..], Vec::as_slice);
-        if let Some(Some(process)) = processes.get(rank as usize) {
-            // It may have gone by itself.
-            let _ = rustix::process::pidfd_send_signal(process, Signal::KILL);
-        }
-    }
 }
 
 /// A rank that has joined the others of its job. Dropping it leaves.
@@ -138,7 +76,7 @@ impl Group {
         let socket = |e: std::io::Error| Error::Driver(format!("no socket for the watchdog: {e}"));
         let (wake, waker) = UnixStream::pair().map_err(socket)?;
         let inner = Inner {
-            processes: OnceLock::new(),
+            processes: Mutex::default(),
             ranks,
             deadline,
             peers: met.peers,
@@ -417,44 +355,6 @@ impl Group {
         let slot = self.control().slot(self.ranks().rank);
         (&raw const self.control().abort, [&raw const slot.rests, &raw const slot.waits])
     }
-}
-
-impl Inner {
-    /// Rank 0 notes which processes the others are, as the system says of their connections.
-    fn note_processes(&self) {
-        if self.ranks.rank != 0 {
-            return;
-        }
-        let control = self.control();
-        control.slot(0).pid.store(number(rustix::process::getpid()), Ordering::Release);
-        for (rank, stream) in &self.peers {
-            control.slot(*rank).pid.store(process_of(stream).map_or(0, number), Ordering::Release);
-        }
-    }
-
-    /// Opens handles of the other processes, once rank 0 has noted them: by numbers that mean the same here if rank 0's does.
-    fn open_processes(&self) {
-        let control = self.control();
-        let noted = |rank: u32| control.slot(rank).pid.load(Ordering::Acquire);
-        let first = self.peers.first().and_then(|(_, stream)| process_of(stream));
-        let same = self.ranks.rank == 0 || first.is_some_and(|pid| number(pid) == noted(0));
-        let open = |rank: u32| {
-            let pid = Pid::from_raw(i32::try_from(noted(rank)).ok()?)?;
-            let other = same && pid != rustix::process::getpid();
-            if other { rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok() } else { None }
-        };
-        // Set once: a group joins once.
-        let _ = self.processes.set((0..self.ranks.world).map(open).collect());
-    }
-}
-
-/// The process at the other end.
-fn process_of(stream: &UnixStream) -> Option<Pid> {
-    rustix::net::sockopt::socket_peercred(stream).ok().map(|peer| peer.pid)
-}
-
-fn number(pid: Pid) -> u32 {
-    pid.as_raw_nonzero().get() as u32
 }
 
 impl Drop for Group {

@@ -8,6 +8,7 @@
 pub mod control;
 pub mod fault;
 pub mod group;
+mod inner;
 mod library;
 pub(crate) mod member;
 mod ranks;

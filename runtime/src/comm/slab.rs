@@ -144,7 +144,8 @@ fn fill(slab: &Buffer, spec: &Slab) -> Result<()> {
 fn first_epoch() -> Result<u32> {
     match std::env::var("WELDMENT_FIRST_EPOCH") {
         Ok(text) if !text.is_empty() => {
-            let refused = || Error::InvalidInput(format!("WELDMENT_FIRST_EPOCH={text}: a number below 2^32 is accepted"));
+            let refused =
+                || Error::InvalidInput(format!("WELDMENT_FIRST_EPOCH={text}: a number below 2^32 is accepted"));
             text.parse().map_err(|_| refused())
         }
         _ => Ok(0),

@@ -4,7 +4,7 @@
 //! behind by steps that others wait in. Who sees one of these records it as the job's failure, which ends every rank's pending call.
 
 use super::control::{Control, Failure, Phase, Slot};
-use super::group::Inner;
+use super::inner::Inner;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::Ordering;
@@ -78,7 +78,26 @@ pub fn run(inner: &Inner) {
         }
         if control.failed() {
             inner.end_programs();
+            end_stopped(inner, control, &mut ranks);
         }
+    }
+    if control.failed() {
+        end_stopped(inner, control, &mut ranks);
+    }
+}
+
+/// Kills the rank that failed if it has not answered for about the deadline: whoever saw it first may not know its process.
+fn end_stopped(inner: &Inner, control: &Control, ranks: &mut [Seen]) {
+    let Some(rank) = control.failure().map(|failure| failure.rank).filter(|rank| *rank != inner.ranks.rank) else {
+        return;
+    };
+    let Some(seen) = ranks.get_mut(rank as usize) else { return };
+    let now = Instant::now();
+    let slot = control.slot(rank);
+    seen.heartbeat.look(slot.heartbeat.load(Ordering::Acquire), now);
+    // The one that declared it silent may have seen its last heartbeat a look earlier than this one.
+    if seen.heartbeat.age(now) > inner.deadline / 2 && slot.phase() != Phase::Left {
+        inner.kill(rank);
     }
 }
 
@@ -141,9 +160,7 @@ fn look(inner: &Inner, control: &Control, ranks: &mut [Seen], now: Instant) {
         if phase == Phase::Left || (phase == Phase::Closing && waiting && theirs < step) {
             inner.record(failure(slot, rank, format!("it ended its session while rank {me} waits in step {step}")));
         } else if seen.heartbeat.age(now) > deadline {
-            if inner.record(failure(slot, rank, format!("it does not answer for {seconds} s (stopped?)"))) {
-                inner.kill(rank);
-            }
+            inner.record(failure(slot, rank, format!("it does not answer for {seconds} s (stopped?)")));
         } else if !same {
             inner.record(diverged(slot, rank, common, me));
         } else if late && theirs < step {

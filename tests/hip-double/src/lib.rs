@@ -18,6 +18,7 @@ mod exports;
 mod kernels;
 mod memory;
 mod module;
+mod shared;
 mod state;
 mod stream;
 

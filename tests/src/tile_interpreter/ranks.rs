@@ -2,7 +2,7 @@
 
 use super::{Flight, Machine, Memory, Step, check_tiles, programs};
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use weldment_codegen::tile::{Address, Inst, Kernel, Stmt, V};
 use weldment_ir::generate::Random;
 
@@ -76,16 +76,19 @@ pub fn run_ranks(
     }
 }
 
-/// Lets some of the stores under way arrive, in any order but for those to the same place.
+/// Lets some of the stores under way arrive: in any order, but for those to the same place.
 fn land(flights: &mut Vec<Flight>, memory: &RefCell<&mut [Memory]>, random: &mut Random) {
-    let number = random.below(flights.len() as u64 + 1);
-    for _ in 0..number {
-        let picked = random.below(flights.len() as u64) as usize;
-        let (buffer, place, _) = flights[picked];
-        let first = flights.iter().position(|f| (f.0, f.1) == (buffer, place)).unwrap_or(picked);
-        let (buffer, at, bytes) = flights.remove(first);
-        memory.borrow_mut()[buffer].bytes[at..at + bytes.len()].copy_from_slice(&bytes);
-    }
+    let one_in = 1 + random.below(4);
+    let mut held = BTreeSet::new();
+    flights.retain(|(buffer, at, bytes)| {
+        let stays = held.contains(&(*buffer, *at)) || !random.one_in(one_in);
+        if stays {
+            held.insert((*buffer, *at));
+        } else {
+            memory.borrow_mut()[*buffer].bytes[*at..at + bytes.len()].copy_from_slice(bytes);
+        }
+        stays
+    });
 }
 
 fn land_all(flights: &mut Vec<Flight>, memory: &RefCell<&mut [Memory]>) {

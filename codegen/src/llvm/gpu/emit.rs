@@ -43,6 +43,8 @@ pub(in crate::llvm) struct Emit<'c, 'k> {
     pub dirty: Vec<bool>,
     /// Whether the launches before this one are known to be over.
     pub waited: bool,
+    /// Whether programs wait for other ranks.
+    pub ahead_of_ranks: bool,
     /// Loops and ifs around the current statement.
     depth: usize,
 }
@@ -134,6 +136,7 @@ pub(in crate::llvm) fn emit<'c>(
         shared_bytes: 0,
         dirty: vec![false; kernel.params.len()],
         waited: target.arch.is_amd(),
+        ahead_of_ranks: kernel.waits(),
         depth: 0,
     };
     if !emit.waited {

@@ -130,7 +130,9 @@ fn add_kernel<'c>(
     let attribute = |name: &str| context.create_enum_attribute(Attribute::get_named_enum_kind_id(name), 0);
     let constants = kernel.params.iter().map(|p| p.constant).chain([true]);
     // NVPTX makes a constant load of any from such a parameter, even of one that must stay where it is; there each load says.
-    for (i, _) in constants.enumerate().filter(|(_, constant)| *constant && target.arch.is_amd()) {
+    // Nor may loads move past a wait for other ranks.
+    let says = target.arch.is_amd() && !kernel.waits();
+    for (i, _) in constants.enumerate().filter(|(_, constant)| *constant && says) {
         for name in ["noalias", "readonly"] {
             function.add_attribute(AttributeLoc::Param(i as u32), attribute(name));
         }

@@ -126,6 +126,9 @@ impl<'c> Emit<'c, '_> {
                 // What is loaded ahead of the wait for earlier launches is there to overlap with them, and ptxas moves the wait
                 // past loads of constants.
                 (Some(i), true, false) => i.set_volatile(true).map_err(|e| LlvmError::Llvm(e.to_string()))?,
+                // What is loaded ahead of a wait for other ranks is there to overlap with it, and LLVM moves loads of constants to
+                // where they are wanted.
+                (_, true, true) if self.arch.is_amd() && self.ahead_of_ranks => {}
                 (_, true, true) => self.invariant(loaded)?,
                 _ => {}
             }

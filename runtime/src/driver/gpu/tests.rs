@@ -168,3 +168,52 @@ fn an_external_allocator_gives_and_takes_back() {
     assert!(counting.0.lock().unwrap().is_empty());
     assert!(driver.allocate(2 << 20, Placement::Arena, Some(&allocator)).is_err());
 }
+
+/// The life of what ranks share, with this device as both of two ranks.
+fn shared_memory(driver: &GpuDriver) -> Result<()> {
+    let peers = driver.peer_memory().unwrap();
+    let (slab, message) = peers.export(5000)?;
+    assert_eq!((slab.len(), slab.to_vec()?), (5000, vec![0; 5000]));
+    let mapping = peers.import(&message)?;
+    assert!(peers.import(&message[1..]).is_err(), "a handle of another size");
+    let (word, address) = peers.abort_word()?;
+    // SAFETY: the fake's pinned memory is the process's own, and the word lives.
+    let read = || unsafe { (address as *const u32).read_volatile() };
+    assert_eq!(read(), 0);
+    word.set();
+    assert_eq!(read(), 1);
+    drop(mapping);
+    drop(slab);
+    Ok(())
+}
+
+#[test]
+fn ranks_share_memory_and_give_it_back() {
+    let fake = Fake::new();
+    let device = driver(&fake);
+    let before = fake.live().len();
+    fake.fail_at(None);
+    shared_memory(&device).unwrap();
+    let calls = fake.calls();
+    assert_eq!(calls.iter().filter(|c| c.starts_with("destroy")).count(), 3, "{calls:?}");
+    for (index, call) in calls.iter().enumerate() {
+        fake.fail_at(Some(index));
+        assert_eq!(shared_memory(&device).is_err(), !call.starts_with("destroy"), "{call}");
+        assert_eq!(fake.live().len(), before, "{call} left something");
+    }
+}
+
+#[test]
+fn a_stream_is_given_up_once_its_work_may_never_end() {
+    let fake = Fake::new();
+    let device = driver(&fake);
+    let buffer = device.allocate(64, Placement::Arena, None).unwrap();
+    let host = device.allocate(64, Placement::Pinned, None).unwrap();
+    let mut stream = device.create_stream(None).unwrap();
+    // The fake's work runs when somebody waits for it: to those who only look it never ends.
+    stream.download(&buffer, &host, 64).unwrap();
+    let error = stream.synchronize_unless(&|| true).unwrap_err().to_string();
+    assert!(error.contains("does not end"), "{error}");
+    stream.synchronize().unwrap();
+    stream.synchronize_unless(&|| true).unwrap();
+}
