@@ -41,14 +41,14 @@ fn quantise(c: &mut Draft, x: Value, dtype: DType, group: u64) -> [Value; 2] {
 /// Magnitudes from far below f32's normals to far above any code, zeros of both signs, ties.
 fn extreme(n: u64, seed: u64) -> Vec<f32> {
     let mut random = Random::new(seed);
-    let mut one = |i: u64| match i % 8 {
+    let one = |i: u64| match i % 8 {
         0 => random.small() as f32,
         1 => -0.0,
         2 => f32::from_bits(random.bits() as u32 & 0x807f_ffff),
         3 => (random.small() * 1e37) as f32,
         _ => (random.small() * 2f64.powi(random.below(24) as i32 - 12)) as f32,
     };
-    (0..n).map(|i| one(i)).collect()
+    (0..n).map(one).collect()
 }
 
 /// Codes and scales are the interpreter's, to the bit, in groups of all sizes.

@@ -110,8 +110,8 @@ fn check(target: &str, c: Case, steps: &[u64]) {
     let mut values = |n: u64| -> Vec<f32> { (0..n).map(|_| round(c.dtype, one())).collect() };
     let weight = values(c.h);
     let weights = Values::from([("w".to_owned(), Stored::floats(c.dtype, &[c.h], &weight))]);
-    let mut engine = match target {
-        "host" => Engine::Host(Ranks::new(&draft.graph, &weights, target, c.world, 1).expect("it compiles")),
+    let mut engine = match target.split(' ').next() {
+        Some("host") => Engine::Host(Ranks::new(&draft.graph, &weights, target, c.world, 1).expect("it compiles")),
         _ => Engine::Programs(RankPrograms::new(&draft.graph, &weights, target, c.world).expect("it compiles")),
     };
     let (mut codes, mut apart) = (0, 0);
@@ -162,6 +162,10 @@ fn codes_are_those_of_the_norm_of_the_reduced_sum() {
             check("host", case, &[1, 5, 2, 5]);
             if world == 2 {
                 check(if i % 2 == 0 { "gfx942" } else { "sm_90a" }, case, &[3, 1]);
+            } else if residual {
+                // In two stages as well.
+                check("host all_reduce=2", case, &[1, 5]);
+                check(if i == 0 { "sm_90a all_reduce=2" } else { "gfx942 all_reduce=2" }, case, &[2]);
             }
         }
     }

@@ -9,6 +9,9 @@ use egg::Id;
 use std::collections::BTreeSet;
 use weldment_ir::{Attr, DType, OpKind, TensorType};
 
+/// What the names of rules for products of codes start with.
+const SCALED: &str = "merge_scaled_";
+
 /// What the members of a set must share.
 struct Member {
     node: u32,
@@ -30,8 +33,8 @@ pub(crate) fn merge_obstacle<'a>(
         return scaled_obstacle(solver, ground, group, nodes);
     }
     // Whatever the order of rules: that of plain products.
-    let plain = |r: &Rule| r.name.starts_with("merge_") && !r.name.starts_with("merge_scaled_");
-    let (rule, barred) = everything(solver).find(|(r, _)| r.group == Some(group) && plain(r))?;
+    let plain = |name: &str| name.starts_with("merge_") && !name.starts_with(SCALED);
+    let (rule, barred) = everything(solver).find(|(r, _)| r.group == Some(group) && plain(r.name))?;
     let members: Vec<Member> = nodes.iter().filter_map(|n| member(ground, *n)).collect();
     let obstacle = first_obstacle(solver, ground, &members).filter(|_| barred.is_none());
     let ops = members.iter().map(|m| m.class).collect();
@@ -40,7 +43,7 @@ pub(crate) fn merge_obstacle<'a>(
 
 /// The same for products of codes, whose search says itself what it missed.
 fn scaled_obstacle<'a>(solver: &'a Solver<'a>, ground: &Ground<'_>, group: &str, nodes: &[u32]) -> Option<Closest<'a>> {
-    let named = |r: &Rule| r.group == Some(group) && r.name.starts_with("merge_scaled_");
+    let named = |r: &Rule| r.group == Some(group) && r.name.starts_with(SCALED);
     let (rule, barred) = everything(solver).find(|(r, _)| named(r))?;
     let Body::Custom { find, .. } = &rule.body else { return None };
     let place = |class: Id| nodes.iter().copied().find(|n| ground.class(*n) == Some(ground.net.find(class)));
