@@ -35,13 +35,14 @@ struct Case {
     world: u64,
     steps: u64,
     epoch: u32,
-    /// Rows of a step: more than one are walked by the same program where `most` passes what the grid covers.
-    tokens: u64,
+    /// Words that stand for each 8 of a row.
+    words: usize,
 }
 
 /// The events of a case whose kernels are changed by `change`.
 fn programs(case: &Case, change: &dyn Fn(&Kernel) -> Kernel) -> Programs {
-    let (world, h) = (case.world, 8 * case.world);
+    // Two stages share a row out in whole packs.
+    let (world, h) = (case.world, if case.form == Form::OneStage { 8 } else { 8 * case.world });
     let mut draft = Draft::new(1, 1..=1);
     let shape = || vec![Dim::sym("T"), Dim::Const(h)];
     let (x, residual) = (draft.input("x", DType::F32, shape()), draft.input("residual", DType::F32, shape()));
@@ -54,16 +55,13 @@ fn programs(case: &Case, change: &dyn Fn(&Kernel) -> Kernel) -> Programs {
     let mut ranks = RankPrograms::new(&draft.graph, &weights, case.form.target(), world as usize).expect("it compiles");
     ranks.start_epochs(case.epoch);
     let (stride, mut initial) = ranks.slab();
-    let dims = BTreeMap::from([("T".to_owned(), case.tokens)]);
+    let dims = BTreeMap::from([("T".to_owned(), 1)]);
     let mut traces = Vec::new();
     for step in 0..case.steps {
         let values = |rank: u64| {
             let mut own = weights.clone();
             for (name, of) in [("x", rank), ("residual", 50)] {
-                own.insert(
-                    name.into(),
-                    Stored::floats(DType::F32, &[case.tokens, h], &floats(case.tokens * h, of + step)),
-                );
+                own.insert(name.into(), Stored::floats(DType::F32, &[1, h], &floats(h, of + step)));
             }
             own
         };
@@ -74,7 +72,7 @@ fn programs(case: &Case, change: &dyn Fn(&Kernel) -> Kernel) -> Programs {
     for word in initial.chunks_exact_mut(4).filter(|word| **word == [0; 4]) {
         word.copy_from_slice(&case.epoch.to_le_bytes());
     }
-    Slabs { stride, initial, empty: EMPTY }.programs(&traces)
+    Slabs { stride, initial, empty: EMPTY, words: case.words }.programs(&traces)
 }
 
 fn as_it_is(kernel: &Kernel) -> Kernel {
@@ -104,15 +102,16 @@ fn definition(kernel: &Kernel, v: V) -> Option<&Inst> {
     kernel.body.iter().find(|s| s.value == Some(v)).map(|s| &s.inst)
 }
 
-/// Areas are taken in turn by fewer bits of the epoch: `mask` in place of what it is.
-fn fewer_areas(kernel: &Kernel, mask: i64) -> Kernel {
-    with(kernel, &|kernel, stmt| {
+/// Areas are taken in turn by one bit of the epoch less.
+fn fewer_areas(kernel: &Kernel) -> Kernel {
+    let mask = |stmt: &Stmt| match stmt.inst {
+        Inst::Binary(Binary::And, _, b) if matches!(definition(kernel, b), Some(Inst::Int(1 | 3))) => Some(b),
+        _ => None,
+    };
+    let masks: Vec<V> = kernel.body.iter().filter_map(mask).collect();
+    with(kernel, &|_, stmt| {
         Some(match stmt.inst {
-            Inst::Binary(Binary::And, a, b) if matches!(definition(kernel, b), Some(Inst::Int(1 | 3))) => {
-                // The mask itself is shared with nothing: a difference of the epoch with itself leaves no bits.
-                let none = mask == 0;
-                if none { Inst::Binary(Binary::Xor, b, b) } else { Inst::Binary(Binary::And, a, b) }
-            }
+            Inst::Int(n) if stmt.value.is_some_and(|v| masks.contains(&v)) => Inst::Int(n >> 1),
             ref other => other.clone(),
         })
     })
@@ -123,11 +122,11 @@ fn found(programs: &Programs) -> Violation {
 }
 
 const CASES: [Case; 5] = [
-    Case { form: Form::OneStage, world: 2, steps: 6, epoch: NEAR_WRAP, tokens: 1 },
-    Case { form: Form::OneStage, world: 3, steps: 3, epoch: NEAR_WRAP, tokens: 1 },
-    Case { form: Form::TwoStages, world: 2, steps: 3, epoch: NEAR_WRAP, tokens: 1 },
-    Case { form: Form::TwoStages, world: 2, steps: 2, epoch: 0, tokens: 1 },
-    Case { form: Form::OneStage, world: 2, steps: 5, epoch: 0, tokens: 1 },
+    Case { form: Form::OneStage, world: 2, steps: 5, epoch: NEAR_WRAP, words: 2 },
+    Case { form: Form::OneStage, world: 2, steps: 7, epoch: 0, words: 1 },
+    Case { form: Form::OneStage, world: 3, steps: 2, epoch: NEAR_WRAP, words: 1 },
+    Case { form: Form::TwoStages, world: 2, steps: 3, epoch: NEAR_WRAP, words: 2 },
+    Case { form: Form::TwoStages, world: 3, steps: 1, epoch: NEAR_WRAP, words: 1 },
 ];
 
 #[test]
@@ -144,7 +143,7 @@ fn every_interleaving_is_right() {
 }
 
 fn two_ranks(form: Form, epoch: u32) -> Case {
-    Case { form, world: 2, steps: 6, epoch, tokens: 1 }
+    Case { form, world: 2, steps: 5, epoch, words: 1 }
 }
 
 #[test]
@@ -174,14 +173,15 @@ fn a_relaxed_wait_is_found() {
     assert!(matches!(found(&programs), Violation::WrongRead { .. }));
 }
 
-/// What a last barrier would keep from happening: a writer that is ahead takes the area that a slow reader still reads.
+/// What a last barrier would keep from happening: a rank that is ahead writes what a slow one has not made empty or read. Two stages
+/// meet twice in an epoch, and hold even so.
 #[test]
-fn one_area_for_all_epochs_is_found() {
-    for form in [Form::OneStage, Form::TwoStages] {
-        let case = Case { steps: 3, ..two_ranks(form, 0) };
-        let violation = found(&programs(&case, &|kernel| fewer_areas(kernel, 0)));
-        assert!(!matches!(violation, Violation::Hang { .. }), "{form:?}: {violation}");
-    }
+fn half_as_many_areas_are_found() {
+    let case = |form| Case { steps: 3, ..two_ranks(form, 0) };
+    let violation = found(&programs(&case(Form::OneStage), &fewer_areas));
+    assert!(matches!(violation, Violation::Overwritten { .. } | Violation::WrongRead { .. }), "{violation}");
+    let one_area = programs(&case(Form::TwoStages), &fewer_areas);
+    assert!(explore(&one_area.events, &one_area.start).is_ok());
 }
 
 #[test]

@@ -148,7 +148,8 @@ fn other_schemes_of_compressed_tensors_are_refused() {
     let group = |d: &mut Draft, part: &str, key: &str, value: Value| {
         d.config["quantization_config"]["config_groups"]["group_0"][part][key] = value;
     };
-    let damages: [(&dyn Fn(&mut Draft), &str); 7] = [
+    type Damage<'a> = (&'a dyn Fn(&mut Draft), &'a str);
+    let damages: [Damage<'_>; 7] = [
         (&|d| group(d, "weights", "num_bits", json!(4)), "weights.num_bits"),
         (&|d| group(d, "weights", "type", json!("int")), "weights.type"),
         (&|d| group(d, "weights", "strategy", json!("group")), "weights.strategy"),

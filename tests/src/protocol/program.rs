@@ -4,7 +4,7 @@ use super::explore::{Content, Event, Order, Word};
 use crate::tile_interpreter::{Access, AccessKind};
 use std::collections::BTreeSet;
 
-/// Words of a row of 8 f32 that stand for all of it: stores of the others arrive as these do, in any order.
+/// Words of 8 that stand for all of them, the first ones of these: stores of the others arrive as theirs do, in any order.
 const KEPT: [u64; 2] = [0, 7];
 
 /// The slab of a rank as the tests lay it out.
@@ -16,6 +16,8 @@ pub struct Slabs {
     pub initial: Vec<u8>,
     /// The word that stands where nothing has arrived.
     pub empty: u32,
+    /// Words that are looked at, of each 8 of data: one, or two that may arrive apart.
+    pub words: usize,
 }
 
 /// Events of each rank, and what words hold before the first.
@@ -40,6 +42,7 @@ impl Slabs {
 
     /// The programs of these traces, by launch and rank.
     pub fn programs(&self, traces: &[Vec<Vec<Access>>]) -> Programs {
+        let kept_words = &KEPT[..self.words.min(KEPT.len())];
         let ranks = traces.first().map_or(0, Vec::len);
         let accesses = || traces.iter().flatten().flatten();
         // Words that are counted with: everything else is data.
@@ -53,7 +56,7 @@ impl Slabs {
                 for access in accesses {
                     let kept = access.elements.iter().map(|(at, bits)| (self.word(*at), *bits as u32));
                     let kept: Vec<(Word, u32)> =
-                        kept.filter(|(w, _)| numbers.contains(w) || KEPT.contains(&(w.offset / 4 % 8))).collect();
+                        kept.filter(|(w, _)| numbers.contains(w) || kept_words.contains(&(w.offset / 4 % 8))).collect();
                     seen.extend(kept.iter().map(|(w, _)| *w));
                     events.push(self.event(access.kind, kept, (rank, events.len())));
                 }
