@@ -14,6 +14,9 @@ use weldment_passes::target::Refusal;
 /// # Errors
 /// The first that fails.
 pub fn check(r: &Request<'_>) -> Result<(), Refusal> {
+    if let Some(bytes) = as_bytes(r) {
+        return check(&bytes);
+    }
     let out = &r.results[0];
     let shape = padded_shape(out);
     RowSpace::of(&shape[..shape.len() - 1])?;
@@ -49,6 +52,36 @@ pub fn check(r: &Request<'_>) -> Result<(), Refusal> {
         (Op::Div {}, Some(from)) => require(from.is_float(), "operand dtype", from, "f32, f16 or bf16"),
         _ => Ok(()),
     }
+}
+
+/// What moves 8-bit floats as what moves bytes. Two 4-bit floats are a byte where whole rows of them lie as they are read.
+fn as_bytes<'r>(r: &Request<'r>) -> Option<Request<'r>> {
+    let moves = r.op.kind().info().category == weldment_ir::Category::View;
+    let dtype = r.results[0].ty.dtype;
+    let packed = dtype.block_elements() == 2;
+    if !moves || dtype.is_block() || !dtype.is_float() || dtype.block_bytes() != 1 {
+        return None;
+    }
+    let in_bytes = |t: &Tensor| -> Option<Tensor> {
+        let mut t = t.clone();
+        t.ty.dtype = DType::U8;
+        if packed {
+            let last = t.ty.last_constant().filter(|n| n % 2 == 0)?;
+            let (inner, outer) = t.strides.split_last_mut()?;
+            if *inner != 1 || outer.iter().any(|n| n % 2 != 0) {
+                return None;
+            }
+            outer.iter_mut().for_each(|n| *n /= 2);
+            *t.ty.shape.last_mut()? = Dim::Const(last / 2);
+        }
+        Some(t)
+    };
+    if packed && r.operands.iter().any(|t| t.ty.shape != r.results[0].ty.shape) {
+        return None;
+    }
+    let operands = r.operands.iter().map(in_bytes).collect::<Option<_>>()?;
+    let results = r.results.iter().map(in_bytes).collect::<Option<_>>()?;
+    Some(Request { operands, results, ..r.clone() })
 }
 
 /// Casts that a kernel does.
@@ -89,6 +122,9 @@ fn broadcast_strides(t: &Tensor, shape: &[Dim], padded: bool) -> Vec<i64> {
 /// # Errors
 /// As [`check`].
 pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
+    if let Some(bytes) = as_bytes(r) {
+        return build(&bytes);
+    }
     check(r)?;
     let out = &r.results[0];
     let shape = padded_shape(out);

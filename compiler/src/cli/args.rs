@@ -201,6 +201,9 @@ pub struct EvalArgs {
     /// One token a step instead of one prefill.
     #[arg(long)]
     pub stepwise: bool,
+    /// Evaluates so often, and fails unless every time gives the same bits, on all ranks alike.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub repeat: u64,
     /// The checkpoint that holds an artifact's external weights.
     #[arg(long, value_name = "PATH")]
     pub weights_file: Option<PathBuf>,

@@ -28,7 +28,7 @@ struct Row {
 }
 
 /// Variables that are read, with what they do.
-const ENVIRONMENT: [(&str, &str); 13] = [
+const ENVIRONMENT: [(&str, &str); 14] = [
     ("WELDMENT_LOG", "log filter on stderr, in RUST_LOG's syntax"),
     (
         "WELDMENT_SHAPES",
@@ -38,6 +38,7 @@ const ENVIRONMENT: [(&str, &str); 13] = [
     ("WELDMENT_HIP_LIBRARY", "the libamdhip64 to open, instead of the first that the loader finds"),
     ("WELDMENT_CUDA_LIBRARY", "the libcuda to open"),
     ("WELDMENT_CUBLASLT_LIBRARY", "the libcublasLt to open"),
+    ("WELDMENT_RCCL_LIBRARY", "the librccl or libnccl to open, for sums over ranks that an artifact leaves to it"),
     (
         "RANK",
         "with WORLD_SIZE and LOCAL_RANK: which rank of an artifact's ranks this process is (torchrun); mpirun's and srun's \
@@ -143,7 +144,8 @@ mod tests {
                 let text = std::fs::read_to_string(&path).unwrap();
                 let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap();
                 let quoted = code.split("\"WELDMENT_").skip(1).filter_map(|rest| rest.split_once('"'));
-                found.extend(quoted.map(|(name, _)| format!("WELDMENT_{name}")));
+                let named = quoted.filter(|(name, _)| name.chars().all(|c| c.is_ascii_uppercase() || c == '_'));
+                found.extend(named.map(|(name, _)| format!("WELDMENT_{name}")));
             }
         }
     }
@@ -152,9 +154,15 @@ mod tests {
     fn every_variable_that_is_read_is_listed() {
         let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
         let mut found = std::collections::BTreeSet::new();
-        for folder in
-            ["runtime/src", "runtime/hip-runtime-sys/src", "compiler/src", "codegen/src", "passes/src", "ir/src"]
-        {
+        for folder in [
+            "runtime/src",
+            "runtime/hip-runtime-sys/src",
+            "runtime/rccl-sys/src",
+            "compiler/src",
+            "codegen/src",
+            "passes/src",
+            "ir/src",
+        ] {
             variables(&root.join(folder), &mut found);
         }
         assert!(found.contains("WELDMENT_LOG"), "{found:?}");

@@ -50,7 +50,13 @@ pub fn eval(args: &EvalArgs) -> Result<(), CompileError> {
     session.values.clone_from(&args.values);
     session.uncaptured = args.uncaptured;
     let (tokens, logits) = (args.tokens.clone(), args.logits.clone());
-    Ok(cli::eval::eval(&cli::eval::EvalOptions { session, tokens, logits, stepwise: args.stepwise })?)
+    Ok(cli::eval::eval(&cli::eval::EvalOptions {
+        session,
+        tokens,
+        logits,
+        stepwise: args.stepwise,
+        repeat: args.repeat,
+    })?)
 }
 
 /// `weldment bench`.

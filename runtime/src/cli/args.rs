@@ -24,7 +24,7 @@ weldment-rt: runs Weldment artifacts
 
   weldment-rt run     M.weld --tokens IDS.json|GOLDEN.safetensors | --prompt TEXT [--raw]
                       [--max-tokens 128] [--ignore-eos] [--temperature 0] [--top-p 1] [--seed 0] [--json]
-  weldment-rt eval    M.weld --tokens FILE --logits OUT.safetensors [--stepwise]
+  weldment-rt eval    M.weld --tokens FILE --logits OUT.safetensors [--stepwise] [--repeat N]
   weldment-rt bench   M.weld [--batch 1] [--context 1024] [--prefill 512] [--json]
   weldment-rt inspect M.weld [manifest|memory|graph|kernels] [--json]
   weldment-rt verify  M.weld --hashes
@@ -58,6 +58,7 @@ struct Given {
     batch: Option<usize>,
     context: Option<usize>,
     prefill: Option<usize>,
+    repeat: Option<u64>,
     shapes: Option<PathBuf>,
     values: Option<PathBuf>,
     collective_timeout: Option<Duration>,
@@ -171,13 +172,15 @@ fn dispatch(arguments: Vec<OsString>, open_codec: OpenCodec<'_>, out: &mut dyn W
                     "tokens",
                     "logits",
                     "stepwise",
+                    "repeat",
                 ],
                 1,
             )?;
             let missing = |name| usage(format_args!("eval needs --{name}"));
             let tokens = given.tokens.clone().ok_or_else(|| missing("tokens"))?;
             let logits = given.logits.clone().ok_or_else(|| missing("logits"))?;
-            eval(&EvalOptions { session: session()?, tokens, logits, stepwise: flag("stepwise") })
+            let repeat = given.repeat.unwrap_or(1);
+            eval(&EvalOptions { session: session()?, tokens, logits, stepwise: flag("stepwise"), repeat })
         }
         "bench" => {
             only(
@@ -260,6 +263,7 @@ fn parse(parser: &mut Parser) -> Result<Option<Given>> {
             "batch" => given.batch = Some(value(parser)?),
             "context" => given.context = Some(value(parser)?),
             "prefill" => given.prefill = Some(value(parser)?),
+            "repeat" => given.repeat = Some(value(parser)?),
             "raw" | "ignore-eos" | "json" | "stepwise" | "uncaptured" | "hashes" => given.flags.push(name.clone()),
             _ => return Err(usage(format_args!("unknown option --{name}"))),
         }
