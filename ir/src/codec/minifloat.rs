@@ -129,6 +129,15 @@ fn power_of_two(exponent: i32) -> f32 {
     f32::from_bits(((exponent + 127) as u32) << 23)
 }
 
+/// The OCP E8M0 scale nearest to a value, by its exponent, ties to even: 0 for what is not over 0, 255 for NaN.
+pub fn e8m0_from_f32(value: f32) -> u8 {
+    match value {
+        v if v.is_nan() => 255,
+        v if v > 0.0 => (f64::from(v).log2().round_ties_even().clamp(-127.0, 127.0) + 127.0) as u8,
+        _ => 0,
+    }
+}
+
 /// An OCP E8M0 scale: 2^(code - 127), NaN for 255. Code 0 is the subnormal 2^-127.
 pub fn e8m0_to_f32(code: u8) -> f32 {
     match code {

@@ -10,7 +10,7 @@ mod quantise;
 #[cfg(test)]
 mod tests;
 
-pub use minifloat::{MiniFloat, e8m0_to_f32};
+pub use minifloat::{MiniFloat, e8m0_from_f32, e8m0_to_f32};
 
 use crate::dtype::DType;
 use half::{bf16, f16};
@@ -158,6 +158,7 @@ pub fn encode(dtype: DType, values: &[f32], overflow: Overflow) -> Result<Vec<u8
                 .chunks_exact(2)
                 .map(|pair| MiniFloat::E2M1.encode(pair[0], overflow) | MiniFloat::E2M1.encode(pair[1], overflow) << 4),
         ),
+        DType::F8E8M0 => out.extend(values.iter().map(|v| e8m0_from_f32(*v))),
         DType::Q8A => values.chunks_exact(32).for_each(|v| quantise::q8a(v, &mut out)),
         DType::Q8_0 => values.chunks_exact(32).for_each(|v| quantise::q8_0(v, &mut out)),
         DType::Q4_0 => values.chunks_exact(32).for_each(|v| quantise::q4_0(v, &mut out)),

@@ -241,3 +241,12 @@ fn wrong_sizes_are_refused() {
     assert!(decode_vec(DType::F32, &[], usize::MAX).is_err());
     assert_eq!(encode(DType::Q6K, &[0.0; 256], Overflow::Ieee), Err(CodecError::NoEncoder(DType::Q6K)));
 }
+
+#[test]
+fn e8m0_scales_round_by_their_exponent() {
+    let values = [4.0, 1000.0, 0.0, -1.0, f32::INFINITY, f32::NAN, 1e-45];
+    assert_eq!(encode(DType::F8E8M0, &values, Overflow::Ieee).unwrap(), [129, 137, 0, 0, 254, 255, 0]);
+    let all: Vec<u8> = (0..=255).collect();
+    let decoded = decode_vec(DType::F8E8M0, &all, 256).unwrap();
+    assert_eq!(encode(DType::F8E8M0, &decoded, Overflow::Ieee).unwrap(), all);
+}

@@ -455,7 +455,7 @@ impl Build<'_> {
     }
 
     /// Codes and scales of a matrix, in groups of all of a row, or fewer; of FP8 or, where wanted, FP4.
-    fn quantised(&mut self, x: Value, t: &TensorType, fp4: bool) -> Result<[Value; 2], Stop> {
+    pub(super) fn quantised(&mut self, x: Value, t: &TensorType, fp4: bool) -> Result<[Value; 2], Stop> {
         let (dtype, group) = self.format(t, fp4);
         let codes = self.push(Op::Quantise { dtype, group }, &[x])?;
         Ok([codes, Value { result: 1, ..codes }])

@@ -29,6 +29,8 @@ pub enum Motif {
     BlockProduct,
     /// A norm in quantised activations, read by several products.
     QuantisedRows,
+    /// Codes of a norm, read by several scaled products, of which two may be a gated unit.
+    ProductsOfCodes,
     /// Arithmetic on integers, casts from them.
     Integers,
     /// A state written again, and attention over any version of it.
@@ -55,6 +57,7 @@ impl Motif {
         Motif::Views,
         Motif::BlockProduct,
         Motif::QuantisedRows,
+        Motif::ProductsOfCodes,
         Motif::Integers,
         Motif::Versions,
         Motif::FoldedRows,
@@ -76,6 +79,7 @@ impl Build<'_> {
             Motif::Views => self.views(),
             Motif::BlockProduct => self.block_product(),
             Motif::QuantisedRows => self.quantised_rows(),
+            Motif::ProductsOfCodes => self.products_of_codes(),
             Motif::Integers => self.integers(),
             Motif::Versions => self.versions(),
             Motif::FoldedRows => self.folded_rows(),
@@ -278,6 +282,30 @@ impl Build<'_> {
             let (width, dtype) = (self.width(), self.compute());
             let w = self.weight(stored, &[width, depth])?;
             self.push(Op::Matmul { dtype }, &[rows, w])?;
+        }
+        Ok(())
+    }
+
+    fn products_of_codes(&mut self) -> Result<(), Stop> {
+        let (x, t) = self.matrix()?;
+        let depth = t.last_constant().unwrap_or(32);
+        let (w, eps, dtype) = (self.weight(F32, &[depth])?, self.epsilon(), self.compute());
+        let normed = self.push(Op::RmsNorm { eps, dtype }, &[x, w])?;
+        let t = self.graph.type_of(normed).clone();
+        let [codes, scales] = self.quantised(normed, &t, false)?;
+        let (stored, dtype, block) = (self.graph.type_of(codes).dtype, self.compute(), 8 << self.random.below(2));
+        let mut products = Vec::new();
+        for _ in 0..2 + self.random.below(2) {
+            let width = 16 * (1 + self.random.below(2));
+            let w = self.weight(stored, &[width, depth])?;
+            let w_scales = self.weight(F32, &[width / block, 1])?;
+            let op = Op::ScaledMatmul { rows: block as i64, columns: depth as i64, dtype };
+            products.push(self.push(op, &[codes, scales, w, w_scales])?);
+        }
+        let (gate, up) = (products[0], products[1]);
+        if self.graph.type_of(gate) == self.graph.type_of(up) && self.random.one_in(2) {
+            let active = self.push(Op::Silu {}, &[gate])?;
+            self.push(Op::Mul {}, &[active, up])?;
         }
         Ok(())
     }
