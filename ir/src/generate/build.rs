@@ -607,6 +607,10 @@ impl Build<'_> {
         let rows: Vec<Value> = self.pool.iter().copied().filter(|v| wide(self.graph.type_of(*v))).collect();
         let indices = match self.random.pick(&rows).copied() {
             Some(rows) if !self.random.one_in(3) => rows,
+            _ if self.random.one_in(2) => {
+                let scores = self.value(F32, vec![Dim::sym("T"), COLUMNS.into()])?;
+                self.push(Op::Topk { k }, &[scores, positions])?
+            }
             _ => {
                 let row = self.push(Op::Iota { size: k }, &[])?;
                 self.push(Op::Broadcast { shape: vec![Dim::sym("T"), (k as u64).into()] }, &[row])?
