@@ -3,9 +3,9 @@
 
 use crate::channels::Channels;
 use crate::generate::{Kernels, generate};
-use crate::kernels::{Argument, Built, Request, Tensor, library};
+use crate::kernels::{Argument, Built, Request, RowSpace, Tensor, library};
 use crate::llvm::{Emit, LlvmError};
-use crate::select::build;
+use crate::select::{build, stages};
 use crate::target::Target;
 use crate::tile::{GridAxis, Kernel, join, joinable};
 use indexmap::IndexMap;
@@ -425,6 +425,7 @@ impl State<'_> {
         let source = self.sources.insert_full(paths.clone(), ()).0 as u32;
         let mut cost = cost(&request);
         let mut gemm = self.library_gemm(&request)?;
+        let mut sum = self.library_sum(&request)?;
         let mut launches: Vec<format::Launch> = Vec::new();
         let mut next = Some(index);
         while let Some(index) = next {
@@ -461,7 +462,7 @@ impl State<'_> {
                 // Those after the first work on what it left.
                 cost: std::mem::take(&mut cost),
                 gemm: gemm.take(),
-                all_reduce: None,
+                all_reduce: sum.take(),
                 results: Vec::new(),
                 copy: None,
             });
@@ -536,6 +537,22 @@ impl State<'_> {
             out_stride: gemm.out_stride,
             addend_stride: gemm.addend_stride,
         }))
+    }
+
+    /// The request as a sum over ranks for the vendor's library, where the user leaves it to that.
+    fn library_sum(&self, r: &Request<'_>) -> Result<Option<format::AllReduce>, CodegenError> {
+        let library = self.target.gpu().is_some() && stages::fixed(self.target) == Some(stages::Stages::Library);
+        let (x, out) = (&r.operands[0..], &r.results[0]);
+        let (Op::AllReduce { .. }, [x, ..], true) = (r.op, x, library) else { return Ok(None) };
+        let whole = |t: &Tensor| t.strides == Tensor::contiguous(&t.ty).strides;
+        let Ok(rows) = RowSpace::of(&x.ty.shape) else { return Ok(None) };
+        let dtype = weldment_runtime::DType::from_name(x.ty.dtype.name());
+        let (Some(dtype), true) = (dtype, whole(x) && whole(out)) else { return Ok(None) };
+        let elements = match &rows.symbol {
+            Some(symbol) => format::GridDim::Symbol { symbol: self.symbol(symbol)?, mul: rows.mul, div: 1 },
+            None => format::GridDim::Const(rows.mul),
+        };
+        Ok(Some(format::AllReduce { elements, dtype }))
     }
 
     fn place(

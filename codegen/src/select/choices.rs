@@ -112,8 +112,8 @@ choices! {
     attention_tile_tokens: OneOf(&[2, 17, 33, 65, 257]), "65";
     /// 0 keeps matrix products from the vendor's library, 1 gives it all that it can do.
     library_gemm: OneOf(&[0, 1]), "those of variants of 512 tokens and more";
-    /// How ranks sum: 0 apart from the norm that follows, 1 in one stage, 2 in two.
-    all_reduce: OneOf(&[0, 1, 2]), "1 or 2 by machine, ranks and bytes";
+    /// How ranks sum: 0 apart from the norm that follows, 1 in one stage, 2 in two, 3 apart and by RCCL or NCCL on GPUs.
+    all_reduce: OneOf(&[0, 1, 2, 3]), "1 or 2 by machine, ranks and bytes";
     /// Where kernels split the range of tokens: 0 nowhere, 1 after one token, 2 also after 16, 32, 64 and 256.
     token_splits: OneOf(&[0, 1, 2]), "1 on CPUs, 2 on GPUs";
     /// Tokens at which the forms of a variant are priced, within the variant's range.

@@ -13,6 +13,8 @@ pub enum Stages {
     One,
     /// Slices to their ranks, sums to all.
     Two,
+    /// A sum by the vendor's library where every rank has it, and a norm by itself.
+    Library,
 }
 
 /// A row of the table: on `machine`, up to `world` ranks exchange in one stage what has at most `one_stage` bytes.
@@ -56,7 +58,8 @@ pub fn fixed(target: &Target) -> Option<Stages> {
     Some(match target.choices().all_reduce? {
         0 => Stages::Unfused,
         1 => Stages::One,
-        _ => Stages::Two,
+        2 => Stages::Two,
+        _ => Stages::Library,
     })
 }
 

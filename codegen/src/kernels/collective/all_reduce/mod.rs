@@ -82,8 +82,8 @@ pub fn check(r: &Request<'_>) -> Result<(), Refusal> {
     let addend = p.residual.map_or(p.x.ty.dtype, |t| t.ty.dtype);
     require(sum == addend, "sum dtype", sum, format!("{addend}, to which the sum is rounded"))?;
     match stages::fixed(r.target) {
-        Some(Stages::Unfused) if p.norm.is_some() => {
-            require(false, "all_reduce", "0", "1 or 2: --set all_reduce=0 keeps norms apart")
+        Some(Stages::Unfused | Stages::Library) if p.norm.is_some() => {
+            require(false, "all_reduce", "0 or 3", "1 or 2: --set all_reduce=0 or 3 keeps norms apart")
         }
         Some(Stages::Two) => stages::check_two(d, world),
         _ => Ok(()),
