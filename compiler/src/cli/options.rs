@@ -28,7 +28,7 @@ struct Row {
 }
 
 /// Variables that are read, with what they do.
-const ENVIRONMENT: [(&str, &str); 14] = [
+const ENVIRONMENT: [(&str, &str); 15] = [
     ("WELDMENT_LOG", "log filter on stderr, in RUST_LOG's syntax"),
     (
         "WELDMENT_SHAPES",
@@ -45,6 +45,7 @@ const ENVIRONMENT: [(&str, &str); 14] = [
          variables are known too. Where none is set, run, eval and bench start the ranks themselves",
     ),
     ("WELDMENT_JOB", "tells jobs on one host apart, beside MASTER_ADDR, MASTER_PORT and what the launchers set"),
+    ("WELDMENT_LAUNCHER", "set for ranks that run, eval and bench start: the process that they end with"),
     (
         "WELDMENT_FAULT",
         "for tests: RANK:init|weights|capture|replay|teardown:kill|stop|error|sleep[:STEP] makes a rank fail there",
