@@ -519,13 +519,18 @@ impl State<'_> {
         Ok(grid)
     }
 
+    /// `mul`, times the value of a symbol where there is one.
+    fn count(&self, symbol: Option<&str>, mul: u64) -> Result<format::GridDim, CodegenError> {
+        Ok(match symbol {
+            Some(symbol) => format::GridDim::Symbol { symbol: self.symbol(symbol)?, mul, div: 1 },
+            None => format::GridDim::Const(mul),
+        })
+    }
+
     /// The request as a product for the vendor's library, where the target has one that beats our kernels.
     fn library_gemm(&self, r: &Request<'_>) -> Result<Option<format::Gemm>, CodegenError> {
         let Some(gemm) = library::gemm(r) else { return Ok(None) };
-        let rows = match gemm.rows {
-            (Some(symbol), mul) => format::GridDim::Symbol { symbol: self.symbol(&symbol)?, mul, div: 1 },
-            (None, n) => format::GridDim::Const(n),
-        };
+        let rows = self.count(gemm.rows.0.as_deref(), gemm.rows.1)?;
         let dtype = weldment_runtime::DType::from_name(gemm.dtype.name());
         let dtype = dtype.ok_or_else(|| CodegenError::Internal(format!("{} in a library call", gemm.dtype)))?;
         Ok(Some(format::Gemm {
@@ -542,16 +547,16 @@ impl State<'_> {
     /// The request as a sum over ranks for the vendor's library, where the user leaves it to that.
     fn library_sum(&self, r: &Request<'_>) -> Result<Option<format::AllReduce>, CodegenError> {
         let library = self.target.gpu().is_some() && stages::fixed(self.target) == Some(stages::Stages::Library);
-        let (x, out) = (&r.operands[0..], &r.results[0]);
-        let (Op::AllReduce { .. }, [x, ..], true) = (r.op, x, library) else { return Ok(None) };
+        if !library || !matches!(r.op, Op::AllReduce { .. }) {
+            return Ok(None);
+        }
+        let (x, out) = (&r.operands[0], &r.results[0]);
         let whole = |t: &Tensor| t.strides == Tensor::contiguous(&t.ty).strides;
-        let Ok(rows) = RowSpace::of(&x.ty.shape) else { return Ok(None) };
         let dtype = weldment_runtime::DType::from_name(x.ty.dtype.name());
-        let (Some(dtype), true) = (dtype, whole(x) && whole(out)) else { return Ok(None) };
-        let elements = match &rows.symbol {
-            Some(symbol) => format::GridDim::Symbol { symbol: self.symbol(symbol)?, mul: rows.mul, div: 1 },
-            None => format::GridDim::Const(rows.mul),
+        let (Some(dtype), Ok(rows), true) = (dtype, RowSpace::of(&x.ty.shape), whole(x) && whole(out)) else {
+            return Ok(None);
         };
+        let elements = self.count(rows.symbol.as_deref(), rows.mul)?;
         Ok(Some(format::AllReduce { elements, dtype }))
     }
 
