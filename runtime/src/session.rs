@@ -481,6 +481,18 @@ impl Session {
         first.map(|bytes| u64::from_le_bytes(*bytes)).ok_or_else(|| Error::Driver("rank 0 left no number".into()))
     }
 
+    /// The longest of all ranks' times, on all ranks. All ranks call this together.
+    ///
+    /// # Errors
+    /// [`Error::Rank`] if the job is over.
+    pub fn slowest(&self, time: Duration) -> Result<Duration> {
+        let Some(member) = &self.member else { return Ok(time) };
+        let nanos = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        let messages = member.group().exchange("exchange of a time", &nanos.to_le_bytes())?;
+        let times = messages.iter().filter_map(|message| message.first_chunk()).map(|bytes| u64::from_le_bytes(*bytes));
+        Ok(Duration::from_nanos(times.fold(nanos, u64::max)))
+    }
+
     /// Waits for the last step and returns its logits `[R, vocab]`, row-major f32; none before the first step.
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 use weldment_ir::DType;
 use weldment_passes::rules::Numerics;
 
@@ -292,9 +293,12 @@ pub struct BenchArgs {
     /// How a model is compiled.
     #[command(flatten)]
     pub build: BuildArgs,
-    /// Sequences of one token each in a decode step.
-    #[arg(long, default_value_t = 1)]
-    pub batch: usize,
+    /// Sequences of one token each in a decode step; several are measured in turn.
+    #[arg(long, default_value = "1", value_delimiter = ',', value_name = "N[,N...]")]
+    pub batch: Vec<usize>,
+    /// Time spent on each measurement, about.
+    #[arg(long, default_value = "1.5", value_parser = weldment_runtime::cli::args::seconds, conflicts_with_all = ["ladder", "vs_disable"])]
+    pub seconds: Duration,
     /// Positions that are in the cache while decoding.
     #[arg(long, default_value_t = 1024)]
     pub context: usize,

@@ -73,7 +73,8 @@ pub fn bench(args: &BenchArgs) -> Result<(), CompileError> {
     let mut session = graphs::session(&args.model, &args.build, args.weights_file.as_deref())?;
     session.shapes.clone_from(&args.shapes);
     let (context, prefill) = (Some(args.context), Some(args.prefill));
-    let options = cli::bench::BenchOptions { session, batch: args.batch, context, prefill, json: args.json };
+    let (batches, budget) = (args.batch.clone(), args.seconds);
+    let options = cli::bench::BenchOptions { session, batches, context, prefill, budget, json: args.json };
     cli::bench::bench(&options, &mut stdout())?;
     Ok(())
 }

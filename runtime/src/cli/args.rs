@@ -1,6 +1,6 @@
 //! The command line of `weldment-rt`.
 
-use super::bench::{BenchOptions, bench};
+use super::bench::{BUDGET, BenchOptions, bench};
 use super::doctor::{DoctorOptions, doctor_with};
 use super::eval::{EvalOptions, eval};
 use super::inspect::{InspectOptions, View, inspect};
@@ -25,7 +25,7 @@ weldment-rt: runs Weldment artifacts
   weldment-rt run     M.weld --tokens IDS.json|GOLDEN.safetensors | --prompt TEXT [--raw]
                       [--max-tokens 128] [--ignore-eos] [--temperature 0] [--top-p 1] [--seed 0] [--json]
   weldment-rt eval    M.weld --tokens FILE --logits OUT.safetensors [--stepwise] [--repeat N]
-  weldment-rt bench   M.weld [--batch 1] [--context 1024] [--prefill 512] [--json]
+  weldment-rt bench   M.weld [--batch 1[,8,...]] [--seconds 1.5] [--context 1024] [--prefill 512] [--json]
   weldment-rt inspect M.weld [manifest|memory|graph|kernels] [--json]
   weldment-rt verify  M.weld --hashes
   weldment-rt doctor  [--json]
@@ -55,7 +55,8 @@ struct Given {
     temperature: Option<f32>,
     top_p: Option<f32>,
     seed: Option<u64>,
-    batch: Option<usize>,
+    batches: Option<Vec<usize>>,
+    seconds: Option<Duration>,
     context: Option<usize>,
     prefill: Option<usize>,
     repeat: Option<u64>,
@@ -191,14 +192,17 @@ fn dispatch(arguments: Vec<OsString>, open_codec: OpenCodec<'_>, out: &mut dyn W
                     "shapes",
                     "collective-timeout",
                     "batch",
+                    "seconds",
                     "context",
                     "prefill",
                     "json",
                 ],
                 1,
             )?;
-            let (batch, context, prefill) = (given.batch.unwrap_or(1), given.context, given.prefill);
-            bench(&BenchOptions { session: session()?, batch, context, prefill, json: flag("json") }, out)
+            let (batches, context, prefill) =
+                (given.batches.clone().unwrap_or_else(|| vec![1]), given.context, given.prefill);
+            let budget = given.seconds.unwrap_or(BUDGET);
+            bench(&BenchOptions { session: session()?, batches, context, prefill, budget, json: flag("json") }, out)
         }
         "inspect" => {
             only(&["json"], 2)?;
@@ -248,19 +252,15 @@ fn parse(parser: &mut Parser) -> Result<Option<Given>> {
             "values" => given.values = Some(path(parser)?),
             "tokens" => given.tokens = Some(path(parser)?),
             "prompt" => given.prompt = Some(value(parser)?),
-            "collective-timeout" => {
-                let seconds: f64 = value(parser)?;
-                let timeout = Duration::try_from_secs_f64(seconds).ok().filter(|t| !t.is_zero());
-                let refused = || usage(format_args!("--collective-timeout {seconds}: a positive number of seconds"));
-                given.collective_timeout = Some(timeout.ok_or_else(refused)?);
-            }
+            "collective-timeout" => given.collective_timeout = Some(time(parser, &name)?),
             "conformance" => given.conformance = Some(path(parser)?),
             "logits" => given.logits = Some(path(parser)?),
             "max-tokens" => given.max_tokens = Some(value(parser)?),
             "temperature" => given.temperature = Some(value(parser)?),
             "top-p" => given.top_p = Some(value(parser)?),
             "seed" => given.seed = Some(value(parser)?),
-            "batch" => given.batch = Some(value(parser)?),
+            "batch" => given.batches = Some(list(parser)?),
+            "seconds" => given.seconds = Some(time(parser, &name)?),
             "context" => given.context = Some(value(parser)?),
             "prefill" => given.prefill = Some(value(parser)?),
             "repeat" => given.repeat = Some(value(parser)?),
@@ -270,6 +270,26 @@ fn parse(parser: &mut Parser) -> Result<Option<Given>> {
         given.names.push(name);
     }
     Ok(Some(given))
+}
+
+fn time(parser: &mut Parser, name: &str) -> Result<Duration> {
+    let text: String = value(parser)?;
+    seconds(&text).map_err(|e| usage(format_args!("--{name} {e}")))
+}
+
+/// Numbers with commas between them.
+fn list(parser: &mut Parser) -> Result<Vec<usize>> {
+    let text: String = value(parser)?;
+    text.split(',').map(|n| n.parse().map_err(|e| usage(format_args!("{n:?} in {text:?}: {e}")))).collect()
+}
+
+/// A time in seconds.
+///
+/// # Errors
+/// If it is not a positive number.
+pub fn seconds(text: &str) -> std::result::Result<Duration, String> {
+    let time = text.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    time.filter(|t| !t.is_zero()).ok_or_else(|| format!("{text:?}: a positive number of seconds is expected"))
 }
 
 fn value<T: std::str::FromStr>(parser: &mut Parser) -> Result<T>

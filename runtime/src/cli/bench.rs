@@ -1,8 +1,9 @@
 //! `bench`: decode and prefill speed beside the memory bandwidth of the same run.
 
-use super::gpu_bench::{self, GpuResult};
+use super::gpu_bench::{self, GpuLoad, GpuStep};
 use super::workload::{self, DecodeStep, Shape};
-use super::{SessionArgs, put, put_json};
+use super::{SessionArgs, put};
+use crate::artifact::Artifact;
 use crate::error::Result;
 use crate::graph::CapturedCopy;
 use crate::pack::for_each_parallel;
@@ -13,8 +14,8 @@ use std::io::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// Time spent on each measurement, about.
-const BUDGET: Duration = Duration::from_millis(1500);
+/// Time spent on each measurement, about, unless another is asked for.
+pub const BUDGET: Duration = Duration::from_millis(1500);
 /// Steps measured, at most and at least.
 const STEPS: std::ops::RangeInclusive<usize> = 3..=400;
 /// Bytes that the bandwidth probe reads, at most.
@@ -25,39 +26,51 @@ const PROBE_BYTES: usize = 256 << 20;
 pub struct BenchOptions {
     /// What to run.
     pub session: SessionArgs,
-    /// Sequences that decode together.
-    pub batch: usize,
+    /// Sequences that decode together, of each measurement in turn; at least one.
+    pub batches: Vec<usize>,
     /// Positions that each has; `None` means 1024, or the compiled maximum if less.
     pub context: Option<usize>,
     /// Tokens of the prefill; `None` means 512, or the compiled maximum if less.
     pub prefill: Option<usize>,
-    /// One JSON object instead of a table.
+    /// Time spent on each measurement, about.
+    pub budget: Duration,
+    /// One JSON object a batch, each on a line, instead of a table.
     pub json: bool,
 }
 
 /// What `bench` measured.
-#[derive(Clone, Debug)]
-pub struct BenchResult {
+#[derive(Debug)]
+struct Measured {
     /// Where it ran: `host`, `cuda`, `hip`.
-    pub device: &'static str,
+    device: &'static str,
     /// Time from the artifact's file to a session.
-    pub open: Duration,
-    /// Sequences, positions, prefill tokens as run.
-    pub shape: (usize, usize, usize),
-    /// Median wall time of a decode step; on a GPU of several back to back.
-    pub step: Duration,
+    open: Duration,
+    /// Positions of a decode step, and tokens of a prefill, as run.
+    context: usize,
+    prompt: usize,
+    /// A decode step of each batch.
+    decodes: Vec<Decoded>,
     /// Median time of a prefill.
-    pub prefill: Duration,
-    /// Bytes that one decode step moves, by the artifact's own estimate.
-    pub bytes_per_step: u64,
+    prefill: Duration,
     /// Read bandwidth of the device, or of all threads together, bytes per second.
-    pub read_bandwidth: f64,
-    /// Copies in the captured graph of a decode step, counted from its nodes.
-    pub copies: Vec<CapturedCopy>,
-    /// What only a GPU has.
-    pub gpu: Option<GpuResult>,
+    read_bandwidth: f64,
+    gpu: Option<GpuLoad>,
     /// This process speaks for all ranks.
-    pub reports: bool,
+    reports: bool,
+}
+
+/// A decode step.
+#[derive(Debug)]
+struct Decoded {
+    /// Sequences that decode together.
+    batch: usize,
+    /// Median wall time; on a GPU of several steps back to back.
+    step: Duration,
+    /// Bytes that a step moves, by the artifact's own estimate.
+    bytes: u64,
+    /// Copies in the captured graph, counted from its nodes.
+    copies: Vec<CapturedCopy>,
+    gpu: Option<GpuStep>,
 }
 
 /// Measures and reports.
@@ -66,170 +79,171 @@ pub struct BenchResult {
 /// Bad input of any kind.
 pub fn bench(options: &BenchOptions, out: &mut dyn Write) -> Result<()> {
     let started = Instant::now();
-    let artifact = crate::Artifact::open(&options.session.artifact)?;
+    let artifact = Artifact::open(&options.session.artifact)?;
     if options.session.launched(&artifact)? {
         return Ok(());
     }
-    let r = measure_opened(&artifact, options, started)?;
-    if !r.reports {
+    let measured = measure(&artifact, options, started)?;
+    if !measured.reports {
         return Ok(());
     }
-    let (batch, context, prefill) = r.shape;
-    let decode = batch as f64 / r.step.as_secs_f64();
-    let prefill_speed = prefill as f64 / r.prefill.as_secs_f64();
-    let achieved = r.bytes_per_step as f64 / r.step.as_secs_f64();
-    let copied_bytes: u64 = r.copies.iter().map(|c| c.bytes).sum();
     if options.json {
+        return measured.decodes.iter().try_for_each(|d| put(out, &format!("{}\n", measured.json(d))));
+    }
+    measured.table(out)
+}
+
+impl Measured {
+    fn json(&self, d: &Decoded) -> Value {
+        let ms = |d: Duration| d.as_secs_f64() * 1e3;
         let mut report = json!({
-            "device": r.device,
-            "batch": batch, "context": context, "prefill": prefill,
-            "decode_tokens_per_second": decode,
-            "prefill_tokens_per_second": prefill_speed,
-            "ms_per_step": r.step.as_secs_f64() * 1e3,
-            "ms_per_prefill": r.prefill.as_secs_f64() * 1e3,
-            "bytes_per_step": r.bytes_per_step,
-            "copies": r.copies.len(),
-            "copied_bytes": copied_bytes,
-            "copy_list": r.copies,
-            "read_bandwidth_gbps": r.read_bandwidth / 1e9,
-            "open_ms": r.open.as_secs_f64() * 1e3,
+            "device": self.device,
+            "batch": d.batch, "context": self.context, "prefill": self.prompt,
+            "decode_tokens_per_second": d.batch as f64 / d.step.as_secs_f64(),
+            "prefill_tokens_per_second": self.prompt as f64 / self.prefill.as_secs_f64(),
+            "ms_per_step": ms(d.step),
+            "ms_per_prefill": ms(self.prefill),
+            "bytes_per_step": d.bytes,
+            "copies": d.copies.len(),
+            "copied_bytes": d.copies.iter().map(|c| c.bytes).sum::<u64>(),
+            "copy_list": d.copies,
+            "read_bandwidth_gbps": self.read_bandwidth / 1e9,
+            "open_ms": ms(self.open),
         });
-        if let (Some(object), Some(Value::Object(gpu))) = (report.as_object_mut(), r.gpu.map(|gpu| gpu.json())) {
-            object.extend(gpu);
+        let gpu = [d.gpu.as_ref().map(GpuStep::json), self.gpu.as_ref().map(GpuLoad::json)];
+        for fields in gpu.into_iter().flatten() {
+            if let (Some(object), Value::Object(fields)) = (report.as_object_mut(), fields) {
+                object.extend(fields);
+            }
         }
-        return put_json(out, &report);
+        report
     }
-    put(
-        out,
-        &format!(
-            "decode   batch {batch}, context {context}: {decode:.1} tokens/s, {:.3} ms a step\n\
-             prefill  {prefill} tokens: {prefill_speed:.1} tokens/s, {:.2} ms\n\
-             memory   {:.1} MB a step, {:.1} GB/s of {:.1} GB/s ({:.0} %)\n\
-             copies   {} in the graph of a decode step, {copied_bytes} bytes\n",
-            r.step.as_secs_f64() * 1e3,
-            r.prefill.as_secs_f64() * 1e3,
-            r.bytes_per_step as f64 / 1e6,
-            achieved / 1e9,
-            r.read_bandwidth / 1e9,
-            100.0 * achieved / r.read_bandwidth,
-            r.copies.len(),
-        ),
-    )?;
-    for copy in &r.copies {
-        put(out, &format!("         {} bytes, {}: {} ({})\n", copy.bytes, copy.source, copy.reason, copy.by))?;
+
+    fn table(&self, out: &mut dyn Write) -> Result<()> {
+        for d in &self.decodes {
+            self.decode_lines(d, out)?;
+        }
+        put(
+            out,
+            &format!(
+                "prefill  {} tokens: {:.1} tokens/s, {:.2} ms\n",
+                self.prompt,
+                self.prompt as f64 / self.prefill.as_secs_f64(),
+                self.prefill.as_secs_f64() * 1e3,
+            ),
+        )?;
+        let Some(gpu) = &self.gpu else { return Ok(()) };
+        let ms = |d: Duration| d.as_secs_f64() * 1e3;
+        let jit = gpu.jit.map_or_else(|| "cached".to_owned(), |d| format!("{:.0} ms", ms(d)));
+        put(
+            out,
+            &format!(
+                "load     {:.0} ms, JIT {jit}, code again {:.0} ms; bandwidth by {}\n",
+                ms(self.open),
+                ms(gpu.reload),
+                gpu.probe,
+            ),
+        )
     }
-    let Some(gpu) = r.gpu else { return Ok(()) };
-    let us = |d: Duration| d.as_secs_f64() * 1e6;
-    let jit = gpu.jit.map_or_else(|| "cached".to_owned(), |d| format!("{:.0} ms", us(d) / 1e3));
-    put(
-        out,
-        &format!(
-            "device   {:.3} ms a step by events, {:.3} ms waited for singly, {} launches ({} copies, {} fills)\n\
-             host     {:.1} us CPU a step, bare copy and launch {:.1} us\n\
-             load     {:.0} ms, JIT {jit}, code again {:.0} ms; bandwidth by {}\n",
-            us(gpu.device_step) / 1e3,
-            us(gpu.single_step) / 1e3,
-            gpu.launches,
-            gpu.nodes.copies,
-            gpu.nodes.fills,
-            us(gpu.host_work.0),
-            us(gpu.bare_host_work.0),
-            us(r.open) / 1e3,
-            us(gpu.reload) / 1e3,
-            gpu.probe,
-        ),
-    )
+
+    fn decode_lines(&self, d: &Decoded, out: &mut dyn Write) -> Result<()> {
+        let achieved = d.bytes as f64 / d.step.as_secs_f64();
+        put(
+            out,
+            &format!(
+                "decode   batch {}, context {}: {:.1} tokens/s, {:.3} ms a step\n\
+                 memory   {:.1} MB a step, {:.1} GB/s of {:.1} GB/s ({:.0} %)\n\
+                 copies   {} in the graph of a decode step, {} bytes\n",
+                d.batch,
+                self.context,
+                d.batch as f64 / d.step.as_secs_f64(),
+                d.step.as_secs_f64() * 1e3,
+                d.bytes as f64 / 1e6,
+                achieved / 1e9,
+                self.read_bandwidth / 1e9,
+                100.0 * achieved / self.read_bandwidth,
+                d.copies.len(),
+                d.copies.iter().map(|c| c.bytes).sum::<u64>(),
+            ),
+        )?;
+        for copy in &d.copies {
+            put(out, &format!("         {} bytes, {}: {} ({})\n", copy.bytes, copy.source, copy.reason, copy.by))?;
+        }
+        let Some(gpu) = &d.gpu else { return Ok(()) };
+        let us = |d: Duration| d.as_secs_f64() * 1e6;
+        put(
+            out,
+            &format!(
+                "device   {:.3} ms a step by events, {:.3} ms waited for singly, {} launches ({} copies, {} fills)\n\
+                 host     {:.1} us CPU a step, bare copy and launch {:.1} us\n",
+                us(gpu.device_step) / 1e3,
+                us(gpu.single_step) / 1e3,
+                gpu.launches,
+                gpu.nodes.copies,
+                gpu.nodes.fills,
+                us(gpu.host_work.0),
+                us(gpu.bare_host_work.0),
+            ),
+        )
+    }
 }
 
-/// Measures.
-///
-/// # Errors
-/// [`Error::InvalidInput`] naming the compiled range if batch, context or prefill is outside.
-pub fn measure(options: &BenchOptions) -> Result<BenchResult> {
-    let started = Instant::now();
-    measure_opened(&crate::Artifact::open(&options.session.artifact)?, options, started)
-}
-
-fn measure_opened(artifact: &crate::Artifact, options: &BenchOptions, started: Instant) -> Result<BenchResult> {
-    let shape = Shape::within(artifact.manifest(), options.batch, options.context, options.prefill)?;
-    let Shape { batch, context, prefill } = shape;
-    let mut session = options.session.session(artifact, batch, Some(context.max(prefill)))?;
+fn measure(artifact: &Artifact, options: &BenchOptions, started: Instant) -> Result<Measured> {
+    let (context, prefill, budget) = (options.context, options.prefill, options.budget);
+    let shape = |batch: usize| Shape::within(artifact.manifest(), batch, context, prefill);
+    let shapes = options.batches.iter().map(|batch| shape(*batch)).collect::<Result<Vec<_>>>()?;
+    let most = options.batches.iter().copied().max().unwrap_or(1);
+    let Shape { context, prefill: prompt, .. } = shape(most)?;
+    let mut session = options.session.session(artifact, most, Some(context.max(prompt)))?;
     let open = started.elapsed();
     let jit = session.module().load_report().jit;
-    let decoded = decode(&mut session, shape)?;
-    let prompt = workload::tokens(&session, prefill);
-    let prefill_time = repeat(&mut session, |session| workload::prefill(session, &prompt))?;
-    let device = session.device().driver().name();
-    let Decoded { step, bytes: bytes_per_step, copies, gpu } = decoded;
-    let mut result = BenchResult {
-        device,
-        open,
-        shape: (batch, context, prefill),
-        step,
-        prefill: prefill_time,
-        bytes_per_step,
-        read_bandwidth: 0.0,
-        copies,
-        gpu: None,
-        reports: session.reports(),
-    };
-    let Some(gpu) = gpu else {
-        result.read_bandwidth = probe(session.weights().len(), session.threads());
-        session.close()?;
-        return Ok(result);
-    };
+    let decodes = shapes.into_iter().map(|shape| decode(&mut session, shape, budget)).collect::<Result<Vec<_>>>()?;
+    let tokens = workload::tokens(&session, prompt);
+    let prefill = repeat(&mut session, budget, |session| workload::prefill(session, &tokens))?;
     let driver = session.device().driver();
-    let (read_bandwidth, probe) = gpu_bench::bandwidth(driver)?;
-    let at = Instant::now();
-    load_code(artifact, session.program(), driver, weights::cache_dir().as_deref())?;
-    result.read_bandwidth = read_bandwidth;
-    result.gpu = Some(GpuResult { jit, reload: at.elapsed(), probe, ..gpu });
+    let device = driver.name();
+    let (read_bandwidth, gpu) = if device == "host" {
+        (probe(session.weights().len(), session.threads()), None)
+    } else {
+        let (read_bandwidth, probe) = gpu_bench::bandwidth(driver)?;
+        let at = Instant::now();
+        load_code(artifact, session.program(), driver, weights::cache_dir().as_deref())?;
+        (read_bandwidth, Some(GpuLoad { jit, reload: at.elapsed(), probe }))
+    };
+    let reports = session.reports();
     session.close()?;
-    Ok(result)
-}
-
-struct Decoded {
-    step: Duration,
-    bytes: u64,
-    copies: Vec<CapturedCopy>,
-    gpu: Option<GpuResult>,
+    Ok(Measured { device, open, context, prompt, decodes, prefill, read_bandwidth, gpu, reports })
 }
 
 /// Times decode steps of `shape`.
-fn decode(session: &mut Session, shape: Shape) -> Result<Decoded> {
+fn decode(session: &mut Session, shape: Shape, budget: Duration) -> Result<Decoded> {
     let decode = DecodeStep::new(session, shape)?;
     let input = decode.input();
-    let single = repeat(session, |session| session.step(&input).map(|_| ()))?;
+    let single = repeat(session, budget, |session| session.step(&input).map(|_| ()))?;
     let Shape { batch, context, .. } = shape;
     let bytes = session.bytes_per_step(batch, context);
-    let mut decoded = Decoded { step: single, bytes, copies: session.last_copies(), gpu: None };
+    let mut decoded = Decoded { batch, step: single, bytes, copies: session.last_copies(), gpu: None };
     if session.device().driver().name() != "host" {
-        let (step, device_step) = gpu_bench::back_to_back(session, &input, BUDGET)?;
+        let (step, device_step) = gpu_bench::back_to_back(session, &input, budget)?;
         let (host_work, bare_host_work) = gpu_bench::host_work(session, &input)?;
         let (launches, nodes) = session.last_graph().map(|(g, _)| (g.len(), g.nodes())).unwrap_or_default();
         decoded.step = step;
-        decoded.gpu = Some(GpuResult {
-            device_step,
-            single_step: single,
-            launches,
-            nodes,
-            host_work,
-            bare_host_work,
-            jit: None,
-            reload: Duration::ZERO,
-            probe: "",
-        });
+        decoded.gpu = Some(GpuStep { device_step, single_step: single, launches, nodes, host_work, bare_host_work });
     }
     decode.release(session);
     Ok(decoded)
 }
 
 /// The median time of `body`, after one run to warm up. All ranks run it as often as rank 0 says.
-fn repeat(session: &mut Session, mut body: impl FnMut(&mut Session) -> Result<()>) -> Result<Duration> {
+fn repeat(
+    session: &mut Session,
+    budget: Duration,
+    mut body: impl FnMut(&mut Session) -> Result<()>,
+) -> Result<Duration> {
     body(session)?;
     let at = Instant::now();
     body(session)?;
-    let rounds = gpu_bench::rounds(session, at.elapsed(), BUDGET, &STEPS)?;
+    let rounds = gpu_bench::rounds(session, at.elapsed(), budget, &STEPS)?;
     let mut times = Vec::with_capacity(rounds);
     for _ in 0..rounds {
         let at = Instant::now();

@@ -21,10 +21,10 @@ const PROBE_THREADS: u64 = 256;
 const PROBE_BYTES: u64 = 2 << 30;
 const PROBE_REPEATS: usize = 10;
 
-/// What is measured on a GPU beside the rest.
+/// What is measured of a step on a GPU beside the rest.
 #[derive(Clone, Debug)]
-pub struct GpuResult {
-    /// Median time of a step between events, [`IN_FLIGHT`] back to back.
+pub struct GpuStep {
+    /// Median time of a step between events, [`IN_FLIGHT`] back to back, each time on the slowest rank.
     pub device_step: Duration,
     /// Median wall time of one step that is waited for.
     pub single_step: Duration,
@@ -36,18 +36,11 @@ pub struct GpuResult {
     pub host_work: (Duration, Duration),
     /// The same of a bare copy of that size and a bare launch of that graph.
     pub bare_host_work: (Duration, Duration),
-    /// Time of the driver's compiler when the session was opened; `None` if the result was cached or none was needed.
-    pub jit: Option<Duration>,
-    /// Time to load the code again, compiled code cached.
-    pub reload: Duration,
-    /// What the bandwidth was measured by.
-    pub probe: &'static str,
 }
 
-impl GpuResult {
+impl GpuStep {
     /// As fields of the report.
     pub fn json(&self) -> Value {
-        let us = |d: Duration| d.as_secs_f64() * 1e6;
         json!({
             "device_ms_per_step": us(self.device_step) / 1e3,
             "single_ms_per_step": us(self.single_step) / 1e3,
@@ -60,11 +53,34 @@ impl GpuResult {
             "host_wall_us": us(self.host_work.1),
             "bare_host_work_us": us(self.bare_host_work.0),
             "bare_host_wall_us": us(self.bare_host_work.1),
+        })
+    }
+}
+
+/// What is measured of a GPU and of loading code there.
+#[derive(Clone, Debug)]
+pub struct GpuLoad {
+    /// Time of the driver's compiler when the session was opened; `None` if the result was cached or none was needed.
+    pub jit: Option<Duration>,
+    /// Time to load the code again, compiled code cached.
+    pub reload: Duration,
+    /// What the bandwidth was measured by.
+    pub probe: &'static str,
+}
+
+impl GpuLoad {
+    /// As fields of the report.
+    pub fn json(&self) -> Value {
+        json!({
             "jit_ms": self.jit.map(|d| us(d) / 1e3),
             "cached_load_ms": us(self.reload) / 1e3,
             "bandwidth_probe": self.probe,
         })
     }
+}
+
+fn us(d: Duration) -> f64 {
+    d.as_secs_f64() * 1e6
 }
 
 /// Steps in flight: median wall and device time of one of `IN_FLIGHT`.
@@ -83,7 +99,7 @@ pub fn back_to_back(session: &mut Session, input: &StepInput<'_>, budget: Durati
         let last = session.stream().record()?;
         session.wait()?;
         wall.push(at.elapsed() / IN_FLIGHT as u32);
-        device.push(last.since(&first)? / IN_FLIGHT as u32);
+        device.push(session.slowest(last.since(&first)?)? / IN_FLIGHT as u32);
     }
     Ok((median(&mut wall), median(&mut device)))
 }

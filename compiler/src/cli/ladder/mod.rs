@@ -114,10 +114,13 @@ pub fn bench(args: &BenchArgs) -> Result<(), CompileError> {
         let message = "an artifact is compiled already; give its model, which is compiled once for each rung";
         return Err(CompileError::option("--ladder", message));
     }
+    let [batch] = args.batch[..] else {
+        return Err(CompileError::option("--batch", "builds are compared on one workload: one number is expected"));
+    };
     let plans = if args.ladder { ladder_plans() } else { comparison_plans(&args.vs_disable) };
     let dir = tempfile::tempdir().map_err(|source| CompileError::Io { path: std::env::temp_dir(), source })?;
     let mut bars = Bars::new();
-    let (ladder, reports) = measure(args, &plans, dir.path(), &mut bars)?;
+    let (ladder, reports) = measure(args, batch, &plans, dir.path(), &mut bars)?;
     bars.finish();
     if let Some(path) = &args.html {
         let text = format!("{}\n{}", text(&ladder), explain::text(&reports, None));
@@ -164,7 +167,13 @@ fn compile_plans(args: &BenchArgs, plans: &[Plan], dir: &Path, bars: &mut Bars) 
 }
 
 /// Builds every plan, lets them take turns, and gives the figures and the reports of the build with most switched on.
-fn measure(args: &BenchArgs, plans: &[Plan], dir: &Path, bars: &mut Bars) -> Result<(Ladder, Reports), CompileError> {
+fn measure(
+    args: &BenchArgs,
+    batch: usize,
+    plans: &[Plan],
+    dir: &Path,
+    bars: &mut Bars,
+) -> Result<(Ladder, Reports), CompileError> {
     let same_as = compile_plans(args, plans, dir, bars)?;
     let weights = args.weights_file.clone().or_else(|| graphs::weights_of(&args.model, &args.build));
     let mut built: Vec<Built> = Vec::new();
@@ -176,7 +185,7 @@ fn measure(args: &BenchArgs, plans: &[Plan], dir: &Path, bars: &mut Bars) -> Res
             cache: Some(dir.join("cache")),
             ..SessionArgs::default()
         };
-        let open = || Workload::open(&session, args.batch, Some(args.context), Some(args.prefill));
+        let open = || Workload::open(&session, batch, Some(args.context), Some(args.prefill));
         built.push(Built { workload: (same_as == index).then(open).transpose()?, same_as });
     }
     let mut times: Vec<(Vec<Duration>, Vec<Duration>)> = plans.iter().map(|_| Default::default()).collect();
