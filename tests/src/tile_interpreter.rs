@@ -277,7 +277,7 @@ impl<'m> Machine<'m> {
             }
             Inst::Store { address, value, mask } => self.store(address, *value, *mask)?,
             Inst::Push { address, value, mask } => self.push(address, *value, *mask)?,
-            Inst::Signal { address, value, mask, release } => self.signal(address, *value, *mask, *release)?,
+            Inst::Signal { address, value, release } => self.signal(address, *value, *release)?,
             // It was found ready.
             Inst::Await { .. } => {}
             inst => {

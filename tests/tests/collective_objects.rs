@@ -137,19 +137,28 @@ fn gcn_orders_the_epochs_of_a_launch() {
     }
 }
 
-/// Both stages release what was stored and acquire what the others did, and vectors stay whole.
+/// Both stages push and look as one stage does: no fence stands between them.
 #[test]
-fn two_stages_release_and_acquire() {
+fn two_stages_push_and_look() {
     let ptx = all_reduce(&add_norm(4, 7168, 64), "sm_90a all_reduce=2");
-    assert_eq!(lines(&ptx, "st.release.sys.global.b32").len(), 2, "{ptx}");
-    assert_eq!(lines(&ptx, "ld.acquire.sys.global.b32").len(), 2, "{ptx}");
-    // A slice to each of three, then its sums to them and to itself.
-    assert_eq!(lines(&ptx, "st.volatile.global.").len(), 3 + 4, "{ptx}");
+    // A slice of 8 bytes a thread to each of three, which are looked at and made empty, and its sums to them and to itself.
+    let (slices, rows) = (lines(&ptx, "st.volatile.global.v2.b32"), lines(&ptx, "st.volatile.global.v4.b32"));
+    assert_eq!(slices.len(), 3 + 3 + 4, "{ptx}");
+    // The row of sums is two vectors a thread.
+    assert_eq!(rows.len(), 2, "{ptx}");
+    let (parts, sums) = (lines(&ptx, "ld.volatile.global.v2.b32"), lines(&ptx, "ld.volatile.global.v4.b32"));
+    let wait = lines(&ptx, "griddepcontrol.wait")[0];
+    assert_eq!((parts.len(), sums.iter().filter(|at| **at > wait).count()), (3, 2), "{ptx}");
+    assert!(slices[5] < parts[0] && parts[2] < slices[6] && slices[9] < *sums.last().unwrap(), "{ptx}");
+    assert!(!ptx.contains("fence") && !ptx.contains(".acquire") && !ptx.contains("ld.local"), "{ptx}");
+    // Each exchange has an epoch of its own.
+    assert_eq!(lines(&ptx, "st.relaxed.sys.global.b32").len(), 2, "{ptx}");
     let gcn = all_reduce(&add_norm(4, 7168, 64), "gfx942 all_reduce=2");
-    for what in ["buffer_wbl2 sc0 sc1", "buffer_inv sc0 sc1"] {
-        assert_eq!(lines(&gcn, what).len(), 2, "{what}: {gcn}");
-    }
-    assert!(!gcn.contains("scratch_"), "{gcn}");
+    assert!(!gcn.contains("buffer_wbl2") && !gcn.contains("buffer_inv") && !gcn.contains("scratch_"), "{gcn}");
+    // Where a program has several rows, one release covers both exchanges.
+    let ptx = all_reduce(&add_norm(4, 7168, 2048), "sm_90a all_reduce=2");
+    let orders = ["st.release.sys.global.b32", "ld.acquire.sys.global.b32", "st.relaxed.sys.global.b32"];
+    assert_eq!(orders.map(|what| lines(&ptx, what).len()), [1, 1, 1], "{ptx}");
 }
 
 /// Every collective fits every GPU, for the sizes of models.

@@ -4,7 +4,7 @@
 use super::row::{elem_of, element_offset, for_row, load_f32, store_f32};
 use super::{RowSpace, Tensor};
 use crate::target::Target;
-use crate::tile::{Access, Binary, Builder, Compare, Conversion, Elem, Param, Reduction, V};
+use crate::tile::{Access, Binary, Builder, Compare, Conversion, Elem, Param, Reduction, TileType, V, Waiting};
 use weldment_ir::DType;
 
 /// Elements that a GPU program of an elementwise or row kernel handles at a time, as far as there are so many.
@@ -291,6 +291,13 @@ impl Piece {
         let (mask, size) = (self.mask(b), b.ty(v).elem.bytes() as i64);
         let strides = if self.rows.is_some() { &[0, size][..] } else { &[size] };
         b.push(param, at, strides, v, mask);
+    }
+
+    /// Waits for contiguous elements from byte `at` on.
+    pub fn arrive(&self, b: &mut Builder, (param, at): (Param, V), ty: TileType, empty: u32, waiting: Waiting) -> V {
+        let (mask, size) = (self.mask(b), ty.elem.bytes() as i64);
+        let strides = if self.rows.is_some() { &[0, size][..] } else { &[size] };
+        b.arrive((param, at, None, strides), ty, mask, empty, waiting)
     }
 
     /// [width] on a host, [rows, width] on a GPU.

@@ -21,58 +21,29 @@ fn instruction(value: BasicValueEnum<'_>) -> Result<InstructionValue<'_>, LlvmEr
     value.as_instruction_value().ok_or_else(|| LlvmError::Llvm("a load without an instruction".into()))
 }
 
-/// What a row of a tile gives: nothing, or a value that is zero where the mask leaves the row out.
-type RowBody<'c, 'b, 'l, 'k> =
-    &'b mut dyn FnMut(&mut Lower<'c, 'k>, usize, PointerValue<'c>) -> Result<Option<BasicValueEnum<'c>>, LlvmError>;
-
 impl<'c, 'k> Lower<'c, 'k> {
-    /// Runs `body` for each row of a tile that its mask lets through: a scalar, or one bit a row.
-    fn each_row(
-        &mut self,
+    /// Where each row of a tile starts that is pushed or waited for, whole.
+    fn row_starts(
+        &self,
         address: &Address,
         ty: &TileType,
         mask: Option<V>,
-        body: RowBody<'c, '_, '_, 'k>,
-    ) -> Result<Rows<'c>, LlvmError> {
-        if ty.lanes() != 1 && address.strides.last() != Some(&(ty.elem.bytes() as i64)) {
-            return Err(LlvmError::Tile(format!("{}: a stride between elements for ranks", self.kernel.name)));
+    ) -> Result<Vec<PointerValue<'c>>, LlvmError> {
+        if mask.is_some() || (ty.lanes() != 1 && address.strides.last() != Some(&(ty.elem.bytes() as i64))) {
+            return Err(LlvmError::Tile(format!("{}: rows for ranks are whole and contiguous", self.kernel.name)));
         }
         let base = self.base(address)?;
-        let mut out = Vec::new();
-        for (i, offset) in row_offsets(ty, &address.strides).into_iter().enumerate() {
-            let at = self.row_start(base, address, ty, i, offset)?;
-            let condition = match self.row_mask(mask, i)? {
-                None => {
-                    out.extend(body(self, i, at)?);
-                    continue;
-                }
-                Some(BasicValueEnum::IntValue(condition)) => condition,
-                Some(_) => return Err(LlvmError::Tile(format!("{}: a mask within rows", self.kernel.name))),
-            };
-            let before = self.current_block()?;
-            let mut inside = None;
-            self.when(condition, |lower| {
-                let row = body(lower, i, at)?;
-                inside = row.map(|row| Ok::<_, LlvmError>((row, lower.current_block()?))).transpose()?;
-                Ok(())
-            })?;
-            if let Some((row, block)) = inside {
-                let phi = self.builder.build_phi(row.get_type(), "")?;
-                phi.add_incoming(&[(&row.get_type().const_zero(), before), (&row, block)]);
-                out.push(phi.as_basic_value());
-            }
-        }
-        Ok(out)
+        let rows = row_offsets(ty, &address.strides).into_iter().enumerate();
+        rows.map(|(i, offset)| self.row_start(base, address, ty, i, offset)).collect()
     }
 
     pub fn push(&mut self, address: &Address, value: V, mask: Option<V>) -> Result<(), LlvmError> {
         let (ty, rows) = (self.ty(value).clone(), self.get(value)?.clone());
-        self.each_row(address, &ty, mask, &mut |lower, i, at| {
-            let store = lower.builder.build_store(at, rows[i])?;
+        for (at, row) in self.row_starts(address, &ty, mask)?.into_iter().zip(rows) {
+            let store = self.builder.build_store(at, row)?;
             store.set_alignment(address.align).map_err(text)?;
             store.set_volatile(true).map_err(text)?;
-            Ok(None)
-        })?;
+        }
         Ok(())
     }
 
@@ -87,8 +58,9 @@ impl<'c, 'k> Lower<'c, 'k> {
         let row = self.row_type(ty.elem, ty.lanes());
         let word = self.elem_type(if ty.elem.bytes() == 2 { Elem::I16 } else { Elem::I32 }).into_int_type();
         let nothing = constant_splat(word.const_int(u64::from(empty), false).into(), ty.lanes());
-        self.each_row(address, ty, mask, &mut |lower, _, at| {
-            let arrived = lower.look(waiting, |lower| {
+        let starts = self.row_starts(address, ty, mask)?;
+        let arrived = starts.into_iter().map(|at| {
+            self.look(waiting, |lower| {
                 let loaded = lower.builder.build_load(row, at, "")?;
                 let load = instruction(loaded)?;
                 load.set_alignment(address.align).map_err(text)?;
@@ -96,44 +68,33 @@ impl<'c, 'k> Lower<'c, 'k> {
                 let words = lower.builder.build_bit_cast(loaded, nothing.get_type(), "")?;
                 let missing = lower.compare(Compare::Equal, words, nothing)?;
                 Ok((lower.any(missing)?, loaded))
-            })?;
-            Ok(Some(arrived))
-        })
+            })
+        });
+        arrived.collect()
     }
 
-    pub fn signal(&mut self, address: &Address, value: V, mask: Option<V>, release: bool) -> Result<(), LlvmError> {
-        let (ty, words) = (self.ty(value).clone(), self.get(value)?.clone());
+    pub fn signal(&mut self, address: &Address, value: V, release: bool) -> Result<(), LlvmError> {
+        let word = self.scalar(value)?;
+        let at = self.base(address)?;
+        let store = self.builder.build_store(at, word)?;
+        store.set_alignment(4).map_err(text)?;
         let order = if release { AtomicOrdering::Release } else { AtomicOrdering::Monotonic };
-        self.each_row(address, &ty, mask, &mut |lower, i, at| {
-            let store = lower.builder.build_store(at, words[i])?;
-            store.set_alignment(4).map_err(text)?;
-            store.set_atomic_ordering(order).map_err(text)?;
-            Ok(None)
-        })?;
-        Ok(())
+        store.set_atomic_ordering(order).map_err(text)
     }
 
-    pub fn wait_for(
-        &mut self,
-        address: &Address,
-        value: V,
-        mask: Option<V>,
-        waiting: Waiting,
-    ) -> Result<(), LlvmError> {
-        let (ty, words) = (self.ty(value).clone(), self.get(value)?.clone());
+    pub fn wait_for(&mut self, address: &Address, value: V, waiting: Waiting) -> Result<(), LlvmError> {
+        let word = self.scalar(value)?;
+        let at = self.base(address)?;
         let i32t = self.context.i32_type();
-        self.each_row(address, &ty, mask, &mut |lower, i, at| {
-            lower.look(waiting, |lower| {
-                let loaded = lower.builder.build_load(i32t, at, "")?;
-                let load = instruction(loaded)?;
-                load.set_alignment(4).map_err(text)?;
-                load.set_atomic_ordering(AtomicOrdering::Acquire).map_err(text)?;
-                // Compared by distance, so that the count may wrap.
-                let ahead = lower.builder.build_int_sub(loaded.into_int_value(), words[i].into_int_value(), "")?;
-                let missing = lower.builder.build_int_compare(IntPredicate::SLT, ahead, i32t.const_zero(), "")?;
-                Ok((missing, loaded))
-            })?;
-            Ok(None)
+        self.look(waiting, |lower| {
+            let loaded = lower.builder.build_load(i32t, at, "")?;
+            let load = instruction(loaded)?;
+            load.set_alignment(4).map_err(text)?;
+            load.set_atomic_ordering(AtomicOrdering::Acquire).map_err(text)?;
+            // Compared by distance, so that the count may wrap.
+            let ahead = lower.builder.build_int_sub(loaded.into_int_value(), word, "")?;
+            let missing = lower.builder.build_int_compare(IntPredicate::SLT, ahead, i32t.const_zero(), "")?;
+            Ok((missing, loaded))
         })?;
         Ok(())
     }

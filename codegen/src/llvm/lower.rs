@@ -88,13 +88,14 @@ pub(super) fn operands(inst: &Inst, f: &mut dyn FnMut(V)) {
             f(address.offset);
             address.gather.iter().chain(mask).for_each(|v| f(*v));
         }
-        Inst::Store { address, value, mask }
-        | Inst::Push { address, value, mask }
-        | Inst::Signal { address, value, mask, .. }
-        | Inst::Await { address, value, mask, .. } => {
+        Inst::Store { address, value, mask } | Inst::Push { address, value, mask } => {
             f(address.offset);
             f(*value);
             address.gather.iter().chain(mask).for_each(|v| f(*v));
+        }
+        Inst::Signal { address, value, .. } | Inst::Await { address, value, .. } => {
+            f(address.offset);
+            f(*value);
         }
         Inst::For { start, end, init, next, .. } => {
             f(*start);
@@ -230,10 +231,8 @@ impl<'c> Lower<'c, '_> {
                 }
                 (Inst::Store { address, value, mask }, _) => self.store(address, *value, *mask)?,
                 (Inst::Push { address, value, mask }, _) => self.push(address, *value, *mask)?,
-                (Inst::Signal { address, value, mask, release }, _) => self.signal(address, *value, *mask, *release)?,
-                (Inst::Await { address, value, mask, waiting }, _) => {
-                    self.wait_for(address, *value, *mask, *waiting)?
-                }
+                (Inst::Signal { address, value, release }, _) => self.signal(address, *value, *release)?,
+                (Inst::Await { address, value, waiting }, _) => self.wait_for(address, *value, *waiting)?,
                 (Inst::ProgramId(axis), Some(v)) => {
                     self.rows[v.0 as usize] = Some(vec![self.program[*axis as usize].into()])
                 }

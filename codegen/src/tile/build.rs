@@ -409,23 +409,16 @@ impl Builder {
         self.define(ty.elem, ty.shape, Inst::Arrive { address, mask, empty, waiting })
     }
 
-    /// Stores i32 words once all threads of the program are here: one, or [n, 1] of them at `gather`.
-    pub fn signal(&mut self, (param, offset, gather): (Param, V, Option<V>), value: V, mask: Option<V>, release: bool) {
-        let strides = vec![0; self.ty(value).shape.len()];
-        let address = Address { gather, ..self.place(param, offset, &strides, value) };
-        self.emit(None, Inst::Signal { address, value, mask, release });
+    /// Stores an i32 word once all threads of the program are here.
+    pub fn signal(&mut self, param: Param, offset: V, value: V, release: bool) {
+        let address = self.place(param, offset, &[], value);
+        self.emit(None, Inst::Signal { address, value, release });
     }
 
-    /// Waits until i32 words have come as far as `value`.
-    pub fn wait_for(
-        &mut self,
-        (param, offset, strides): (Param, V, &[i64]),
-        value: V,
-        mask: Option<V>,
-        waiting: Waiting,
-    ) {
-        let address = self.place(param, offset, strides, value);
-        self.emit(None, Inst::Await { address, value, mask, waiting });
+    /// Waits until an i32 word has come as far as `value`.
+    pub fn wait_for(&mut self, param: Param, offset: V, value: V, waiting: Waiting) {
+        let address = self.place(param, offset, &[], value);
+        self.emit(None, Inst::Await { address, value, waiting });
     }
 
     fn place(&self, param: Param, offset: V, strides: &[i64], value: V) -> Address {

@@ -70,15 +70,12 @@ impl Shift<'_> {
                 empty: *empty,
                 waiting: self.waiting(*waiting),
             },
-            Inst::Signal { address, value, mask: m, release } => {
-                Inst::Signal { address: self.address(address), value: v(value), mask: mask(m), release: *release }
+            Inst::Signal { address, value, release } => {
+                Inst::Signal { address: self.address(address), value: v(value), release: *release }
             }
-            Inst::Await { address, value, mask: m, waiting } => Inst::Await {
-                address: self.address(address),
-                value: v(value),
-                mask: mask(m),
-                waiting: self.waiting(*waiting),
-            },
+            Inst::Await { address, value, waiting } => {
+                Inst::Await { address: self.address(address), value: v(value), waiting: self.waiting(*waiting) }
+            }
             Inst::Dot { acc, a, b } => Inst::Dot { acc: v(acc), a: v(a), b: v(b) },
             Inst::DotBf16 { acc, a, b } => Inst::DotBf16 { acc: v(acc), a: v(a), b: v(b) },
             Inst::DotI8 { a, b, signed, max } => Inst::DotI8 { a: v(a), b: v(b), signed: *signed, max: *max },

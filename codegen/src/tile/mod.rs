@@ -269,27 +269,23 @@ pub enum Inst {
         /// What is looked at between two looks.
         waiting: Waiting,
     },
-    /// Once all threads of the program are here: stores i32 words at system scope. With `release`, whoever acquires one sees all
+    /// Once all threads of the program are here: stores an i32 word at system scope. With `release`, whoever acquires it sees all
     /// that the program wrote before.
     Signal {
         /// Where.
         address: Address,
-        /// i32 words.
+        /// The word.
         value: V,
-        /// Words to write.
-        mask: Option<V>,
         /// Release, else relaxed.
         release: bool,
     },
-    /// Waits until every i32 word has come as far as `value`, `(word - value) as i32 >= 0`, by acquiring loads at system scope;
+    /// Waits until an i32 word has come as far as `value`, `(word - value) as i32 >= 0`, by acquiring loads at system scope;
     /// then all threads of the program go on.
     Await {
         /// Where.
         address: Address,
-        /// i32 words, as many as are looked at.
+        /// The word that is waited for.
         value: V,
-        /// Words to look at.
-        mask: Option<V>,
         /// What is looked at between two looks.
         waiting: Waiting,
     },

@@ -81,13 +81,11 @@ fn block(k: &Kernel, stmts: &[Stmt], depth: usize, out: &mut String) -> fmt::Res
             Inst::Arrive { address: a, mask, empty, .. } => {
                 writeln!(out, "arrive {} empty {empty:#x}", address(k, a, mask))?
             }
-            Inst::Signal { address: a, value, mask, release } => {
+            Inst::Signal { address: a, value, release } => {
                 let order = if *release { "release" } else { "relaxed" };
-                writeln!(out, "signal {order} %{} -> {}", value.0, address(k, a, mask))?
+                writeln!(out, "signal {order} %{} -> {}", value.0, address(k, a, &None))?
             }
-            Inst::Await { address: a, value, mask, .. } => {
-                writeln!(out, "await {} from %{}", address(k, a, mask), value.0)?
-            }
+            Inst::Await { address: a, value, .. } => writeln!(out, "await {} from %{}", address(k, a, &None), value.0)?,
             Inst::Dot { acc, a, b } => writeln!(out, "dot {}", list(&[*acc, *a, *b]))?,
             Inst::DotBf16 { acc, a, b } => writeln!(out, "dot_bf16 {}", list(&[*acc, *a, *b]))?,
             Inst::DotI8 { a, b, signed, max } => writeln!(out, "dot_i8 {} signed {signed} max {max}", list(&[*a, *b]))?,

@@ -78,12 +78,9 @@ impl Scope<'_> {
     }
 
     /// Words of signals: i32, one or [n, 1].
-    fn words(&self, address: &Address, value: V, mask: Option<V>) -> Result<(), String> {
-        let t = self.ty(value)?.clone();
-        if t.elem != Elem::I32 || !(t.shape.is_empty() || (t.shape.len() == 2 && t.lanes() == 1)) {
-            return Err(format!("%{} is {t}; i32 or [n, 1] of it is expected", value.0));
-        }
-        self.address(address, &t, mask)
+    fn word(&self, address: &Address, value: V) -> Result<(), String> {
+        self.scalar(value, Elem::I32)?;
+        self.address(address, self.ty(value)?, None)
     }
 
     fn block(&mut self, block: &[Stmt]) -> Result<(), String> {
@@ -160,10 +157,10 @@ impl Scope<'_> {
                 self.waiting(*waiting)?;
                 self.address(address, t, *mask)
             }
-            Inst::Signal { address, value, mask, .. } => self.words(address, *value, *mask),
-            Inst::Await { address, value, mask, waiting } => {
+            Inst::Signal { address, value, .. } => self.word(address, *value),
+            Inst::Await { address, value, waiting } => {
                 self.waiting(*waiting)?;
-                self.words(address, *value, *mask)
+                self.word(address, *value)
             }
             Inst::Dot { acc, a, b } => self.batched_dot(*acc, *a, *b),
             Inst::DotBf16 { acc, a, b } => self.dot(Some(*acc), *a, *b, 2),

@@ -225,7 +225,7 @@ fn decode(session: &mut Session, shape: Shape, budget: Duration) -> Result<Decod
     let mut decoded = Decoded { batch, step: single, bytes, copies: session.last_copies(), gpu: None };
     if session.device().driver().name() != "host" {
         let (step, device_step) = gpu_bench::back_to_back(session, &input, budget)?;
-        let (host_work, bare_host_work) = gpu_bench::host_work(session, &input)?;
+        let (host_work, bare_host_work) = gpu_bench::host_work(session, &input, budget)?;
         let (launches, nodes) = session.last_graph().map(|(g, _)| (g.len(), g.nodes())).unwrap_or_default();
         decoded.step = step;
         decoded.gpu = Some(GpuStep { device_step, single_step: single, launches, nodes, host_work, bare_host_work });

@@ -121,10 +121,12 @@ type Work = (Duration, Duration);
 
 /// CPU and wall time of an enqueue, and of the bare calls on the same graph; measured in turn. CPU time is a mean, as the
 /// system may count it in coarse steps; wall time is a median.
-pub fn host_work(session: &mut Session, input: &StepInput<'_>) -> Result<(Work, Work)> {
-    const ROUNDS: usize = 250;
+pub fn host_work(session: &mut Session, input: &StepInput<'_>, budget: Duration) -> Result<(Work, Work)> {
+    let at = Instant::now();
+    session.step(input)?;
+    let pairs = rounds(session, at.elapsed() * (2 * HOST_STEPS) as u32, budget, &(10..=250))?;
     let (mut cpu, mut wall) = ([Duration::ZERO; 2], [Vec::new(), Vec::new()]);
-    for round in 0..ROUNDS * 2 {
+    for round in 0..pairs * 2 {
         let which = round % 2;
         session.wait()?;
         let (cpu_start, wall_start) = (thread_cpu_time(), Instant::now());
@@ -139,7 +141,7 @@ pub fn host_work(session: &mut Session, input: &StepInput<'_>) -> Result<(Work, 
         wall[which].push(wall_end / HOST_STEPS as u32);
     }
     session.wait()?;
-    let steps = (ROUNDS * HOST_STEPS) as u32;
+    let steps = (pairs * HOST_STEPS) as u32;
     let [mut ours, mut bare] = wall;
     Ok(((cpu[0] / steps, median(&mut ours)), (cpu[1] / steps, median(&mut bare))))
 }

@@ -105,8 +105,8 @@ impl Machine<'_> {
                 let found = self.bits(address, self.ty(v), *mask)?;
                 found.iter().flatten().all(|x| *x != u64::from(*empty))
             }
-            (Inst::Await { address, value, mask, .. }, _) => {
-                let (found, wanted) = (self.bits(address, self.ty(*value), *mask)?, self.ints(*value)?);
+            (Inst::Await { address, value, .. }, _) => {
+                let (found, wanted) = (self.bits(address, self.ty(*value), None)?, self.ints(*value)?);
                 // By distance: the count may wrap.
                 let come = |found: u64, wanted: i64| (found as u32).wrapping_sub(wanted as u32) as i32 >= 0;
                 found.iter().zip(wanted).all(|(f, w)| f.is_none_or(|f| come(f, w)))
@@ -129,11 +129,11 @@ impl Machine<'_> {
         Ok(())
     }
 
-    /// Sends words, after everything before has arrived if they release it.
-    pub(super) fn signal(&mut self, address: &Address, value: V, mask: Option<V>, release: bool) -> Result<(), String> {
+    /// Sends a word, after everything before has arrived if it releases that.
+    pub(super) fn signal(&mut self, address: &Address, value: V, release: bool) -> Result<(), String> {
         if release {
             land_all(&mut self.flights, self.memory);
         }
-        self.push(address, value, mask)
+        self.push(address, value, None)
     }
 }

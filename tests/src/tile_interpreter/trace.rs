@@ -102,11 +102,11 @@ impl Machine<'_> {
             (Inst::Store { address, value, mask } | Inst::Push { address, value, mask }, _) => {
                 access(AccessKind::Store, address, *value, *mask, Some(self.stored(*value)?))
             }
-            (Inst::Signal { address, value, mask, release }, _) => {
-                access(AccessKind::Signal { release: *release }, address, *value, *mask, Some(self.stored(*value)?))
+            (Inst::Signal { address, value, release }, _) => {
+                access(AccessKind::Signal { release: *release }, address, *value, None, Some(self.stored(*value)?))
             }
-            (Inst::Await { address, value, mask, .. }, _) => {
-                access(AccessKind::Await, address, *value, *mask, Some(self.stored(*value)?))
+            (Inst::Await { address, value, .. }, _) => {
+                access(AccessKind::Await, address, *value, None, Some(self.stored(*value)?))
             }
             (Inst::Arrive { address, mask, .. }, Some(v)) => access(AccessKind::Arrive, address, *v, *mask, None),
             (Inst::Load { address, mask }, Some(v)) => access(AccessKind::Load, address, *v, *mask, None),

@@ -1,7 +1,8 @@
 //! Rows cut into chunks of columns, a program each: for rows that may be as wide as a vocabulary.
 
-use super::channel::Mail;
-use super::mailbox::Mailbox;
+use super::channel::Channel;
+use super::mailbox::{Mailbox, each_row};
+use super::peers::Peers;
 use super::{Programs, channel_programs, programs};
 use crate::kernels::schedule::{ELEMENTS, Piece, Walk, threads_for};
 use crate::kernels::{Argument, Request, RowSpace};
@@ -18,12 +19,12 @@ pub struct Columns {
     chunk: Option<u64>,
     threads: u32,
     dealt: Programs,
-    channel: Mail,
+    channel: Channel,
     elem: Elem,
 }
 
 impl Columns {
-    /// Deals out `rows` of `n` elements among the programs of a grid; `empty` as [`Mail::empty`].
+    /// Deals out `rows` of `n` elements among the programs of a grid; `empty` as [`Channel::empty`].
     pub fn new(
         b: &mut Builder,
         r: &Request<'_>,
@@ -34,7 +35,7 @@ impl Columns {
     ) -> Columns {
         if r.target.gpu().is_none() {
             let dealt = programs(b, r, rows, channel_programs(r.target, world, n * elem.bytes()));
-            let channel = Mail::new(world, dealt.rows, n * elem.bytes(), empty);
+            let channel = Channel::new(world, dealt.rows, n * elem.bytes(), empty);
             return Columns { n, chunk: None, threads: 1, dealt, channel, elem };
         }
         let width = n.next_power_of_two().min(ELEMENTS);
@@ -45,7 +46,7 @@ impl Columns {
         // Wide rows share out the programs that narrow ones have to themselves.
         let most = channel_programs(r.target, world, width * elem.bytes());
         let dealt = programs(b, r, rows, (most / across).max(1));
-        let channel = Mail::new(world, dealt.rows * across, width * elem.bytes(), empty);
+        let channel = Channel::new(world, dealt.rows * across, width * elem.bytes(), empty);
         Columns { n, chunk: Some(width), threads, dealt, channel, elem }
     }
 
@@ -69,10 +70,11 @@ impl Columns {
                 (b.add(program, chunk), Some(b.scale(chunk, width as i64)))
             }
         };
-        let mail = Mailbox::open(b, r.target, (self.channel, self.elem), self.threads, program, arguments);
-        mail.each_row(b, rows, (first, self.dealt.step), |b, row, turn| {
+        let peers = Peers::open(b, r.target, self.channel.world, self.threads, arguments);
+        let mail = Mailbox::open(b, r.target, (self.channel, self.elem), peers, program, arguments);
+        each_row(b, [&mail], rows, (first, self.dealt.step), |b, row, [turn]| {
             let each = |b: &mut Builder, body: &mut dyn FnMut(&mut Builder, &Exchange<'_>, V, &Piece)| {
-                let exchange = Exchange { mail: &mail, turn, at };
+                let exchange = Exchange { mail: &mail, turn: &turn, at };
                 match (self.chunk, at) {
                     (Some(width), Some(at)) => {
                         let piece = Piece::of_row(b, at, width as u32, self.n);

@@ -1,16 +1,16 @@
 //! Data that is its own flag: every rank pushes what it has into the others' areas and polls its own until no element in it is
 //! empty. No fence and no flag, so that a small message costs one way through the link; docs/collectives.md argues why it holds.
 
-use super::channel::{Channel, Mail, TURNS};
+use super::channel::{Channel, TURNS};
 use super::peers::{Peers, channel_param};
 use crate::kernels::schedule::Piece;
 use crate::kernels::{Argument, RowSpace};
 use crate::target::Target;
-use crate::tile::{Binary, Builder, Conversion, Elem, Param, V};
+use crate::tile::{Binary, Builder, Conversion, Elem, Param, TileType, V};
 
 /// The exchange of one kernel.
 pub struct Mailbox {
-    channel: Mail,
+    channel: Channel,
     elem: Elem,
     param: Param,
     /// The ranks.
@@ -25,51 +25,70 @@ pub struct Turn {
     before: V,
 }
 
+/// Calls `body` for each row of a program that has rows `first`, `first + step`, ... of `rows`, one epoch of each of `mails` a row;
+/// for its first row alone where `step` covers all rows. Programs without a row leave the channels alone.
+pub fn each_row<const N: usize>(
+    b: &mut Builder,
+    mails: [&Mailbox; N],
+    rows: &RowSpace,
+    (first, step): (V, Option<u64>),
+    mut body: impl FnMut(&mut Builder, V, [Turn; N]),
+) {
+    let epochs = mails.map(|mail| {
+        let at = mail.epoch(b);
+        b.load_scalar(mail.param, at, Elem::I32)
+    });
+    let mut round = |b: &mut Builder, row: V, epochs: &[V]| -> Vec<V> {
+        let mut of = mails.iter().zip(epochs);
+        let turns = mails.map(|mail| mail.turn(b, of.next().map_or(epochs[0], |(_, epoch)| *epoch)));
+        body(b, row, turns);
+        epochs.iter().map(|epoch| next(b, *epoch)).collect()
+    };
+    let Some(step) = step else {
+        let last = round(b, first, &epochs);
+        for (mail, next) in mails.iter().zip(last) {
+            let at = mail.epoch(b);
+            // The stream's order is enough: the next use is another launch.
+            b.signal(mail.param, at, next, false);
+        }
+        return;
+    };
+    let count = rows.count(b);
+    b.for_loop(first, count, step as i64, &epochs, |b, row, epochs| {
+        let last = round(b, row, epochs);
+        for (i, (mail, next)) in mails.iter().zip(&last).enumerate() {
+            let at = mail.epoch(b);
+            // Within a launch nothing else orders what was emptied in this epoch before what is pushed in the next. The last
+            // release does, for all of them.
+            let release = i + 1 == N;
+            b.signal(mail.param, at, *next, release);
+            if release {
+                b.wait_for(mail.param, at, *next, mail.peers.waiting);
+            }
+        }
+        last
+    });
+}
+
 impl Mailbox {
-    /// Declares the parameters of an exchange of `elem`s, which `arguments` then bind, and reads what is known of the ranks.
-    /// `program`: index of the program, of as many as the channel has.
+    /// Declares the parameter of an exchange of `elem`s among `peers`, which `arguments` then bind. `program`: index of the program,
+    /// of as many as the channel has.
     pub fn open(
         b: &mut Builder,
         target: &Target,
-        (channel, elem): (Mail, Elem),
-        threads: u32,
+        (channel, elem): (Channel, Elem),
+        peers: Peers,
         program: V,
         arguments: &mut Vec<Argument>,
     ) -> Mailbox {
         let param = channel_param(b, target);
-        arguments.push(Argument::Channel(Channel::Mail(channel)));
-        let peers = Peers::open(b, target, channel.world, threads, arguments);
+        arguments.push(Argument::Channel(channel));
         Mailbox { channel, elem, param, peers, program }
     }
 
-    /// Calls `body` for each row of a program that has rows `first`, `first + step`, ... of `rows`, one epoch each; for its first
-    /// row alone where `step` covers all rows. Programs without a row leave the channel alone.
-    pub fn each_row(
-        &self,
-        b: &mut Builder,
-        rows: &RowSpace,
-        (first, step): (V, Option<u64>),
-        mut body: impl FnMut(&mut Builder, V, &Turn),
-    ) {
-        let at = b.scale(self.program, 4);
-        let epoch = b.load_scalar(self.param, at, Elem::I32);
-        let Some(step) = step else {
-            let turn = self.turn(b, epoch);
-            body(b, first, &turn);
-            let next = next(b, epoch);
-            // The stream's order is enough: the next use is another launch.
-            return b.signal((self.param, at, None), next, None, false);
-        };
-        let count = rows.count(b);
-        b.for_loop(first, count, step as i64, &[epoch], |b, row, carried| {
-            let turn = self.turn(b, carried[0]);
-            body(b, row, &turn);
-            let next = next(b, carried[0]);
-            // Within a launch nothing else orders what was emptied in this epoch before what is pushed in the next.
-            b.signal((self.param, at, None), next, None, true);
-            b.wait_for((self.param, at, &[]), next, None, self.peers.waiting);
-            vec![next]
-        });
+    /// Byte of the program's epoch.
+    fn epoch(&self, b: &mut Builder) -> V {
+        b.scale(self.program, 4)
     }
 
     fn turn(&self, b: &mut Builder, epoch: V) -> Turn {
@@ -115,14 +134,39 @@ impl Mailbox {
         }
     }
 
+    /// Pushes a piece of this rank's chunk to every rank, this one too.
+    pub fn push_to_all(&self, b: &mut Builder, turn: &Turn, piece: &Piece, v: V) {
+        let own = self.offset(b, turn.area, Some(self.peers.rank), piece, None);
+        self.push(b, turn, piece, None, |_, _| v);
+        piece.push(b, self.param, own, v);
+    }
+
     /// Makes a piece of the area before this epoch's empty again.
     pub fn empty(&self, b: &mut Builder, turn: &Turn, piece: &Piece, chunk_at: Option<V>) {
-        let word = if self.elem.bytes() == 2 { Elem::I16 } else { Elem::I32 };
-        let nothing = b.int_of(word, &piece.shape(), i64::from(self.element()));
+        let nothing = self.nothing(b, piece);
         for (source, _) in &self.peers.others {
             let at = self.offset(b, turn.before, Some(*source), piece, chunk_at);
             piece.push(b, self.param, at, nothing);
         }
+    }
+
+    /// Makes a piece of all ranks' chunks side by side in the area before this epoch's empty again.
+    pub fn empty_row(&self, b: &mut Builder, turn: &Turn, piece: &Piece) {
+        let nothing = self.nothing(b, piece);
+        let at = self.offset(b, turn.before, None, piece, None);
+        piece.push(b, self.param, at, nothing);
+    }
+
+    /// A piece of all ranks' chunks side by side, of whole vectors each.
+    pub fn row(&self, b: &mut Builder, turn: &Turn, piece: &Piece) -> V {
+        let at = self.offset(b, turn.area, None, piece, None);
+        let ty = TileType { elem: self.elem, shape: piece.shape() };
+        piece.arrive(b, (self.param, at), ty, self.element(), self.peers.waiting)
+    }
+
+    fn nothing(&self, b: &mut Builder, piece: &Piece) -> V {
+        let word = if self.elem.bytes() == 2 { Elem::I16 } else { Elem::I32 };
+        b.int_of(word, &piece.shape(), i64::from(self.element()))
     }
 
     /// Bits of the element that stands for nothing.

@@ -6,7 +6,6 @@ pub mod all_gather;
 pub mod all_reduce;
 pub mod channel;
 mod columns;
-mod flagged;
 mod mailbox;
 mod peers;
 pub mod reduce_scatter;

@@ -10,6 +10,7 @@ use weldment_runtime::artifact::comm_table;
 const IN_FLIGHT: u64 = 128;
 
 /// This rank among the others.
+#[derive(Clone)]
 pub struct Peers {
     /// Ranks.
     pub world: u32,

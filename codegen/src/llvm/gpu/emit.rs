@@ -678,10 +678,8 @@ impl<'c, 'k> Emit<'c, 'k> {
                 }
                 (Inst::Store { address, value, mask }, _) => self.store(address, *value, *mask)?,
                 (Inst::Push { address, value, mask }, _) => self.push(address, *value, *mask)?,
-                (Inst::Signal { address, value, mask, release }, _) => self.signal(address, *value, *mask, *release)?,
-                (Inst::Await { address, value, mask, waiting }, _) => {
-                    self.wait_for(address, *value, *mask, *waiting)?
-                }
+                (Inst::Signal { address, value, release }, _) => self.signal(address, *value, *release)?,
+                (Inst::Await { address, value, waiting }, _) => self.wait_for(address, *value, *waiting)?,
                 (_, Some(v)) if self.inferred.is_lazy(v) => {}
                 (inst, Some(v)) => {
                     let layout = self.own_layout(v);

@@ -175,11 +175,8 @@ impl<'c, 'k> Emit<'c, 'k> {
         Ok(out)
     }
 
-    pub fn signal(&mut self, address: &Address, value: V, mask: Option<V>, release: bool) -> Result<(), LlvmError> {
-        let ty = self.ty(value).clone();
-        let layout = self.natural(value);
-        let regs = self.get(value, &layout)?;
-        let a = self.access(address, &ty, mask, &layout)?;
+    pub fn signal(&mut self, address: &Address, value: V, release: bool) -> Result<(), LlvmError> {
+        let (layout, word, at) = self.word(address, value)?;
         // What any thread did before is done before the word is written. A barrier of AMD's orders waves of a block, but does
         // not wait for what they have under way to memory, and the release of one wave waits for its own alone.
         let amd_release = release && self.arch.is_amd();
@@ -188,7 +185,7 @@ impl<'c, 'k> Emit<'c, 'k> {
         }
         self.barrier()?;
         let order = if release && !amd_release { AtomicOrdering::Release } else { AtomicOrdering::Monotonic };
-        let write = |e: &mut Self, at: PointerValue<'c>, word: BasicValueEnum<'c>| -> Result<(), LlvmError> {
+        self.replicas(&layout, |e| {
             if amd_release {
                 // LLVM 22 takes the wait after the write-back for needless where no store is under way.
                 e.builder.build_fence(AtomicOrdering::Release, false, "")?;
@@ -197,16 +194,6 @@ impl<'c, 'k> Emit<'c, 'k> {
             let store = e.builder.build_store(at, word)?;
             store.set_alignment(4).map_err(text)?;
             store.set_atomic_ordering(order).map_err(text)
-        };
-        self.replicas(&layout, |e| {
-            for (r, word) in regs.iter().enumerate() {
-                let at = e.place(&a, &layout, r)?;
-                match Self::condition(&a, r) {
-                    Some(c) => e.when(c, |e| write(e, at, *word))?,
-                    None => write(e, at, *word)?,
-                }
-            }
-            Ok(())
         })
     }
 
@@ -215,41 +202,31 @@ impl<'c, 'k> Emit<'c, 'k> {
         self.call("llvm.amdgcn.s.waitcnt", &[self.i32(VECTOR_MEMORY_DONE).into()])
     }
 
-    pub fn wait_for(
-        &mut self,
-        address: &Address,
-        value: V,
-        mask: Option<V>,
-        waiting: Waiting,
-    ) -> Result<(), LlvmError> {
-        let ty = self.ty(value).clone();
-        let layout = self.natural(value);
-        let regs = self.get(value, &layout)?;
-        let a = self.access(address, &ty, mask, &layout)?;
+    pub fn wait_for(&mut self, address: &Address, value: V, waiting: Waiting) -> Result<(), LlvmError> {
+        let (layout, word, at) = self.word(address, value)?;
         let i32t = self.context.i32_type();
         self.replicas(&layout, |e| {
-            for (r, word) in regs.iter().enumerate() {
-                let at = e.place(&a, &layout, r)?;
-                let wait = |e: &mut Self| {
-                    e.look(waiting, |e| {
-                        let loaded = e.builder.build_load(i32t, at, "")?;
-                        let load = instruction(loaded)?;
-                        load.set_alignment(4).map_err(text)?;
-                        load.set_atomic_ordering(AtomicOrdering::Acquire).map_err(text)?;
-                        // Compared by distance, so that the count may wrap.
-                        let ahead = e.builder.build_int_sub(loaded.into_int_value(), word.into_int_value(), "")?;
-                        let missing = e.builder.build_int_compare(IntPredicate::SLT, ahead, i32t.const_zero(), "")?;
-                        Ok((missing, ()))
-                    })
-                };
-                match Self::condition(&a, r) {
-                    Some(c) => e.when(c, wait)?,
-                    None => wait(e)?,
-                }
-            }
-            Ok(())
+            e.look(waiting, |e| {
+                let loaded = e.builder.build_load(i32t, at, "")?;
+                let load = instruction(loaded)?;
+                load.set_alignment(4).map_err(text)?;
+                load.set_atomic_ordering(AtomicOrdering::Acquire).map_err(text)?;
+                // Compared by distance, so that the count may wrap.
+                let ahead = e.builder.build_int_sub(loaded.into_int_value(), word, "")?;
+                let missing = e.builder.build_int_compare(IntPredicate::SLT, ahead, i32t.const_zero(), "")?;
+                Ok((missing, ()))
+            })
         })?;
         self.barrier()
+    }
+
+    /// The layout of a word, which one thread has, its value, and its place.
+    fn word(&mut self, address: &Address, value: V) -> Result<(Layout, IntValue<'c>, PointerValue<'c>), LlvmError> {
+        let (ty, layout) = (self.ty(value).clone(), self.natural(value));
+        let word = self.get(value, &layout)?[0].into_int_value();
+        let a = self.access(address, &ty, None, &layout)?;
+        let at = self.place(&a, &layout, 0)?;
+        Ok((layout, word, at))
     }
 
     /// Looks until nothing is missing, or the abort word says that the job is over. `once` gives what is missing and what was

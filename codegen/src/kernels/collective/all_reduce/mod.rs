@@ -234,9 +234,10 @@ impl Tensors {
         let mut kept = None;
         let squares = walk.each(b, &[nothing], |b, piece, carried| {
             let total = total(b, piece);
-            self.sum.store(b, piece, row, total);
-            // The norm is of the sum as stored, rounded once.
+            // The norm is of the sum as stored, rounded once; a small negative sum is rounded to a negative zero.
             let total = rounded(b, self.sum.dtype, total);
+            let total = clean(b, total);
+            self.sum.store(b, piece, row, total);
             kept = Some(total);
             if self.norm.is_none() {
                 return carried.to_vec();

@@ -1,8 +1,9 @@
 //! One stage: every rank pushes its rows whole to all others, and each sums all of them. One way through the link.
 
 use super::{Tensors, clean, parts, tensors, width};
-use crate::kernels::collective::channel::Mail;
-use crate::kernels::collective::mailbox::Mailbox;
+use crate::kernels::collective::channel::Channel;
+use crate::kernels::collective::mailbox::{Mailbox, each_row};
+use crate::kernels::collective::peers::Peers;
 use crate::kernels::collective::{channel_programs, negative_zero, programs, world};
 use crate::kernels::row::elem_of;
 use crate::kernels::schedule::Walk;
@@ -29,12 +30,13 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
     }
     let most = channel_programs(r.target, world, d * elem.bytes());
     let dealt = programs(&mut b, r, &rows, most);
-    let channel = Mail::new(world, dealt.rows, d * elem.bytes(), negative_zero(dtype));
+    let channel = Channel::new(world, dealt.rows, d * elem.bytes(), negative_zero(dtype));
     let first = b.program_id(0);
-    let mail = Mailbox::open(&mut b, r.target, (channel, elem), threads, first, &mut arguments);
+    let peers = Peers::open(&mut b, r.target, world, threads, &mut arguments);
+    let mail = Mailbox::open(&mut b, r.target, (channel, elem), peers, first, &mut arguments);
     let walk = Walk::of(d, width, gpu.then_some(1), None, first);
     let weights = t.early_weights(&mut b, &walk);
-    mail.each_row(&mut b, &rows, (first, dealt.step), |b, row, turn| {
+    each_row(&mut b, [&mail], &rows, (first, dealt.step), |b, row, [turn]| {
         let (mut own, mut addend) = (None, None);
         walk.each(b, &[], |b, piece, _| {
             let v = x.load(b, piece, row);
@@ -44,8 +46,8 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
                 own = Some(v);
                 addend = residual.map(|t| t.load(b, piece, row));
             }
-            mail.push(b, turn, piece, None, |_, _| sent);
-            mail.empty(b, turn, piece, None);
+            mail.push(b, &turn, piece, None, |_, _| sent);
+            mail.empty(b, &turn, piece, None);
             Vec::new()
         });
         t.finish(b, &walk, row, weights, |b, piece| {
@@ -54,7 +56,7 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
                 clean(b, v)
             });
             let mut total = None;
-            mail.gather(b, turn, (piece, None), own, Builder::to_f32, |b, _, v| {
+            mail.gather(b, &turn, (piece, None), own, Builder::to_f32, |b, _, v| {
                 total = Some(total.map_or(v, |t| b.add(t, v)));
             });
             let total = total.unwrap_or(own);

@@ -2,15 +2,15 @@
 //! has the whole row. Twice through the link, but a rank sends 2 (world - 1) / world rows in place of world - 1.
 
 use super::{Tensors, clean, parts, tensors, width};
-use crate::kernels::collective::channel::Flags;
-use crate::kernels::collective::flagged::Flagged;
-use crate::kernels::collective::peers::Wanted;
-use crate::kernels::collective::{channel_programs, programs, world};
-use crate::kernels::row::elem_of;
-use crate::kernels::schedule::{Piece, Walk};
+use crate::kernels::collective::channel::Channel;
+use crate::kernels::collective::mailbox::{Mailbox, each_row};
+use crate::kernels::collective::peers::Peers;
+use crate::kernels::collective::{channel_programs, negative_zero, programs, world};
+use crate::kernels::row::{elem_of, rounded};
+use crate::kernels::schedule::Walk;
 use crate::kernels::{Built, Request, RowSpace};
 use crate::select::stages;
-use crate::tile::{Builder, Conversion, Elem, V};
+use crate::tile::{Builder, Conversion, Elem};
 use weldment_passes::target::Refusal;
 
 /// The kernel of a request that passed the family's check.
@@ -33,68 +33,61 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
     if gpu {
         b.threads(threads);
     }
-    let most = channel_programs(r.target, world, d * elem.bytes());
+    let most = channel_programs(r.target, world, slice * elem.bytes().max(total_elem.bytes()));
     let dealt = programs(&mut b, r, &rows, most);
-    let channel = Flags::new(world, dealt.rows, slice * elem.bytes(), d * total_elem.bytes());
+    let channel = |stage, elem: Elem, dtype| {
+        let channel = Channel::new(world, dealt.rows, slice * elem.bytes(), negative_zero(dtype));
+        (Channel { stage, ..channel }, elem)
+    };
     let first = b.program_id(0);
-    let flagged = Flagged::open(&mut b, r.target, channel, threads, first, &mut arguments);
+    let peers = Peers::open(&mut b, r.target, world, threads, &mut arguments);
+    let mut mailbox = |b: &mut Builder, stage, elem, dtype| {
+        Mailbox::open(b, r.target, channel(stage, elem, dtype), peers.clone(), first, &mut arguments)
+    };
+    let slices = mailbox(&mut b, 0, elem, dtype);
+    let sums = mailbox(&mut b, 1, total_elem, sum.dtype);
     let walk = Walk::of(d, row_width, gpu.then_some(1), None, first);
     let parts = Walk::of(slice, width(r, slice).0, gpu.then_some(1), None, first);
     let weights = t.early_weights(&mut b, &walk);
-    let (peers, param) = (&flagged.peers, flagged.param);
-    flagged.each_row(&mut b, &rows, (first, dealt.step), |b, row, side| {
-        let at = |b: &mut Builder, start: V, piece: &Piece, elem: Elem| {
-            let own = b.scale(piece.at, elem.bytes() as i64);
-            b.add(start, own)
-        };
-        // Its slice of the row to each other rank, where this rank's part of its area is.
-        let part = b.scale(peers.rank, channel.slice as i64);
-        let part = b.add(side.area, part);
+    each_row(&mut b, [&slices, &sums], &rows, (first, dealt.step), |b, row, [slices_turn, sums_turn]| {
+        // Its slice of the row to each other rank.
         parts.each(b, &[], |b, piece, _| {
-            let own = at(b, part, piece, elem);
-            for (peer, delta) in &peers.others {
+            // All are under way before the first is pushed.
+            let values = peers.others.iter().map(|(peer, _)| {
                 let v = x.load_part(b, piece, row, (*peer, slice));
                 let v = clean(b, v);
-                let v = b.convert(Conversion::Float, v, elem);
-                let to = b.add(*delta, own);
-                piece.push(b, param, to, v);
-            }
+                b.convert(Conversion::Float, v, elem)
+            });
+            let mut values = values.collect::<Vec<_>>().into_iter();
+            slices.push(b, &slices_turn, piece, None, |b, _| values.next().unwrap_or_else(|| b.float(0.0)));
+            slices.empty(b, &slices_turn, piece, None);
             Vec::new()
         });
-        flagged.meet(b, side, 0);
         // The sum of this rank's slice, to all.
-        let whole = b.offset(side.area, channel.slices() as i64);
-        let start = b.scale(peers.rank, (slice * total_elem.bytes()) as i64);
-        let start = b.add(whole, start);
         parts.each(b, &[], |b, piece, _| {
             let own = x.load_part(b, piece, row, (peers.rank, slice));
             let own = clean(b, own);
-            let from = at(b, side.area, piece, elem);
-            let fetch = |b: &mut Builder, (at, parts, strides, ty, mask): Wanted<'_>| match parts {
-                Some(parts) => b.load_gather(param, at, parts, ty.elem, &ty.shape, strides, mask),
-                None => b.load(param, at, ty.elem, &ty.shape, strides, mask),
-            };
+            let addend = residual.map(|t| t.load_part(b, piece, row, (peers.rank, slice)));
             let mut total = None;
-            let source = (piece, elem, from, channel.slice);
-            peers.in_order(b, source, own, fetch, Builder::to_f32, |b, _, v| {
+            slices.gather(b, &slices_turn, (piece, None), own, Builder::to_f32, |b, _, v| {
                 total = Some(total.map_or(v, |t| b.add(t, v)));
             });
-            let mut total = total.unwrap_or(own);
-            if let Some(residual) = residual {
-                let other = residual.load_part(b, piece, row, (peers.rank, slice));
-                total = b.add(total, other);
-            }
+            let total = total.unwrap_or(own);
+            let total = addend.map_or(total, |other| b.add(total, other));
+            let total = rounded(b, sum.dtype, total);
+            let total = clean(b, total);
             let total = b.convert(Conversion::Float, total, total_elem);
-            let own = at(b, start, piece, total_elem);
-            piece.push(b, param, own, total);
-            for (_, delta) in &peers.others {
-                let to = b.add(*delta, own);
-                piece.push(b, param, to, total);
-            }
+            sums.push_to_all(b, &sums_turn, piece, total);
             Vec::new()
         });
-        flagged.meet(b, side, 1);
-        t.finish(b, &walk, row, weights, |b, piece| piece.load(b, param, whole, sum.dtype, 0));
+        walk.each(b, &[], |b, piece, _| {
+            sums.empty_row(b, &sums_turn, piece);
+            Vec::new()
+        });
+        t.finish(b, &walk, row, weights, |b, piece| {
+            let v = sums.row(b, &sums_turn, piece);
+            b.to_f32(v)
+        });
     });
     let summary = format!("{} of {d} {dtype} over {world} ranks, two stages", r.op.kind());
     Ok(Built { kernel: b.finish(String::new()), arguments, summary, then: None })
