@@ -9,8 +9,8 @@ use weldment_tests::execute::{Stored, Values};
 use weldment_tests::programs::RankPrograms;
 use weldment_tests::protocol::{Content, Event, Programs, Slabs, Violation, explore};
 
-/// -0.0: what stands where nothing has arrived.
-const EMPTY: u32 = 0x8000_0000;
+/// What stands where nothing has arrived: -0.0, and in the second stage a NaN.
+const EMPTY: &[u32] = &[0x8000_0000, 0xffff_ffff];
 /// The first of the epochs that wrap within a few steps.
 const NEAR_WRAP: u32 = u32::MAX - 1;
 /// Programs of a grid whose programs walk rows.

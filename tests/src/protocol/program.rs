@@ -14,8 +14,8 @@ pub struct Slabs {
     pub stride: usize,
     /// The first rank's bytes before the first step.
     pub initial: Vec<u8>,
-    /// The word that stands where nothing has arrived.
-    pub empty: u32,
+    /// The words that stand where nothing has arrived, which is not stored as data.
+    pub empty: &'static [u32],
     /// Words that are looked at, of each 8 of data: one, or two that may arrive apart.
     pub words: usize,
 }
@@ -65,7 +65,7 @@ impl Slabs {
         }
         let start = seen.into_iter().filter_map(|word| {
             let found = self.initially(word);
-            match (numbers.contains(&word), found == self.empty) {
+            match (numbers.contains(&word), self.empty.contains(&found)) {
                 (true, _) => Some((word, Content::Number(found))),
                 (false, true) => Some((word, Content::Empty)),
                 (false, false) => None,
@@ -78,7 +78,8 @@ impl Slabs {
         let only = |words: Vec<(Word, u32)>| words.into_iter().map(|(w, _)| w).collect();
         match kind {
             AccessKind::Store => {
-                let content = |bits| if bits == self.empty { Content::Empty } else { Content::Data(rank, number) };
+                let content =
+                    |bits| if self.empty.contains(&bits) { Content::Empty } else { Content::Data(rank, number) };
                 Event::Store { words: words.into_iter().map(|(w, bits)| (w, content(bits))).collect() }
             }
             AccessKind::Signal { release } => {

@@ -1,17 +1,13 @@
 //! All-gather along the last dim: every rank pushes its columns, and each puts all of them side by side.
 
 use super::columns::Columns;
-use super::{check_rows, world};
+use super::{NAN, check_rows, world};
 use crate::kernels::row::elem_of;
 use crate::kernels::schedule::{Piece, param};
 use crate::kernels::{Argument, Built, Request, RowSpace, last_dim, require, row_stride};
 use crate::tile::{Access, Builder, Compare, Elem, Param, V};
 use weldment_ir::Op;
 use weldment_passes::target::Refusal;
-
-/// What stands where nothing has arrived: a NaN. That one NaN travels as its neighbour; every other value keeps its bits, -0.0
-/// too.
-const EMPTY: u32 = 0xffff_ffff;
 
 /// Preconditions of the family.
 ///
@@ -43,11 +39,12 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
     let mut arguments = vec![Argument::Operand(0), Argument::Result(0)];
     let x_param = param(&mut b, r.target, "x", x, Access::Read);
     let out_param = param(&mut b, r.target, "out", out, Access::Write);
-    let columns = Columns::new(&mut b, r, world, &rows, (n, elem), EMPTY);
+    let columns = Columns::new(&mut b, r, world, &rows, (n, elem), NAN);
     let (x_stride, out_stride) = (row_stride(x)?, row_stride(out)?);
     let size = elem.bytes() as i64;
     let own = |b: &mut Builder, row: V, piece: &Piece| -> V {
         let v = load(b, x_param, piece, row, x_stride, elem);
+        // The NaN that stands for nothing travels as its neighbour; every other value keeps its bits, -0.0 too.
         let empty = b.int_of(elem, &[], -1);
         let other = b.int_of(elem, &[], -2);
         let is_empty = b.compare(Compare::Equal, v, empty);

@@ -101,6 +101,9 @@ fn negative_zero(dtype: DType) -> u32 {
     if dtype == DType::F32 { 0x8000_0000 } else { 0x8000_8000 }
 }
 
+/// All bits set, a NaN: stands for what has not arrived where -0.0 is pushed.
+const NAN: u32 = 0xffff_ffff;
+
 /// Preconditions of everything whose rows are exchanged.
 fn check_rows<'t>(tensors: impl IntoIterator<Item = &'t Tensor>) -> Result<(), Refusal> {
     for t in tensors {

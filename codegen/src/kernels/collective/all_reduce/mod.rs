@@ -9,11 +9,11 @@ mod two_stage;
 use super::{check_rows, packs, world};
 use crate::kernels::minifloat::MiniFloat;
 use crate::kernels::quantise::{Sink, format};
-use crate::kernels::row::rounded;
+use crate::kernels::row::elem_of;
 use crate::kernels::schedule::{Piece, Walk, param};
 use crate::kernels::{Argument, Built, Request, RowSpace, Tensor, require, row_stride};
 use crate::select::stages::{self, Stages};
-use crate::tile::{Access, Builder, Param, Reduction, V};
+use crate::tile::{Access, Builder, Conversion, Elem, Param, Reduction, V};
 use weldment_ir::{DType, Op};
 use weldment_passes::target::Refusal;
 
@@ -221,7 +221,7 @@ impl Tensors {
         weights
     }
 
-    /// Stores a row's sums, which `total` gives by piece in f32, and its norm.
+    /// Stores a row's sums, which `total` gives by piece in f32 or rounded already, and its norm.
     fn finish(
         &self,
         b: &mut Builder,
@@ -230,14 +230,14 @@ impl Tensors {
         weights: Option<V>,
         mut total: impl FnMut(&mut Builder, &Piece) -> V,
     ) {
-        let nothing = walk.per_row(b, 0.0);
+        let (nothing, elem) = (walk.per_row(b, 0.0), elem_of(self.sum.dtype).unwrap_or(Elem::F32));
         let mut kept = None;
         let squares = walk.each(b, &[nothing], |b, piece, carried| {
             let total = total(b, piece);
-            // The norm is of the sum as stored, rounded once; a small negative sum is rounded to a negative zero.
-            let total = rounded(b, self.sum.dtype, total);
-            let total = clean(b, total);
-            self.sum.store(b, piece, row, total);
+            let stored = b.convert(Conversion::Float, total, elem);
+            self.sum.store(b, piece, row, stored);
+            // The norm is of the sum as stored, rounded once.
+            let total = b.to_f32(stored);
             kept = Some(total);
             if self.norm.is_none() {
                 return carried.to_vec();

@@ -5,12 +5,12 @@ use super::{Tensors, clean, parts, tensors, width};
 use crate::kernels::collective::channel::Channel;
 use crate::kernels::collective::mailbox::{Mailbox, each_row};
 use crate::kernels::collective::peers::Peers;
-use crate::kernels::collective::{channel_programs, negative_zero, programs, world};
-use crate::kernels::row::{elem_of, rounded};
+use crate::kernels::collective::{NAN, channel_programs, negative_zero, programs, world};
+use crate::kernels::row::elem_of;
 use crate::kernels::schedule::Walk;
 use crate::kernels::{Built, Request, RowSpace};
 use crate::select::stages;
-use crate::tile::{Builder, Conversion, Elem};
+use crate::tile::{Builder, Compare, Conversion, Elem, V};
 use weldment_passes::target::Refusal;
 
 /// The kernel of a request that passed the family's check.
@@ -35,17 +35,15 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
     }
     let most = channel_programs(r.target, world, slice * elem.bytes().max(total_elem.bytes()));
     let dealt = programs(&mut b, r, &rows, most);
-    let channel = |stage, elem: Elem, dtype| {
-        let channel = Channel::new(world, dealt.rows, slice * elem.bytes(), negative_zero(dtype));
-        (Channel { stage, ..channel }, elem)
-    };
     let first = b.program_id(0);
     let peers = Peers::open(&mut b, r.target, world, threads, &mut arguments);
-    let mut mailbox = |b: &mut Builder, stage, elem, dtype| {
-        Mailbox::open(b, r.target, channel(stage, elem, dtype), peers.clone(), first, &mut arguments)
+    let mut mailbox = |b: &mut Builder, stage, elem: Elem, empty| {
+        let channel = Channel { stage, ..Channel::new(world, dealt.rows, slice * elem.bytes(), empty) };
+        Mailbox::open(b, r.target, (channel, elem), peers.clone(), first, &mut arguments)
     };
-    let slices = mailbox(&mut b, 0, elem, dtype);
-    let sums = mailbox(&mut b, 1, total_elem, sum.dtype);
+    let slices = mailbox(&mut b, 0, elem, negative_zero(dtype));
+    // A small sum may be rounded to -0.0, which a NaN of those bits never is.
+    let sums = mailbox(&mut b, 1, total_elem, NAN);
     let walk = Walk::of(d, row_width, gpu.then_some(1), None, first);
     let parts = Walk::of(slice, width(r, slice).0, gpu.then_some(1), None, first);
     let weights = t.early_weights(&mut b, &walk);
@@ -74,8 +72,7 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
             });
             let total = total.unwrap_or(own);
             let total = addend.map_or(total, |other| b.add(total, other));
-            let total = rounded(b, sum.dtype, total);
-            let total = clean(b, total);
+            let total = quiet(b, total);
             let total = b.convert(Conversion::Float, total, total_elem);
             sums.push_to_all(b, &sums_turn, piece, total);
             Vec::new()
@@ -84,11 +81,15 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
             sums.empty_row(b, &sums_turn, piece);
             Vec::new()
         });
-        t.finish(b, &walk, row, weights, |b, piece| {
-            let v = sums.row(b, &sums_turn, piece);
-            b.to_f32(v)
-        });
+        t.finish(b, &walk, row, weights, |b, piece| sums.row(b, &sums_turn, piece));
     });
     let summary = format!("{} of {d} {dtype} over {world} ranks, two stages", r.op.kind());
     Ok(Built { kernel: b.finish(String::new()), arguments, summary, then: None })
+}
+
+/// `v` with one NaN for all.
+fn quiet(b: &mut Builder, v: V) -> V {
+    let is_number = b.compare(Compare::Equal, v, v);
+    let nan = b.float(f64::NAN);
+    b.select(is_number, v, nan)
 }
