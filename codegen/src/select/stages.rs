@@ -35,9 +35,11 @@ enum Machine {
 const TABLE: &[Row] = &[
     // Two ranks send as much in one stage as in two.
     Row { machine: Machine::Nvidia, world: 2, one_stage: u64::MAX },
-    Row { machine: Machine::Nvidia, world: 4, one_stage: 512 << 10 },
-    Row { machine: Machine::Nvidia, world: 8, one_stage: 256 << 10 },
-    // Measured on MI300 with 4 ranks and 7168 bf16: between 16 and 32 tokens.
+    // Measured on four H200 (docs/collectives.md): between 6 and 8 tokens of 7168 bf16, 12 and 16 of 4096.
+    Row { machine: Machine::Nvidia, world: 4, one_stage: 96 << 10 },
+    // Estimated: a rank more costs one stage 0.42 us at one token of 4096 bf16, and two stages next to nothing.
+    Row { machine: Machine::Nvidia, world: 8, one_stage: 4 << 10 },
+    // Published for MI300 with 4 ranks and 7168 bf16, of kernels with flags: between 16 and 32 tokens.
     Row { machine: Machine::Amd, world: 2, one_stage: u64::MAX },
     Row { machine: Machine::Amd, world: 4, one_stage: 256 << 10 },
     Row { machine: Machine::Amd, world: 8, one_stage: 128 << 10 },

@@ -74,7 +74,9 @@ mod tests {
         // 256 KiB for up to four ranks, 128 KiB for up to eight: 16 tokens of 14,336 bytes are 224 KiB.
         assert_eq!(of("gfx942", 4, None), [18]);
         assert_eq!(of("gfx942", 8, None), [9]);
-        assert!(of("gfx942", 2, None).is_empty());
+        assert_eq!(of("sm_90a", 4, None), [6]);
+        // A row of eight ranks is above the limit already: two stages from the first token on.
+        assert!(of("sm_90a", 8, None).is_empty() && of("gfx942", 2, None).is_empty());
         // 7168 in packs of 8 cannot be shared out among six.
         assert!(of("gfx942", 6, None).is_empty());
         assert!(of("gfx942", 4, Some("1")).is_empty());
