@@ -241,3 +241,26 @@ fn every_choice_is_listed_can_be_fixed_and_is_recorded() {
     let said = place.fails(&["explain", &model, "--set", "token_splits=9"]);
     assert!(said.contains("0, 1, 2"), "{said}");
 }
+
+/// The bench of collectives: graphs, artifacts of every form, a table. On the host here; docs/collectives.md has what GPUs gave.
+#[test]
+fn collectives_are_timed_by_form() {
+    let place = Place::new();
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/bench/collectives.py");
+    let python = |arguments: &[&str]| {
+        let mut command = Command::new("python3");
+        command.arg(script).args(arguments).current_dir(place.dir.path()).env("XDG_CACHE_HOME", place.path("cache"));
+        let out = command.output().unwrap();
+        assert!(out.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&out.stderr));
+        String::from_utf8(out.stdout).unwrap()
+    };
+    let weldment = env!("CARGO_BIN_EXE_weldment");
+    let model = ["--world", "2", "--hidden", "64", "--most", "8", "--target", "x86-64-v3"];
+    python(&[&["compile", "c", "--weldment", weldment][..], &model].concat());
+    let device = ["--device", "host", "--tokens", "1,5", "--pairs", "1", "--seconds", "0.02"];
+    let table = python(&[&["time", "c", "--runtime", weldment][..], &device].concat());
+    let rows: Vec<Vec<&str>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(rows[1], ["tokens", "auto", "one", "two", "lost"], "{table}");
+    assert_eq!([rows[2][0], rows[3][0]], ["1", "5"], "{table}");
+    assert!(rows[2..].iter().flatten().all(|cell| cell.parse::<f64>().is_ok_and(f64::is_finite)), "{table}");
+}

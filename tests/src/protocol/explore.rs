@@ -444,6 +444,26 @@ mod tests {
     }
 
     #[test]
+    fn a_counter_compared_by_size_fails_at_the_wrap() {
+        let last = u32::MAX;
+        let events = |modular| {
+            let (mut send, mut receive) = (Vec::new(), Vec::new());
+            for (n, count) in [last, 0].into_iter().enumerate() {
+                let data = word(1, DATA + 4 * n as u64);
+                send.push(Event::Store { words: vec![(data, Content::Data(0, n))] });
+                send.push(Event::Signal { words: vec![(word(1, FLAG), count)], order: Order::Ordered });
+                receive.push(Event::Await { words: vec![(word(1, FLAG), count)], modular, order: Order::Ordered });
+                receive.push(Event::Load { words: vec![data] });
+            }
+            [send, receive]
+        };
+        let start = [(word(1, FLAG), Content::Number(last - 1))];
+        assert!(explore(&events(true), &start).is_ok());
+        // The counter that has gone on to 0 is never as large as the last again.
+        assert!(matches!(explore(&events(false), &start), Err(Violation::Hang { .. })));
+    }
+
+    #[test]
     fn nobody_to_wait_for_is_a_hang() {
         let wait = vec![Event::Await { words: vec![(word(0, FLAG), 1)], modular: true, order: Order::Ordered }];
         let start = [(word(0, FLAG), Content::Number(0))];
