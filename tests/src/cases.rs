@@ -1,6 +1,8 @@
 //! Graphs that bring every kernel family of GPU targets to code: normal, ragged and edge shapes in every dtype, small
 //! enough for an emulator.
 
+mod collectives;
+
 use crate::draft::Draft;
 use crate::execute::{Stored, difference, difference_of_scale};
 use indexmap::IndexMap;
@@ -21,6 +23,19 @@ pub struct Case {
     pub tolerance: f64,
     /// How outputs are compared.
     pub difference: fn(&Outputs, &Outputs) -> f64,
+    /// The ranks that run it together, if there are several.
+    pub ranks: Option<Ranks>,
+}
+
+/// One of several ranks.
+#[derive(Clone, Copy, Debug)]
+pub struct Ranks {
+    /// How many there are.
+    pub world: usize,
+    /// The one that an emulator runs.
+    pub rank: usize,
+    /// What follows the target's name: choices that are fixed.
+    pub choices: &'static str,
 }
 
 fn sym(name: &str) -> Dim {
@@ -60,12 +75,17 @@ impl Case {
         let name = format!("{}, {tokens} of {max} tokens", name.into());
         // As the driver splits: one token, or more than one.
         let draft = Draft::new(tokens, max.min(2)..=max);
-        Case { name, draft, tolerance, difference }
+        Case { name, draft, tolerance, difference, ranks: None }
     }
 
     fn outputs(mut self, outputs: &[Value]) -> Case {
         self.draft.results(outputs);
         self
+    }
+
+    /// A target with the choices that the case fixes.
+    pub fn target(&self, name: &str) -> String {
+        format!("{name}{}", self.ranks.map_or("", |ranks| ranks.choices))
     }
 
     /// Errors count against the largest result: products that cancel keep the rounding of their operands.
@@ -143,6 +163,7 @@ pub fn cases() -> Vec<Case> {
         all.push(gather(1, 1, 256, format, DType::BF16));
     }
     all.push(copies());
+    all.extend(collectives::cases());
     all
 }
 

@@ -3,15 +3,17 @@
 //! `tests/emulated.lock` names every code object of every case by its hash. Whoever changes a kernel changes hashes, and
 //! must run `make emulate` again; `make test` compares.
 
-use crate::cases::{Case, Outputs};
-use crate::execute::{Build, build, collect, fill, reference, resolve, spread};
+use crate::cases::{Case, Outputs, Ranks};
+use crate::execute::{Build, Values, build, collect, fill, reference, resolve, spread};
+use crate::programs::RankPrograms;
+use crate::ranks::comm_table;
 use serde_json::{Value as Json, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use weldment_ir::OutputKind;
+use weldment_ir::{Op, OutputKind};
 use weldment_passes::buffer::External;
-use weldment_runtime::artifact::{GridDim, Kernel, Region};
+use weldment_runtime::artifact::{Arg, GridDim, Kernel, Region};
 
 /// Targets that the emulator knows.
 pub const TARGETS: [&str; 2] = ["gfx942", "gfx950"];
@@ -44,7 +46,7 @@ impl Object {
 /// Any stage's, as text.
 pub fn object(case: &Case, target: &str) -> Result<Object, String> {
     let values = fill(&case.graph, &case.dims, case.given.clone(), 1);
-    let built = build(&case.graph, &values, target)?;
+    let built = build(&case.graph, &values, &case.target(target))?;
     Ok(Object {
         hash: weldment_runtime::blake3_hex(&built.compiled.code),
         code: built.compiled.code,
@@ -72,6 +74,47 @@ pub struct Job {
     expected: Outputs,
     /// Output name, its buffer's file, its place, its shape.
     outputs: Vec<(String, PathBuf, External, Vec<u64>)>,
+    /// The slabs' file, and what they must hold afterwards.
+    slabs: Option<(PathBuf, Vec<u8>)>,
+}
+
+/// What one of several ranks begins a step with and what it must leave.
+struct Step {
+    /// The slabs of all ranks before and after, and the bytes of each.
+    slabs: [Vec<u8>; 2],
+    distance: usize,
+    expected: Outputs,
+}
+
+/// The second step of the case's rank, by the tile programs: so some areas hold what they held in the first, and are made empty.
+fn second_step(case: &Case, target: &str, Ranks { world, rank, .. }: Ranks) -> Result<(Values, Step), String> {
+    let of = |step: u64, rank: usize| {
+        let weights = fill(&case.graph, &case.dims, case.given.clone(), 1);
+        let weight = |name: &String| {
+            case.graph.ids().any(|id| matches!(&case.graph.node(id).op, Op::Weight { name: n, .. } if **n == **name))
+        };
+        let weights = weights.into_iter().filter(|(name, _)| weight(name)).collect();
+        fill(&case.graph, &case.dims, weights, 10 * step + rank as u64)
+    };
+    let steps = [1, 2].map(|step| (0..world).map(|rank| of(step, rank)).collect::<Vec<_>>());
+    let mut programs = RankPrograms::new(&case.graph, &steps[1][rank], &case.target(target), world)?;
+    let (distance, initial) = programs.slab();
+    programs.run(&case.dims, &steps[0], 1)?;
+    let mut before = programs.slabs().clone();
+    programs.run(&case.dims, &steps[1], 2)?;
+    let own = rank * distance..(rank + 1) * distance;
+    let words = before[own.clone()].chunks_exact_mut(4).zip(initial.chunks_exact(4));
+    for ((word, initial), arrived) in words.zip(programs.slabs()[own].chunks_exact(4)) {
+        // The epochs stay as they were.
+        if word == initial && initial != [0; 4] {
+            word.copy_from_slice(arrived);
+        }
+    }
+    *programs.slabs() = before.clone();
+    let expected = programs.run_alone(rank, &case.dims, &steps[1])?;
+    let after = programs.slabs().clone();
+    let [_, mut values] = steps;
+    Ok((values.swap_remove(rank), Step { slabs: [before, after], distance, expected }))
 }
 
 /// Writes a case as a job into `dir`.
@@ -80,9 +123,15 @@ pub struct Job {
 /// Any stage's, as text.
 pub fn write_job(case: &Case, target: &str, dir: &Path) -> Result<Job, String> {
     std::fs::create_dir_all(dir).map_err(|e| e.to_string())?;
-    let values = fill(&case.graph, &case.dims, case.given.clone(), 1);
-    let expected = reference(&case.graph, &case.dims, &values)?;
-    let built = build(&case.graph, &values, target)?;
+    let (values, step) = match case.ranks {
+        Some(ranks) => second_step(case, target, ranks).map(|(values, step)| (values, Some(step)))?,
+        None => (fill(&case.graph, &case.dims, case.given.clone(), 1), None),
+    };
+    let expected = match &step {
+        Some(step) => step.expected.clone(),
+        None => reference(&case.graph, &case.dims, &values)?,
+    };
+    let built = build(&case.graph, &values, &case.target(target))?;
     let pack = built.pack(&case.graph)?;
     let Build { plan, compiled, .. } = built;
     let dims: Vec<u64> = case.graph.symbols().keys().map(|s| case.dims[&**s]).collect();
@@ -114,6 +163,13 @@ pub fn write_job(case: &Case, target: &str, dir: &Path) -> Result<Job, String> {
     for e in &plan.outputs {
         results.push(add(&e.name, &vec![0xff; e.bytes as usize])?);
     }
+    let shared = match (&step, case.ranks) {
+        (Some(step), Some(Ranks { world, rank, .. })) => {
+            let table = comm_table(rank, world, step.distance, 0, 0);
+            Some((add("slabs", &step.slabs[0])?, add("comm", &table)?, rank * step.distance))
+        }
+        _ => None,
+    };
     // A GPU's grid is that of the largest dims; programs past the step's own leave at once.
     let most: Vec<u64> = case.graph.symbols().values().map(|r| r.max).collect();
     let mut launches = Vec::new();
@@ -127,15 +183,20 @@ pub fn write_job(case: &Case, target: &str, dir: &Path) -> Result<Job, String> {
                 GridDim::Symbol { symbol, mul, div } => (most[symbol as usize] * mul).div_ceil(div),
             })
             .collect();
-        let place = |region: Region| match region {
-            Region::Arena => arena,
-            Region::Weights => weights,
-            Region::State(i) => states[i as usize],
-            Region::Input(i) => inputs[i as usize],
-            Region::Output(i) => results[i as usize],
-            Region::Slab | Region::Comm => unreachable!("one rank has no collectives"),
+        let place = |Arg { region, offset }: &Arg| -> Result<(usize, u64), String> {
+            let (slabs, comm, own) = shared.unwrap_or_default();
+            Ok(match region {
+                Region::Arena => (arena, *offset),
+                Region::Weights => (weights, *offset),
+                Region::State(i) => (states[*i as usize], *offset),
+                Region::Input(i) => (inputs[*i as usize], *offset),
+                Region::Output(i) => (results[*i as usize], *offset),
+                Region::Slab | Region::Comm if shared.is_none() => return Err("one rank has no collectives".into()),
+                Region::Slab => (slabs, own as u64 + offset),
+                Region::Comm => (comm, *offset),
+            })
         };
-        let mut args: Vec<(usize, u64)> = launch.args.iter().map(|a| (place(a.region), a.offset)).collect();
+        let mut args = launch.args.iter().map(place).collect::<Result<Vec<_>, _>>()?;
         args.push((block, 0));
         launches.push(json!({ "kernel": kernel.name, "grid": grid, "block": [kernel.threads], "args": args }));
     }
@@ -158,7 +219,11 @@ pub fn write_job(case: &Case, target: &str, dir: &Path) -> Result<Job, String> {
     }
     let hash = weldment_runtime::blake3_hex(&compiled.code);
     let object = Object { hash, code: compiled.code, kernels: compiled.kernels };
-    Ok(Job { path, object, expected, outputs })
+    let slabs = step.zip(shared).map(|(step, (slabs, ..))| {
+        let [_, after] = step.slabs;
+        (buffers[slabs].0.clone(), after)
+    });
+    Ok(Job { path, object, expected, outputs, slabs })
 }
 
 impl Job {
@@ -184,7 +249,16 @@ impl Job {
                 }
             }
         }
-        Ok(((case.difference)(&self.expected, &found), shown))
+        let mut apart = (case.difference)(&self.expected, &found);
+        if let Some((path, after)) = &self.slabs {
+            let found = std::fs::read(path).map_err(|e| e.to_string())?;
+            let wrong = after.iter().zip(&found).filter(|(a, b)| a != b).count();
+            if wrong > 0 || after.len() != found.len() {
+                shown += &format!("; slabs: {wrong} bytes differ");
+                apart = f64::INFINITY;
+            }
+        }
+        Ok((apart, shown))
     }
 }
 

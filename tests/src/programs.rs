@@ -139,6 +139,28 @@ impl<'g> RankPrograms<'g> {
         }
     }
 
+    /// The slabs of all ranks, one after the other.
+    pub fn slabs(&mut self) -> &mut Vec<u8> {
+        &mut self.slabs.bytes
+    }
+
+    /// Runs one step of one rank, to whom all have pushed what it waits for. Gives its outputs.
+    ///
+    /// # Errors
+    /// As [`RankPrograms::run`].
+    pub fn run_alone(
+        &mut self,
+        rank: usize,
+        dims: &BTreeMap<String, u64>,
+        values: &[Values],
+    ) -> Result<Outputs, String> {
+        let mut outputs = self.launches(dims, values, &mut |kernel, arguments, memory, launch, _| {
+            tile_interpreter::run_ranks(kernel, dims, &arguments[rank..=rank], memory, launch, launch)
+                .map_err(|e| format!("{e}\n{kernel}"))
+        })?;
+        Ok(outputs.swap_remove(rank))
+    }
+
     /// Bytes of a rank's slab, and its words before the first step.
     pub fn slab(&self) -> (usize, Vec<u8>) {
         (self.slab.bytes as usize, initial(&self.slab))

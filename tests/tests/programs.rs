@@ -12,7 +12,8 @@ const TARGETS: [&str; 4] = ["gfx90a", "gfx942", "gfx950", "sm_90a"];
 /// The emulator's cases, on every target.
 #[test]
 fn every_family_agrees_with_the_graph() {
-    for case in cases() {
+    // Those of several ranks: tests/collectives.rs.
+    for case in cases().into_iter().filter(|case| case.ranks.is_none()) {
         let values = random_values(&case.graph, &case.dims, case.given.clone(), 7).expect("values");
         let expected = reference(&case.graph, &case.dims, &values).expect("the interpreter takes the case");
         for target in TARGETS {
