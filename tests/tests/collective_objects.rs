@@ -59,7 +59,7 @@ fn lines(text: &str, what: &str) -> Vec<usize> {
 #[test]
 fn ptx_pushes_and_looks_at_system_scope() {
     for world in [2, 4, 8] {
-        let text = all_reduce(&add_norm(world, 7168, 8), "sm_90a");
+        let text = all_reduce(&add_norm(world, 7168, 8), "sm_90a all_reduce=1");
         let (pushes, looks) = (lines(&text, "st.volatile.global.v4.b32"), lines(&text, "ld.volatile.global.v4.b32"));
         // Two vectors a thread: to each peer once, and as many areas made empty.
         assert_eq!(pushes.len(), 2 * 2 * (world as usize - 1), "{text}");
