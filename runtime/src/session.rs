@@ -3,6 +3,7 @@
 mod sequences;
 
 use crate::artifact::{Artifact, Dim, Manifest, Model, Program};
+use crate::comm::control::MESSAGE_BYTES;
 use crate::comm::group::step_signature;
 use crate::comm::member::Member;
 use crate::comm::{DEFAULT_DEADLINE, Group};
@@ -481,16 +482,22 @@ impl Session {
         first.map(|bytes| u64::from_le_bytes(*bytes)).ok_or_else(|| Error::Driver("rank 0 left no number".into()))
     }
 
-    /// The longest of all ranks' times, on all ranks. All ranks call this together.
+    /// Makes each time the longest of all ranks', on all ranks. All ranks call this together, with as many times.
     ///
     /// # Errors
     /// [`Error::Rank`] if the job is over.
-    pub fn slowest(&self, time: Duration) -> Result<Duration> {
-        let Some(member) = &self.member else { return Ok(time) };
-        let nanos = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
-        let messages = member.group().exchange("exchange of a time", &nanos.to_le_bytes())?;
-        let times = messages.iter().filter_map(|message| message.first_chunk()).map(|bytes| u64::from_le_bytes(*bytes));
-        Ok(Duration::from_nanos(times.fold(nanos, u64::max)))
+    pub fn slowest(&self, times: &mut [Duration]) -> Result<()> {
+        let Some(member) = &self.member else { return Ok(()) };
+        for times in times.chunks_mut(MESSAGE_BYTES / 8) {
+            let nanos = times.iter().map(|time| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
+            let message: Vec<u8> = nanos.flat_map(u64::to_le_bytes).collect();
+            for message in member.group().exchange("exchange of times", &message)? {
+                for (time, bytes) in times.iter_mut().zip(message.as_chunks().0) {
+                    *time = (*time).max(Duration::from_nanos(u64::from_le_bytes(*bytes)));
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Waits for the last step and returns its logits `[R, vocab]`, row-major f32; none before the first step.

@@ -104,15 +104,27 @@ fn second_step(case: &Case, target: &str, Ranks { world, rank, .. }: Ranks) -> R
     programs.run(&case.dims, &steps[1], 2)?;
     let own = rank * distance..(rank + 1) * distance;
     let words = before[own.clone()].chunks_exact_mut(4).zip(initial.chunks_exact(4));
-    for ((word, initial), arrived) in words.zip(programs.slabs()[own].chunks_exact(4)) {
+    for ((word, initial), arrived) in words.zip(programs.slabs()[own.clone()].chunks_exact(4)) {
         // The epochs stay as they were.
         if word == initial && initial != [0; 4] {
             word.copy_from_slice(arrived);
         }
     }
-    *programs.slabs() = before.clone();
-    let expected = programs.run_alone(rank, &case.dims, &steps[1])?;
-    let after = programs.slabs().clone();
+    let mut alone = |before: &[u8], values: &[Values]| {
+        *programs.slabs() = before.to_vec();
+        let outputs = programs.run_alone(rank, &case.dims, values)?;
+        Ok::<_, String>((outputs, programs.slabs().clone()))
+    };
+    // What the rank itself sends to its own slab, it must send: with other inputs other words arrive there, which are made empty.
+    let (_, other) = alone(&before, &(0..world).map(|rank| of(3, rank)).collect::<Vec<_>>())?;
+    let at = own.start;
+    let words = before[own].chunks_exact_mut(4).zip(initial.chunks_exact(4)).zip(other[at..].chunks_exact(4));
+    for ((word, initial), other) in words.filter(|((_, initial), _)| *initial != [0; 4]) {
+        if word != other && other != initial {
+            word.copy_from_slice(initial);
+        }
+    }
+    let (expected, after) = alone(&before, &steps[1])?;
     let [_, mut values] = steps;
     Ok((values.swap_remove(rank), Step { slabs: [before, after], distance, expected }))
 }

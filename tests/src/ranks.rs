@@ -51,7 +51,7 @@ pub fn initial(slab: &Slab) -> Vec<u8> {
     bytes
 }
 
-/// Bytes that may hold epochs and flags: all that are not filled.
+/// Bytes that may hold epochs: all that are not filled.
 pub(crate) fn epochs(slab: &Slab) -> Vec<std::ops::Range<usize>> {
     let mut start = 0;
     let mut out = Vec::new();

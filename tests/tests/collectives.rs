@@ -24,7 +24,9 @@ fn rounded(dtype: DType, x: f32) -> f32 {
 
 /// Values of every kind that a sum must get right: signed zeros, subnormals, huge ones, and in `wild` also infinities and NaN.
 fn values(random: &mut Random, dtype: DType, n: usize, wild: bool) -> Vec<f32> {
-    let special = [-0.0, 0.0, 1e-40, -1e-40, 6e4, -6e4, f32::INFINITY, f32::NEG_INFINITY, f32::NAN];
+    // The last NaN has the bits that stand for nothing where sums are waited for.
+    let (nan, all_bits) = (f32::NAN, f32::from_bits(u32::MAX));
+    let special = [-0.0, 0.0, 1e-40, -1e-40, 6e4, -6e4, f32::INFINITY, f32::NEG_INFINITY, nan, all_bits];
     let kinds = if wild { special.len() as u64 } else { 6 };
     (0..n)
         .map(|_| {
@@ -266,6 +268,10 @@ fn two_stages_give_the_same_bits() {
             check_reduce(target, Reduce { form, world, h, dtype, most: 5, steps, epoch });
         }
     }
+    // Rows in several pieces.
+    let (form, steps, epoch) = (Form::AddNorm, &[1, 2], 0);
+    let wide = Reduce { form, world: 2, h: 16_400, dtype: DType::BF16, most: 2, steps, epoch };
+    check_reduce("sm_90a all_reduce=2", wide);
     // More rows than programs.
     for (target, steps) in [("host all_reduce=2", &[100, 3, 70]), ("sm_90a all_reduce=2", &[1100, 3, 1030])] {
         let (form, epoch, most) = (Form::AddNorm, u32::MAX - 1, steps[0]);
@@ -322,6 +328,42 @@ fn all_gathers_join_columns_and_keep_their_bits() {
             let expected: Vec<f32> = (0..tokens as usize).flat_map(row).collect();
             for (rank, found) in found.iter().enumerate() {
                 same(found, &expected, &format!("{target}, all_gather of {n} {dtype}, rank {rank} of {world}"));
+            }
+        }
+    }
+}
+
+/// Rows of other widths in chunks of the same size: what one leaves behind its end, nobody else makes empty.
+#[test]
+fn gathers_of_other_widths_keep_apart() {
+    for (target, widths) in [("host", [7, 8]), ("sm_90a", [33, 40])] {
+        let (world, dtype) = (2, DType::BF16);
+        let mut draft = Draft::new(2, 1..=2);
+        let outputs = widths.map(|n| {
+            let x = draft.input(&format!("x{n}"), dtype, rows(n));
+            draft.push(Op::AllGather { axis: 1, world }, &[x])
+        });
+        draft.results(&outputs);
+        let weights = Values::new();
+        let mut ranks = Engine::new(&draft, &weights, target, world as usize, 0);
+        let mut random = Random::new(11);
+        for step in 0..9 {
+            let parts = widths.map(|n| [0, 1].map(|_| values(&mut random, dtype, 2 * n as usize, true)));
+            let own = |rank: usize| {
+                let each = widths
+                    .iter()
+                    .zip(&parts)
+                    .map(|(n, parts)| (format!("x{n}"), Stored::floats(dtype, &[2, *n], &parts[rank])));
+                Values::from_iter(each)
+            };
+            let found = ranks.run(&draft.dims, &[own(0), own(1)]);
+            for (i, (n, parts)) in widths.iter().zip(&parts).enumerate() {
+                let n = *n as usize;
+                let row = |t: usize| parts.iter().flat_map(move |p| p[t * n..(t + 1) * n].iter().copied());
+                let expected: Vec<f32> = (0..2).flat_map(row).collect();
+                for found in &found {
+                    same(&found[&format!("out{i}")], &expected, &format!("{target}, {n} columns, step {step}"));
+                }
             }
         }
     }

@@ -77,7 +77,7 @@ impl Scope<'_> {
         if known(w.comm) && known(w.slab) { Ok(()) } else { Err(format!("{w:?} names no parameters")) }
     }
 
-    /// Words of signals: i32, one or [n, 1].
+    /// A word that is signalled or waited for: i32.
     fn word(&self, address: &Address, value: V) -> Result<(), String> {
         self.scalar(value, Elem::I32)?;
         self.address(address, self.ty(value)?, None)

@@ -234,7 +234,7 @@ fn decode(session: &mut Session, shape: Shape, budget: Duration) -> Result<Decod
     Ok(decoded)
 }
 
-/// The median time of `body`, after one run to warm up. All ranks run it as often as rank 0 says.
+/// The median time of `body` on the slowest rank, after one run to warm up. All ranks run it as often as rank 0 says.
 fn repeat(
     session: &mut Session,
     budget: Duration,
@@ -250,6 +250,7 @@ fn repeat(
         body(session)?;
         times.push(at.elapsed());
     }
+    session.slowest(&mut times)?;
     Ok(gpu_bench::median(&mut times))
 }
 

@@ -29,6 +29,11 @@ impl Shape {
         if batch == 0 {
             return Err(Error::InvalidInput("--batch must be at least 1".into()));
         }
+        let most = |name| manifest.symbol(name).map_or(u64::MAX, |(_, symbol)| symbol.max);
+        let most = ["T", "B", "R"].map(most).into_iter().fold(u64::MAX, u64::min);
+        if batch as u64 > most {
+            return Err(Error::InvalidInput(format!("--batch {batch} is outside the compiled range 1..={most}")));
+        }
         let width = manifest.symbol("P").map_or(1, |(_, p)| p.max);
         let positions = width.saturating_mul(u64::from(manifest.model.kv_block));
         let limit = positions.min(u64::from(manifest.model.max_seq)) as usize;

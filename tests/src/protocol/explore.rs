@@ -37,7 +37,8 @@ pub enum Content {
     Data(usize, usize),
 }
 
-/// Whether a flag's store or wait orders what is around it.
+/// Whether a flag's store or wait orders what is around it. Programs wait in order; relaxed waits, and counters compared by size, are for the
+/// model's own tests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Order {
     /// It orders nothing.

@@ -27,6 +27,9 @@ pub struct Channel {
     pub programs: u64,
     /// Bytes that a program gets of one rank in one epoch, a multiple of 16.
     pub chunk: u64,
+    /// Bytes of a rank's row, of which programs have chunks. Where the last chunk ends is what is made empty again: launches whose rows end
+    /// elsewhere may not share a channel.
+    pub row: u64,
     /// Bits of the element, repeated to 32, that stands where nothing has arrived.
     pub empty: u32,
     /// Which of the exchanges of one launch: those may not share a channel.
@@ -34,9 +37,9 @@ pub struct Channel {
 }
 
 impl Channel {
-    /// A channel for `bytes` a program, rank and epoch.
+    /// A channel for rows of `bytes`, whole, a program, rank and epoch.
     pub fn new(world: u32, programs: u64, bytes: u64, empty: u32) -> Channel {
-        Channel { world, programs, chunk: bytes.next_multiple_of(VECTOR), empty, stage: 0 }
+        Channel { world, programs, chunk: bytes.next_multiple_of(VECTOR), row: bytes, empty, stage: 0 }
     }
 
     /// Byte at which the areas start.

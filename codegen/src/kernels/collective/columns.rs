@@ -47,6 +47,7 @@ impl Columns {
         let most = channel_programs(r.target, world, width * elem.bytes());
         let dealt = programs(b, r, rows, (most / across).max(1));
         let channel = Channel::new(world, dealt.rows * across, width * elem.bytes(), empty);
+        let channel = Channel { row: n * elem.bytes(), ..channel };
         Columns { n, chunk: Some(width), threads, dealt, channel, elem }
     }
 
@@ -105,8 +106,9 @@ pub struct Exchange<'m> {
 
 impl Exchange<'_> {
     /// Pushes what `value` gives for each peer's number, and empties the areas before.
-    pub fn push(&self, b: &mut Builder, piece: &Piece, value: impl FnMut(&mut Builder, V) -> V) {
-        self.mail.push(b, self.turn, piece, self.at, value);
+    pub fn push(&self, b: &mut Builder, piece: &Piece, mut value: impl FnMut(&mut Builder, V) -> V) {
+        let values: Vec<V> = self.mail.peers.others.iter().map(|(peer, _)| value(b, *peer)).collect();
+        self.mail.push(b, self.turn, piece, self.at, &values);
         self.mail.empty(b, self.turn, piece, self.at);
     }
 

@@ -39,8 +39,7 @@ pub fn each_row<const N: usize>(
         b.load_scalar(mail.param, at, Elem::I32)
     });
     let mut round = |b: &mut Builder, row: V, epochs: &[V]| -> Vec<V> {
-        let mut of = mails.iter().zip(epochs);
-        let turns = mails.map(|mail| mail.turn(b, of.next().map_or(epochs[0], |(_, epoch)| *epoch)));
+        let turns = std::array::from_fn(|i| mails[i].turn(b, epochs[i]));
         body(b, row, turns);
         epochs.iter().map(|epoch| next(b, *epoch)).collect()
     };
@@ -81,7 +80,7 @@ impl Mailbox {
         program: V,
         arguments: &mut Vec<Argument>,
     ) -> Mailbox {
-        let param = channel_param(b, target);
+        let param = channel_param(b, target, channel.stage);
         arguments.push(Argument::Channel(channel));
         Mailbox { channel, elem, param, peers, program }
     }
@@ -95,7 +94,7 @@ impl Mailbox {
         let start = b.scale(self.program, (TURNS * self.channel.turn_bytes()) as i64);
         let start = b.offset(start, self.channel.areas() as i64);
         let mut area = |ahead: i64| {
-            let turn = modulo(b, epoch, ahead, TURNS);
+            let turn = turn_of(b, epoch, ahead);
             let at = b.scale(turn, self.channel.turn_bytes() as i64);
             b.add(start, at)
         };
@@ -116,28 +115,26 @@ impl Mailbox {
         b.add(start, own)
     }
 
-    /// Pushes a piece to each other rank: `value` gives what, by the peer's number. `chunk_at`: element at which the program's
-    /// chunk starts, 0 if `None`.
-    pub fn push(
-        &self,
-        b: &mut Builder,
-        turn: &Turn,
-        piece: &Piece,
-        chunk_at: Option<V>,
-        mut value: impl FnMut(&mut Builder, V) -> V,
-    ) {
+    /// Pushes a piece to each other rank: its value, in the order of `peers.others`. `chunk_at`: element at which the program's chunk
+    /// starts, 0 if `None`.
+    pub fn push(&self, b: &mut Builder, turn: &Turn, piece: &Piece, chunk_at: Option<V>, values: &[V]) {
+        debug_assert_eq!(values.len(), self.peers.others.len());
         let own = self.offset(b, turn.area, Some(self.peers.rank), piece, chunk_at);
-        for (peer, delta) in &self.peers.others {
-            let v = value(b, *peer);
+        for ((_, delta), v) in self.peers.others.iter().zip(values) {
             let at = b.add(*delta, own);
-            piece.push(b, self.param, at, v);
+            piece.push(b, self.param, at, *v);
         }
+    }
+
+    /// Pushes one value to all other ranks.
+    pub fn push_one(&self, b: &mut Builder, turn: &Turn, piece: &Piece, v: V) {
+        self.push(b, turn, piece, None, &vec![v; self.peers.others.len()]);
     }
 
     /// Pushes a piece of this rank's chunk to every rank, this one too.
     pub fn push_to_all(&self, b: &mut Builder, turn: &Turn, piece: &Piece, v: V) {
         let own = self.offset(b, turn.area, Some(self.peers.rank), piece, None);
-        self.push(b, turn, piece, None, |_, _| v);
+        self.push_one(b, turn, piece, v);
         piece.push(b, self.param, own, v);
     }
 
@@ -150,14 +147,14 @@ impl Mailbox {
         }
     }
 
-    /// Makes a piece of all ranks' chunks side by side in the area before this epoch's empty again.
+    /// Makes a piece of all ranks' chunks, without gaps side by side, in the area before this epoch's empty again.
     pub fn empty_row(&self, b: &mut Builder, turn: &Turn, piece: &Piece) {
         let nothing = self.nothing(b, piece);
         let at = self.offset(b, turn.before, None, piece, None);
         piece.push(b, self.param, at, nothing);
     }
 
-    /// A piece of all ranks' chunks side by side, of whole vectors each.
+    /// A piece of all ranks' chunks, without gaps side by side.
     pub fn row(&self, b: &mut Builder, turn: &Turn, piece: &Piece) -> V {
         let at = self.offset(b, turn.area, None, piece, None);
         let ty = TileType { elem: self.elem, shape: piece.shape() };
@@ -194,16 +191,16 @@ impl Mailbox {
 }
 
 /// The epoch after `epoch`.
-pub fn next(b: &mut Builder, epoch: V) -> V {
+fn next(b: &mut Builder, epoch: V) -> V {
     let one = b.int_of(Elem::I32, &[], 1);
     b.add(epoch, one)
 }
 
-/// i64 `(epoch + ahead) % n`, for a power of two.
-pub fn modulo(b: &mut Builder, epoch: V, ahead: i64, n: u64) -> V {
+/// i64 `(epoch + ahead) % TURNS`, a power of two.
+fn turn_of(b: &mut Builder, epoch: V, ahead: i64) -> V {
     let ahead = b.int_of(Elem::I32, &[], ahead);
     let turn = b.add(epoch, ahead);
-    let last = b.int_of(Elem::I32, &[], n as i64 - 1);
+    let last = b.int_of(Elem::I32, &[], TURNS as i64 - 1);
     let turn = b.binary(Binary::And, turn, last);
     b.convert(Conversion::Unsigned, turn, Elem::I64)
 }

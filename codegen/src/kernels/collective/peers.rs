@@ -153,8 +153,8 @@ impl Peers {
     }
 }
 
-/// Declares the parameter of a channel, which starts at a page.
-pub fn channel_param(b: &mut Builder, target: &Target) -> Param {
-    let access = crate::tile::Access::Write;
-    if target.gpu().is_some() { b.aligned_param("channel", access, 128, false) } else { b.param("channel", access) }
+/// Declares the parameter of a launch's `stage`th channel, which starts at a page.
+pub fn channel_param(b: &mut Builder, target: &Target, stage: u32) -> Param {
+    let (name, access) = (format!("channel{stage}"), crate::tile::Access::Write);
+    if target.gpu().is_some() { b.aligned_param(&name, access, 128, false) } else { b.param(&name, access) }
 }

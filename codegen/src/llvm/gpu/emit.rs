@@ -362,7 +362,7 @@ impl<'c, 'k> Emit<'c, 'k> {
         matches!(self.arch, GpuArch::Sm90a | GpuArch::Gfx950)
     }
 
-    /// f32 as bf16. In pairs, which cost what one does: 16 a cycle and multiprocessor on H200.
+    /// f32 as bf16, in pairs: one conversion of two costs what one of one does, and few are begun a cycle.
     fn narrow_pairs(&self, regs: &[BasicValueEnum<'c>]) -> Result<Regs<'c>, LlvmError> {
         let mut out = Vec::with_capacity(regs.len());
         for pair in regs.chunks(2) {

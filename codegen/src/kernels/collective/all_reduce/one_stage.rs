@@ -46,7 +46,7 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
                 own = Some(v);
                 addend = residual.map(|t| t.load(b, piece, row));
             }
-            mail.push(b, &turn, piece, None, |_, _| sent);
+            mail.push_one(b, &turn, piece, sent);
             mail.empty(b, &turn, piece, None);
             Vec::new()
         });

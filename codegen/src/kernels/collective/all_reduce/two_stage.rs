@@ -39,6 +39,7 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
     let peers = Peers::open(&mut b, r.target, world, threads, &mut arguments);
     let mut mailbox = |b: &mut Builder, stage, elem: Elem, empty| {
         let channel = Channel { stage, ..Channel::new(world, dealt.rows, slice * elem.bytes(), empty) };
+        debug_assert_eq!(channel.chunk, channel.row, "slices are whole packs");
         Mailbox::open(b, r.target, (channel, elem), peers.clone(), first, &mut arguments)
     };
     let slices = mailbox(&mut b, 0, elem, negative_zero(dtype));
@@ -56,8 +57,8 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
                 let v = clean(b, v);
                 b.convert(Conversion::Float, v, elem)
             });
-            let mut values = values.collect::<Vec<_>>().into_iter();
-            slices.push(b, &slices_turn, piece, None, |b, _| values.next().unwrap_or_else(|| b.float(0.0)));
+            let values: Vec<V> = values.collect();
+            slices.push(b, &slices_turn, piece, None, &values);
             slices.empty(b, &slices_turn, piece, None);
             Vec::new()
         });
@@ -81,6 +82,7 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
             sums.empty_row(b, &sums_turn, piece);
             Vec::new()
         });
+        // Sums may lie where x does: one has arrived only after this rank loaded, and pushed or summed, its element of x.
         t.finish(b, &walk, row, weights, |b, piece| sums.row(b, &sums_turn, piece));
     });
     let summary = format!("{} of {d} {dtype} over {world} ranks, two stages", r.op.kind());
