@@ -80,22 +80,22 @@ pub struct Job {
 
 /// What one of several ranks begins a step with and what it must leave.
 struct Step {
-    /// The slabs of all ranks before and after, and the bytes of each.
+    /// The slabs of all ranks before and after.
     slabs: [Vec<u8>; 2],
-    distance: usize,
+    /// Where the rank's own starts, and its comm table.
+    own: usize,
+    comm: Vec<u8>,
     expected: Outputs,
 }
 
 /// The second step of the case's rank, by the tile programs: so some areas hold what they held in the first, and are made empty.
 fn second_step(case: &Case, target: &str, Ranks { world, rank, .. }: Ranks) -> Result<(Values, Step), String> {
-    let of = |step: u64, rank: usize| {
-        let weights = fill(&case.graph, &case.dims, case.given.clone(), 1);
-        let weight = |name: &String| {
-            case.graph.ids().any(|id| matches!(&case.graph.node(id).op, Op::Weight { name: n, .. } if **n == **name))
-        };
-        let weights = weights.into_iter().filter(|(name, _)| weight(name)).collect();
-        fill(&case.graph, &case.dims, weights, 10 * step + rank as u64)
+    let is_weight = |name: &String| {
+        case.graph.ids().any(|id| matches!(&case.graph.node(id).op, Op::Weight { name: n, .. } if **n == **name))
     };
+    let weights = fill(&case.graph, &case.dims, case.given.clone(), 1);
+    let weights: Values = weights.into_iter().filter(|(name, _)| is_weight(name)).collect();
+    let of = |step: u64, rank: usize| fill(&case.graph, &case.dims, weights.clone(), 10 * step + rank as u64);
     let steps = [1, 2].map(|step| (0..world).map(|rank| of(step, rank)).collect::<Vec<_>>());
     let mut programs = RankPrograms::new(&case.graph, &steps[1][rank], &case.target(target), world)?;
     let (distance, initial) = programs.slab();
@@ -117,7 +117,7 @@ fn second_step(case: &Case, target: &str, Ranks { world, rank, .. }: Ranks) -> R
     };
     // What the rank itself sends to its own slab, it must send: with other inputs other words arrive there, which are made empty.
     let (_, other) = alone(&before, &(0..world).map(|rank| of(3, rank)).collect::<Vec<_>>())?;
-    let at = own.start;
+    let (at, comm) = (own.start, comm_table(rank, world, distance, 0, 0));
     let words = before[own].chunks_exact_mut(4).zip(initial.chunks_exact(4)).zip(other[at..].chunks_exact(4));
     for ((word, initial), other) in words.filter(|((_, initial), _)| *initial != [0; 4]) {
         if word != other && other != initial {
@@ -126,7 +126,7 @@ fn second_step(case: &Case, target: &str, Ranks { world, rank, .. }: Ranks) -> R
     }
     let (expected, after) = alone(&before, &steps[1])?;
     let [_, mut values] = steps;
-    Ok((values.swap_remove(rank), Step { slabs: [before, after], distance, expected }))
+    Ok((values.swap_remove(rank), Step { slabs: [before, after], own: at, comm, expected }))
 }
 
 /// Writes a case as a job into `dir`.
@@ -175,12 +175,9 @@ pub fn write_job(case: &Case, target: &str, dir: &Path) -> Result<Job, String> {
     for e in &plan.outputs {
         results.push(add(&e.name, &vec![0xff; e.bytes as usize])?);
     }
-    let shared = match (&step, case.ranks) {
-        (Some(step), Some(Ranks { world, rank, .. })) => {
-            let table = comm_table(rank, world, step.distance, 0, 0);
-            Some((add("slabs", &step.slabs[0])?, add("comm", &table)?, rank * step.distance))
-        }
-        _ => None,
+    let shared = match &step {
+        Some(step) => Some((add("slabs", &step.slabs[0])?, add("comm", &step.comm)?, step.own)),
+        None => None,
     };
     // A GPU's grid is that of the largest dims; programs past the step's own leave at once.
     let most: Vec<u64> = case.graph.symbols().values().map(|r| r.max).collect();

@@ -6,20 +6,12 @@
 use super::LlvmError;
 use super::lower::{Lower, Rows};
 use super::memory::row_offsets;
-use super::ops::constant_splat;
+use super::ops::{constant_splat, instruction, text};
 use crate::tile::{Address, Compare, Elem, TileType, V, Waiting};
-use inkwell::values::{BasicValue, BasicValueEnum, InstructionValue, IntValue, PointerValue};
+use inkwell::values::{BasicValueEnum, IntValue, PointerValue};
 use inkwell::{AtomicOrdering, IntPredicate};
 use std::num::NonZeroU32;
 use weldment_runtime::artifact::comm_table;
-
-fn text(e: impl std::fmt::Display) -> LlvmError {
-    LlvmError::Llvm(e.to_string())
-}
-
-fn instruction(value: BasicValueEnum<'_>) -> Result<InstructionValue<'_>, LlvmError> {
-    value.as_instruction_value().ok_or_else(|| LlvmError::Llvm("a load without an instruction".into()))
-}
 
 impl<'c, 'k> Lower<'c, 'k> {
     /// Where each row of a tile starts that is pushed or waited for, whole.
@@ -76,27 +68,13 @@ impl<'c, 'k> Lower<'c, 'k> {
     pub fn signal(&mut self, address: &Address, value: V, release: bool) -> Result<(), LlvmError> {
         let word = self.scalar(value)?;
         let at = self.base(address)?;
-        let store = self.builder.build_store(at, word)?;
-        store.set_alignment(4).map_err(text)?;
-        let order = if release { AtomicOrdering::Release } else { AtomicOrdering::Monotonic };
-        store.set_atomic_ordering(order).map_err(text)
+        self.store_word(at, word, if release { AtomicOrdering::Release } else { AtomicOrdering::Monotonic })
     }
 
     pub fn wait_for(&mut self, address: &Address, value: V, waiting: Waiting) -> Result<(), LlvmError> {
         let word = self.scalar(value)?;
         let at = self.base(address)?;
-        let i32t = self.context.i32_type();
-        self.look(waiting, |lower| {
-            let loaded = lower.builder.build_load(i32t, at, "")?;
-            let load = instruction(loaded)?;
-            load.set_alignment(4).map_err(text)?;
-            load.set_atomic_ordering(AtomicOrdering::Acquire).map_err(text)?;
-            // Compared by distance, so that the count may wrap.
-            let ahead = lower.builder.build_int_sub(loaded.into_int_value(), word, "")?;
-            let missing = lower.builder.build_int_compare(IntPredicate::SLT, ahead, i32t.const_zero(), "")?;
-            Ok((missing, loaded))
-        })?;
-        Ok(())
+        self.look(waiting, |lower| lower.behind(at, word)).map(drop)
     }
 
     /// Looks, and rests by the comm table's callback, until nothing is missing or the callback says that the job is over. `once`

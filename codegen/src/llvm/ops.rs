@@ -7,8 +7,20 @@ use inkwell::context::Context;
 use inkwell::intrinsics::Intrinsic;
 use inkwell::module::Module;
 use inkwell::types::{BasicType, BasicTypeEnum, VectorType};
-use inkwell::values::{BasicValue, BasicValueEnum, FunctionValue, IntValue, PointerValue, VectorValue};
-use inkwell::{FloatPredicate, IntPredicate};
+use inkwell::values::{
+    BasicValue, BasicValueEnum, FunctionValue, InstructionValue, IntValue, PointerValue, VectorValue,
+};
+use inkwell::{AtomicOrdering, FloatPredicate, IntPredicate};
+
+/// What inkwell says of an access that it does not take.
+pub(super) fn text(e: impl std::fmt::Display) -> LlvmError {
+    LlvmError::Llvm(e.to_string())
+}
+
+/// The load that gave a value.
+pub(super) fn instruction(value: BasicValueEnum<'_>) -> Result<InstructionValue<'_>, LlvmError> {
+    value.as_instruction_value().ok_or_else(|| LlvmError::Llvm("a load without an instruction".into()))
+}
 
 /// Where instructions go.
 pub(super) struct Ops<'c, 'k> {
@@ -71,6 +83,28 @@ impl<'c> Ops<'c, '_> {
     pub fn byte_offset(&self, base: PointerValue<'c>, bytes: i64) -> Result<PointerValue<'c>, LlvmError> {
         let offset = self.context.i64_type().const_int(bytes as u64, true);
         self.dynamic_offset(base, offset)
+    }
+
+    /// Stores a word that is waited for.
+    pub fn store_word(&self, at: PointerValue<'c>, word: IntValue<'c>, order: AtomicOrdering) -> Result<(), LlvmError> {
+        let store = self.builder.build_store(at, word)?;
+        store.set_alignment(4).map_err(text)?;
+        store.set_atomic_ordering(order).map_err(text)
+    }
+
+    /// Acquires an i32 word: i1, it has not come as far as `word`; and what it is. Compared by distance, so that the count may wrap.
+    pub fn behind(
+        &self,
+        at: PointerValue<'c>,
+        word: IntValue<'c>,
+    ) -> Result<(IntValue<'c>, BasicValueEnum<'c>), LlvmError> {
+        let i32t = self.context.i32_type();
+        let loaded = self.builder.build_load(i32t, at, "")?;
+        let load = instruction(loaded)?;
+        load.set_alignment(4).map_err(text)?;
+        load.set_atomic_ordering(AtomicOrdering::Acquire).map_err(text)?;
+        let ahead = self.builder.build_int_sub(loaded.into_int_value(), word, "")?;
+        Ok((self.builder.build_int_compare(IntPredicate::SLT, ahead, i32t.const_zero(), "")?, loaded))
     }
 
     /// `base + bytes` for a run-time offset.

@@ -93,19 +93,36 @@ pub fn bench(options: &BenchOptions, out: &mut dyn Write) -> Result<()> {
     measured.table(out)
 }
 
+impl Decoded {
+    fn tokens_per_second(&self) -> f64 {
+        self.batch as f64 / self.step.as_secs_f64()
+    }
+
+    fn copied_bytes(&self) -> u64 {
+        self.copies.iter().map(|c| c.bytes).sum()
+    }
+}
+
+fn ms(d: Duration) -> f64 {
+    d.as_secs_f64() * 1e3
+}
+
 impl Measured {
+    fn prefill_tokens_per_second(&self) -> f64 {
+        self.prompt as f64 / self.prefill.as_secs_f64()
+    }
+
     fn json(&self, d: &Decoded) -> Value {
-        let ms = |d: Duration| d.as_secs_f64() * 1e3;
         let mut report = json!({
             "device": self.device,
             "batch": d.batch, "context": self.context, "prefill": self.prompt,
-            "decode_tokens_per_second": d.batch as f64 / d.step.as_secs_f64(),
-            "prefill_tokens_per_second": self.prompt as f64 / self.prefill.as_secs_f64(),
+            "decode_tokens_per_second": d.tokens_per_second(),
+            "prefill_tokens_per_second": self.prefill_tokens_per_second(),
             "ms_per_step": ms(d.step),
             "ms_per_prefill": ms(self.prefill),
             "bytes_per_step": d.bytes,
             "copies": d.copies.len(),
-            "copied_bytes": d.copies.iter().map(|c| c.bytes).sum::<u64>(),
+            "copied_bytes": d.copied_bytes(),
             "copy_list": d.copies,
             "read_bandwidth_gbps": self.read_bandwidth / 1e9,
             "open_ms": ms(self.open),
@@ -128,12 +145,11 @@ impl Measured {
             &format!(
                 "prefill  {} tokens: {:.1} tokens/s, {:.2} ms\n",
                 self.prompt,
-                self.prompt as f64 / self.prefill.as_secs_f64(),
-                self.prefill.as_secs_f64() * 1e3,
+                self.prefill_tokens_per_second(),
+                ms(self.prefill),
             ),
         )?;
         let Some(gpu) = &self.gpu else { return Ok(()) };
-        let ms = |d: Duration| d.as_secs_f64() * 1e3;
         let jit = gpu.jit.map_or_else(|| "cached".to_owned(), |d| format!("{:.0} ms", ms(d)));
         put(
             out,
@@ -156,33 +172,32 @@ impl Measured {
                  copies   {} in the graph of a decode step, {} bytes\n",
                 d.batch,
                 self.context,
-                d.batch as f64 / d.step.as_secs_f64(),
-                d.step.as_secs_f64() * 1e3,
+                d.tokens_per_second(),
+                ms(d.step),
                 d.bytes as f64 / 1e6,
                 achieved / 1e9,
                 self.read_bandwidth / 1e9,
                 100.0 * achieved / self.read_bandwidth,
                 d.copies.len(),
-                d.copies.iter().map(|c| c.bytes).sum::<u64>(),
+                d.copied_bytes(),
             ),
         )?;
         for copy in &d.copies {
             put(out, &format!("         {} bytes, {}: {} ({})\n", copy.bytes, copy.source, copy.reason, copy.by))?;
         }
         let Some(gpu) = &d.gpu else { return Ok(()) };
-        let us = |d: Duration| d.as_secs_f64() * 1e6;
         put(
             out,
             &format!(
                 "device   {:.3} ms a step by events, {:.3} ms waited for singly, {} launches ({} copies, {} fills)\n\
                  host     {:.1} us CPU a step, bare copy and launch {:.1} us\n",
-                us(gpu.device_step) / 1e3,
-                us(gpu.single_step) / 1e3,
+                ms(gpu.device_step),
+                ms(gpu.single_step),
                 gpu.launches,
                 gpu.nodes.copies,
                 gpu.nodes.fills,
-                us(gpu.host_work.0),
-                us(gpu.bare_host_work.0),
+                1e3 * ms(gpu.host_work.0),
+                1e3 * ms(gpu.bare_host_work.0),
             ),
         )
     }

@@ -31,16 +31,17 @@ impl Shape {
         }
         let most = |name| manifest.symbol(name).map_or(u64::MAX, |(_, symbol)| symbol.max);
         let most = ["T", "B", "R"].map(most).into_iter().fold(u64::MAX, u64::min);
-        if batch as u64 > most {
-            return Err(Error::InvalidInput(format!("--batch {batch} is outside the compiled range 1..={most}")));
-        }
+        let range = |name: &str, n: usize, most: u64| {
+            let fits = (1..=most).contains(&(n as u64));
+            let refused = || Error::InvalidInput(format!("--{name} {n} is outside the compiled range 1..={most}"));
+            fits.then_some(n).ok_or_else(refused)
+        };
+        let batch = range("batch", batch, most)?;
         let width = manifest.symbol("P").map_or(1, |(_, p)| p.max);
         let positions = width.saturating_mul(u64::from(manifest.model.kv_block));
-        let limit = positions.min(u64::from(manifest.model.max_seq)) as usize;
-        let within = |asked: Option<usize>, default: usize, name: &str| match asked {
-            None => Ok(default.min(limit)),
-            Some(n) if (1..=limit).contains(&n) => Ok(n),
-            Some(n) => Err(Error::InvalidInput(format!("--{name} {n} is outside the compiled range 1..={limit}"))),
+        let limit = positions.min(u64::from(manifest.model.max_seq));
+        let within = |asked: Option<usize>, default: u64, name: &str| {
+            asked.map_or(Ok(default.min(limit) as usize), |n| range(name, n, limit))
         };
         Ok(Shape { batch, context: within(context, 1024, "context")?, prefill: within(prefill, 512, "prefill")? })
     }

@@ -59,6 +59,6 @@ impl Channel {
 
     /// What a channel at byte `start` of the slab holds before its first use; the rest is 0.
     pub fn fill(&self, start: u64) -> SlabFill {
-        SlabFill { offset: start + self.areas(), bytes: self.programs * TURNS * self.turn_bytes(), word: self.empty }
+        SlabFill { offset: start + self.areas(), bytes: self.bytes() - self.areas(), word: self.empty }
     }
 }

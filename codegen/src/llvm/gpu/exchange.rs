@@ -6,10 +6,10 @@
 use super::emit::{Emit, Regs};
 use super::layout::Layout;
 use crate::llvm::LlvmError;
-use crate::llvm::ops::vector_of;
+use crate::llvm::ops::{instruction, text, vector_of};
 use crate::tile::{Address, Elem, TileType, V, Waiting};
 use inkwell::types::BasicTypeEnum;
-use inkwell::values::{BasicValue, BasicValueEnum, InstructionValue, IntValue, PointerValue};
+use inkwell::values::{BasicValueEnum, InstructionValue, IntValue, PointerValue};
 use inkwell::{AtomicOrdering, IntPredicate};
 use weldment_runtime::artifact::comm_table;
 
@@ -19,14 +19,6 @@ const LOOKS: u64 = (1 << 14) - 1;
 
 /// `s_waitcnt vmcnt(0)`, in the encoding of GFX9.
 const VECTOR_MEMORY_DONE: u64 = 0x0f70;
-
-fn text(e: impl std::fmt::Display) -> LlvmError {
-    LlvmError::Llvm(e.to_string())
-}
-
-fn instruction(value: BasicValueEnum<'_>) -> Result<InstructionValue<'_>, LlvmError> {
-    value.as_instruction_value().ok_or_else(|| LlvmError::Llvm("a load without an instruction".into()))
-}
 
 impl<'c, 'k> Emit<'c, 'k> {
     /// The words as which `bytes` (2, 4, 8 or 16) travel.
@@ -191,9 +183,7 @@ impl<'c, 'k> Emit<'c, 'k> {
                 e.builder.build_fence(AtomicOrdering::Release, false, "")?;
                 e.wait_for_memory()?;
             }
-            let store = e.builder.build_store(at, word)?;
-            store.set_alignment(4).map_err(text)?;
-            store.set_atomic_ordering(order).map_err(text)
+            e.store_word(at, word, order)
         })
     }
 
@@ -204,19 +194,7 @@ impl<'c, 'k> Emit<'c, 'k> {
 
     pub fn wait_for(&mut self, address: &Address, value: V, waiting: Waiting) -> Result<(), LlvmError> {
         let (layout, word, at) = self.word(address, value)?;
-        let i32t = self.context.i32_type();
-        self.replicas(&layout, |e| {
-            e.look(waiting, |e| {
-                let loaded = e.builder.build_load(i32t, at, "")?;
-                let load = instruction(loaded)?;
-                load.set_alignment(4).map_err(text)?;
-                load.set_atomic_ordering(AtomicOrdering::Acquire).map_err(text)?;
-                // Compared by distance, so that the count may wrap.
-                let ahead = e.builder.build_int_sub(loaded.into_int_value(), word, "")?;
-                let missing = e.builder.build_int_compare(IntPredicate::SLT, ahead, i32t.const_zero(), "")?;
-                Ok((missing, ()))
-            })
-        })?;
+        self.replicas(&layout, |e| e.look(waiting, |e| e.behind(at, word)).map(drop))?;
         self.barrier()
     }
 
