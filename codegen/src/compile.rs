@@ -9,7 +9,7 @@ use crate::select::{build, stages};
 use crate::target::Target;
 use crate::tile::{GridAxis, Kernel, join, joinable};
 use indexmap::IndexMap;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use thiserror::Error;
 use weldment_ir::{DType, Dim, Graph, Op, OpKind, TensorType, Value};
@@ -197,11 +197,11 @@ impl Prepared {
     }
 }
 
-struct State<'s> {
-    target: &'s Target,
+struct State<'s, 'v> {
+    target: &'v Target,
     statics: &'s mut dyn Statics,
     /// Unit by what was asked for.
-    requests: IndexMap<String, usize>,
+    requests: HashMap<Request<'v>, usize>,
     /// Units by text of the tile program and its bindings: variants that ask differently may get the same program.
     units: IndexMap<String, Unit>,
     items: IndexMap<(Vec<Part>, Layout), PackItem>,
@@ -234,10 +234,11 @@ pub fn prepare(
     target: &Target,
     statics: &mut dyn Statics,
 ) -> Result<Prepared, CodegenError> {
+    let moves: Vec<Vec<Option<Op>>> = variants.iter().map(|v| v.plan.steps.iter().map(move_of).collect()).collect();
     let mut state = State {
         target,
         statics,
-        requests: IndexMap::new(),
+        requests: HashMap::new(),
         units: IndexMap::new(),
         items: IndexMap::new(),
         pack_bytes: 0,
@@ -247,14 +248,14 @@ pub fn prepare(
     let mut bound = Vec::new();
     let mut steps = Vec::new();
     let mut arena_bytes = 0;
-    for variant in variants {
+    for (variant, moves) in variants.iter().zip(&moves) {
         arena_bytes = arena_bytes.max(variant.plan.arena_bytes);
         let mut launches: Vec<format::Launch> = Vec::new();
         let mut turns = Vec::new();
         let copies: BTreeMap<usize, &CopyRecord> = variant.plan.copies.iter().map(|c| (c.step, c)).collect();
-        for (index, step) in variant.plan.steps.iter().enumerate() {
+        for (index, (step, moved)) in variant.plan.steps.iter().zip(moves).enumerate() {
             let first = launches.len();
-            launches.extend(state.launch(variant, step)?);
+            launches.extend(state.launch(variant, step, moved.as_ref())?);
             turns.resize(launches.len(), index);
             if let (Some(launch), Some(copy)) = (launches.get_mut(first), copies.get(&index)) {
                 let CopyRecord { source, bytes, reason, .. } = (*copy).clone();
@@ -293,7 +294,7 @@ pub fn prepare(
     })
 }
 
-impl State<'_> {
+impl<'v> State<'_, 'v> {
     fn symbol(&self, name: &str) -> Result<u32, CodegenError> {
         let at = self.target.symbols().iter().position(|s| s == name);
         at.map(|i| i as u32).ok_or_else(|| CodegenError::Internal(format!("symbol {name} has no slot")))
@@ -367,19 +368,18 @@ impl State<'_> {
     }
 
     /// The launches of a step: one, or several in turn.
-    fn launch(&mut self, variant: &VariantPlan<'_>, step: &Step) -> Result<Vec<format::Launch>, CodegenError> {
+    fn launch(
+        &mut self,
+        variant: &VariantPlan<'v>,
+        step: &Step,
+        moved: Option<&'v Op>,
+    ) -> Result<Vec<format::Launch>, CodegenError> {
         let graph = variant.graph;
-        let copy;
-        let (op, values, paths): (&Op, &[Value], &BTreeSet<Arc<str>>) = match &step.kind {
-            StepKind::Kernel(id) => {
-                let node = graph.node(*id);
-                (&node.op, &node.operands, &node.sources)
-            }
-            StepKind::Copy { value, ty } => {
-                copy = Op::Reshape { shape: ty.shape.clone() };
-                (&copy, std::slice::from_ref(value), &graph.node(value.node).sources)
-            }
+        let (node, values) = match &step.kind {
+            StepKind::Kernel(id) => (graph.node(*id), &graph.node(*id).operands[..]),
+            StepKind::Copy { value, .. } => (graph.node(value.node), std::slice::from_ref(value)),
         };
+        let (op, paths): (&'v Op, &BTreeSet<Arc<str>>) = (moved.unwrap_or(&node.op), &node.sources);
         let (operand_types, result_types): (Vec<TensorType>, Vec<TensorType>) = match &step.kind {
             StepKind::Kernel(id) => {
                 (values.iter().map(|v| graph.type_of(*v).clone()).collect(), graph.node(*id).types.clone())
@@ -388,6 +388,10 @@ impl State<'_> {
             StepKind::Copy { ty, .. } => (vec![ty.clone()], vec![ty.clone()]),
         };
         let path = || paths.iter().next().map_or_else(|| graph.name.clone(), |s| s.to_string());
+        let is_dense = |region: &Region| match region {
+            Region::Input(name) => variant.plan.inputs.iter().any(|input| input.dense && input.name == *name),
+            _ => false,
+        };
         let tensor = |ty: &TensorType, view: &View| Tensor {
             ty: ty.clone(),
             strides: view.strides.clone(),
@@ -396,6 +400,7 @@ impl State<'_> {
             is_unread: false,
             // Every region starts at a multiple of 64 bytes.
             align: 1 << view.offset.trailing_zeros().min(6),
+            is_dense: is_dense(&view.region),
         };
         let request = Request {
             op,
@@ -406,17 +411,14 @@ impl State<'_> {
             max_tokens: variant.max_tokens,
             target: self.target,
         };
-        // Host kernels only tell one token from more; GPU kernels choose their tiles by the most tokens.
-        let rows_class = if self.target.gpu().is_some() { variant.max_tokens } else { variant.max_tokens.min(2) };
-        let key = format!("{op:?} {:?} {:?} {rows_class}", request.operands, request.results);
-        let index = match self.requests.get(&key) {
+        let index = match self.requests.get(&request) {
             Some(index) => *index,
             None => {
                 let unsupported =
                     |refusal| CodegenError::Unsupported { path: path(), op: op.kind().info().name, refusal };
                 let built = build(&request).map_err(unsupported)?;
                 let index = self.add_unit(built);
-                self.requests.insert(key, index);
+                self.requests.insert(request.clone(), index);
                 index
             }
         };
@@ -647,6 +649,14 @@ impl State<'_> {
         let shards = if shards.iter().all(Option::is_none) { Vec::new() } else { shards };
         self.items.insert((parts, layout), PackItem { offset, bytes, layout, tensors, shards });
         Ok(format::Arg { region: format::Region::Weights, offset })
+    }
+}
+
+/// What moves the elements of a step that is a copy.
+fn move_of(step: &Step) -> Option<Op> {
+    match &step.kind {
+        StepKind::Kernel(_) => None,
+        StepKind::Copy { ty, .. } => Some(Op::Reshape { shape: ty.shape.clone() }),
     }
 }
 

@@ -4,7 +4,7 @@ use crate::llvm::HostTarget;
 use crate::select::Choices;
 
 /// A machine by what its lowering needs to know.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Target {
     /// x86-64 vectors and a thread pool.
     Host(HostTarget),
@@ -66,7 +66,7 @@ impl GpuArch {
 }
 
 /// A GPU and the choices a user fixed.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct GpuTarget {
     /// Generation.
     pub arch: GpuArch,

@@ -2,6 +2,8 @@
 //! --conformance`. [`check_driver`] works on raw memory, streams and graphs with two tiny kernels; [`check_artifact`] on
 //! sessions of a real artifact.
 
+mod batches;
+
 use crate::artifact::{Artifact, GridDim};
 use crate::device::Device;
 use crate::driver::{
@@ -34,6 +36,9 @@ const ADD1: usize = 0;
 const REV1: usize = 1;
 /// Elements of the arrays.
 const MAX: usize = 1000;
+/// How far logits may differ, as a part of the largest, where other kernels sum in another order: in bf16 at worst, 8 bits of each of a
+/// few hundred roundings.
+const OTHER_SUMS: f32 = 0.05;
 
 /// What a check found.
 #[derive(Debug)]
@@ -78,7 +83,7 @@ impl Bench<'_> {
 
     fn array(&self, value: i64, count: usize) -> Result<Buffer> {
         let buffer = self.driver.allocate(count * 8, Placement::Arena, None)?;
-        buffer.write(0, &value.to_le_bytes().repeat(count))?;
+        buffer.put(0, &value.to_le_bytes().repeat(count))?;
         Ok(buffer)
     }
 
@@ -118,7 +123,7 @@ fn memory(b: &Bench<'_>) -> Result<()> {
             for (at, n) in [(0, 1), (7, 33), (bytes / 2, bytes / 3), (bytes.saturating_sub(1), 1)] {
                 let data: Vec<u8> = (0..n).map(|i| (i * 7 + at) as u8 | 1).collect();
                 let fits = at + n <= bytes;
-                ensure(buffer.write(at, &data).is_ok() == fits, || format!("a write of {n} at {at} of {bytes}"))?;
+                ensure(buffer.put(at, &data).is_ok() == fits, || format!("a write of {n} at {at} of {bytes}"))?;
                 if fits {
                     expected[at..at + n].copy_from_slice(&data);
                 }
@@ -308,8 +313,7 @@ pub fn check_artifact(artifact: &Artifact, device: &Device, options: &SessionOpt
     let stepwise = session.eval(&tokens, true)?;
     let scale = prefill.iter().fold(0f32, |m, x| m.max(x.abs()));
     let worst = prefill.iter().zip(&stepwise).fold(0f32, |m, (a, b)| m.max((a - b).abs()));
-    // Other kernels sum in another order, in bf16 at worst: 8 bits of each of a few hundred roundings.
-    let close = ensure(worst <= 0.05 * scale, || format!("differ by {worst} of {scale}"));
+    let close = ensure(worst <= OTHER_SUMS * scale, || format!("differ by {worst} of {scale}"));
     push("one prefill and single steps agree", close);
 
     let mut same = Ok(());
@@ -320,6 +324,8 @@ pub fn check_artifact(artifact: &Artifact, device: &Device, options: &SessionOpt
         }
     }
     push("replays are identical", same);
+
+    push("batches give what their sequences get alone", batches::check(&mut session));
 
     let table = [0];
     let good = StepInput { tokens: &[1], positions: &[0], seq_starts: &[0, 1], block_tables: &table, logit_rows: &[0] };

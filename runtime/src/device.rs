@@ -74,7 +74,7 @@ impl Device {
     /// # Errors
     /// If the threads cannot be started.
     pub fn host_with(options: HostOptions) -> Result<Device> {
-        let driver = HostDriver::new(options)?;
+        let driver = HostDriver::start(options)?;
         let threads = driver.threads();
         Ok(Device { driver: Arc::new(driver), threads, host: options })
     }
@@ -190,8 +190,17 @@ impl Device {
         self.host
     }
 
+    /// The driver, for programs that load code and bind memory by themselves, as tests of compiled code do.
+    ///
+    /// # Safety
+    /// What is loaded through it is trusted code; what is bound to its launches is as large as they address, and their dims and inputs
+    /// are those that it was compiled for. A session checks all that.
+    pub unsafe fn raw_driver(&self) -> &dyn Driver {
+        self.driver()
+    }
+
     /// The driver.
-    pub fn driver(&self) -> &dyn Driver {
+    pub(crate) fn driver(&self) -> &dyn Driver {
         &*self.driver
     }
 

@@ -132,7 +132,7 @@ impl Session {
         };
         let result = run();
         out.decode = started.elapsed().saturating_sub(out.first_token);
-        self.release(sequence);
+        drop(sequence);
         result.map(|()| out)
     }
 }

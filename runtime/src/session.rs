@@ -1,6 +1,8 @@
 //! From an artifact to logits: a device, a stream, and a session that captures once and replays.
 
+mod check;
 mod sequences;
+mod tables;
 
 use crate::artifact::{Artifact, Dim, Manifest, Model, Program};
 use crate::comm::control::MESSAGE_BYTES;
@@ -10,11 +12,11 @@ use crate::comm::{DEFAULT_DEADLINE, Group};
 use crate::device::Device;
 use crate::driver::{
     Allocator, Buffer, Driver, Event, ExternalMemory, ExternalStream, Graph, KernelEntry, Module, ModuleSource,
-    Placement, StreamBackend, bytes_of, teardown,
+    NodeCounts, Placement, StreamBackend, teardown,
 };
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::graph::{Between, CapturedCopy, Capturing, Dims, Regions, StepGraph, copies};
+use crate::graph::{Between, CapturedCopy, Capturing, Regions, StepGraph, copies};
 use crate::log::{self, Level};
 use crate::memory::BlockPool;
 use crate::shapes::ShapeLog;
@@ -23,6 +25,8 @@ use crate::weights::{self, WeightOptions};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+
+pub(crate) use check::{Checked, MAX_INPUTS};
 
 /// An in-order queue of work on a device.
 #[derive(Debug)]
@@ -40,7 +44,7 @@ impl Stream {
     }
 
     /// The driver's stream.
-    pub fn backend(&mut self) -> &mut (dyn StreamBackend + 'static) {
+    pub(crate) fn backend(&mut self) -> &mut (dyn StreamBackend + 'static) {
         &mut *self.backend
     }
 
@@ -76,6 +80,10 @@ pub struct SessionOptions {
     pub stream: Option<ExternalStream>,
     /// Memory of the states (KV caches), in the manifest's order; it is used as it is, not zeroed. `None` allocates.
     pub states: Option<Vec<ExternalMemory>>,
+    /// Block tables are the caller's business: sequences may share blocks (a common prefix, a fork), and blocks may hold what something
+    /// else than this session's steps put there. Without it a step is refused that attends to a position which was not computed,
+    /// or whose sequences share a block.
+    pub trusts_tables: bool,
     /// Where a histogram of the steps' shapes is written when the session closes ([`crate::shapes`]); the variable
     /// `WELDMENT_SHAPES` by default.
     pub shapes: Option<PathBuf>,
@@ -99,6 +107,7 @@ impl Default for SessionOptions {
             allocator: None,
             stream: None,
             states: None,
+            trusts_tables: false,
             shapes: std::env::var_os("WELDMENT_SHAPES").filter(|v| !v.is_empty()).map(PathBuf::from),
             values: None,
             captured: true,
@@ -113,28 +122,15 @@ impl Default for SessionOptions {
 pub struct StepInput<'a> {
     /// `[T]` token ids.
     pub tokens: &'a [i32],
-    /// `[T]` positions, strictly ascending within a sequence.
+    /// `[T]` positions; those of a sequence follow each other, and what it has computed before.
     pub positions: &'a [i32],
     /// `[B + 1]`: sequence b owns tokens `seq_starts[b]..seq_starts[b + 1]`; starts at 0, ends at T.
     pub seq_starts: &'a [i32],
-    /// `[B, P]` KV block ids, row-major; -1 where unused.
+    /// `[B, P]` KV block ids, row-major, P as wide as the step needs; -1 where unused.
     pub block_tables: &'a [i32],
     /// `[R]` token indices whose logits come back.
     pub logit_rows: &'a [i32],
 }
-
-/// An input that this runtime fills.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum InputKind {
-    Tokens,
-    Positions,
-    SequenceIds,
-    BlockTables,
-    LogitRows,
-}
-
-/// As many inputs as there are kinds.
-const MAX_INPUTS: usize = 5;
 
 /// An artifact on a device: weights in place, graph captured, KV cache empty.
 ///
@@ -146,16 +142,12 @@ pub struct Session {
     member: Option<Member>,
     manifest: Arc<Manifest>,
     regions: Regions,
-    /// What each input of the manifest is.
-    inputs: Vec<InputKind>,
     /// Where the host reads output 0, if not in place.
     logits: Option<Buffer>,
     /// Rows of logits of the last step.
     rows: usize,
     pool: BlockPool,
-    /// `[T]`, derived from `seq_starts`.
-    sequence_ids: Vec<i32>,
-    dims: Dims,
+    checked: Checked,
     shapes: Option<ShapeLog>,
     values: Option<ValueLog>,
     program: usize,
@@ -229,11 +221,9 @@ impl Session {
         let rank = member.as_ref().map_or(0, |member| member.group().ranks().rank);
         let values =
             options.values.filter(|_| rank == 0).map(|path| ValueLog::new(path, &manifest, program)).transpose()?;
-        let inputs = input_kinds(&manifest)?;
         check_output(&manifest)?;
-        let mut dims = Dims::new(&manifest.symbols);
         let blocks = kv_blocks(&manifest, options.kv_blocks)?;
-        dims.set(&manifest, "N", blocks)?;
+        let checked = Checked::new(&manifest, blocks, options.trusts_tables)?;
         if let Some(member) = &member {
             member.agree(artifact, index, blocks)?;
         }
@@ -275,10 +265,8 @@ impl Session {
             }
             _ => None,
         };
-        let tokens = manifest.symbol("T").map_or(1, |(_, s)| s.max) as usize;
         let pool = BlockPool::new(blocks);
         let stream = Stream { backend: driver.create_stream(options.stream.as_ref())? };
-        let sequence_ids = Vec::with_capacity(tokens.min(1 << 20));
         let threads = device.threads();
         // Files are written by one rank for all.
         let shapes = options.shapes.filter(|_| rank == 0).map(|path| ShapeLog::new(path, &manifest, program));
@@ -291,12 +279,10 @@ impl Session {
             member: None,
             manifest,
             regions,
-            inputs,
             logits,
             rows: 0,
             pool,
-            sequence_ids,
-            dims,
+            checked,
             shapes,
             values,
             program: index,
@@ -338,13 +324,18 @@ impl Session {
     }
 
     /// The loaded code.
-    pub fn module(&self) -> &dyn Module {
+    pub(crate) fn module(&self) -> &dyn Module {
         &*self.module
     }
 
     /// The captured graph that the last step replayed and the stream it runs on.
-    pub fn last_graph(&mut self) -> Option<(&mut (dyn Graph + 'static), &mut Stream)> {
+    pub(crate) fn last_graph(&mut self) -> Option<(&mut (dyn Graph + 'static), &mut Stream)> {
         Some((self.graph.variant(self.variant)?, &mut self.stream))
+    }
+
+    /// Launches of the captured graph that the last step replayed, and its nodes by kind as the machine counts them.
+    pub fn last_nodes(&mut self) -> (usize, NodeCounts) {
+        self.last_graph().map(|(graph, _)| (graph.len(), graph.nodes())).unwrap_or_default()
     }
 
     /// Copies in the captured graph that the last step replayed, counted from the graph's nodes. The copy of the step's inputs
@@ -376,9 +367,14 @@ impl Session {
         &mut self.stream
     }
 
-    /// The free KV blocks. An engine that owns its block tables may ignore it.
-    pub fn block_pool(&mut self) -> &mut BlockPool {
-        &mut self.pool
+    /// The sequences' KV blocks. An engine that owns its block tables may ignore it.
+    pub fn block_pool(&self) -> &BlockPool {
+        &self.pool
+    }
+
+    /// As [`SessionOptions::trusts_tables`], from now on: for steps at positions that only their time matters of.
+    pub(crate) fn trust_tables(&mut self) {
+        self.checked.trust_tables();
     }
 
     /// The compiled range of the symbol called `name`; `(1, 1)` if the artifact has none.
@@ -409,23 +405,15 @@ impl Session {
     /// # Errors
     /// As [`Session::step`].
     pub fn enqueue(&mut self, input: &StepInput<'_>) -> Result<()> {
-        self.check(input)?;
+        self.checked.check(&self.manifest, input)?;
         if let Some(member) = &self.member {
             let StepInput { tokens, positions, seq_starts, logit_rows, .. } = *input;
-            member.group().enter(step_signature(self.dims.values(), &[tokens, positions, seq_starts, logit_rows]))?;
+            let signature = step_signature(self.checked.dims().values(), &[tokens, positions, seq_starts, logit_rows]);
+            member.group().enter(signature)?;
         }
-        let mut inputs: [&[u8]; MAX_INPUTS] = [&[]; MAX_INPUTS];
-        for (slot, kind) in inputs.iter_mut().zip(&self.inputs) {
-            *slot = bytes_of(match kind {
-                InputKind::Tokens => input.tokens,
-                InputKind::Positions => input.positions,
-                InputKind::SequenceIds => &self.sequence_ids,
-                InputKind::BlockTables => input.block_tables,
-                InputKind::LogitRows => input.logit_rows,
-            });
-        }
-        let inputs = inputs.get(..self.inputs.len()).unwrap_or_default();
-        let (manifest, dims, regions) = (&*self.manifest, &self.dims, &self.regions);
+        let inputs = self.checked.bytes(input);
+        let inputs = &inputs[..self.manifest.inputs.len().min(MAX_INPUTS)];
+        let (manifest, dims, regions) = (&*self.manifest, self.checked.dims(), &self.regions);
         let mut note = self
             .values
             .as_mut()
@@ -516,80 +504,6 @@ impl Session {
         }
         self.logits.as_ref().unwrap_or(output).as_f32(count)
     }
-
-    /// Validates a step, sets the dims and derives the sequence ids.
-    fn check(&mut self, input: &StepInput<'_>) -> Result<()> {
-        let bad = |text: String| Err(Error::InvalidInput(text));
-        let StepInput { tokens, positions, seq_starts, block_tables, logit_rows } = *input;
-        let model = &self.manifest.model;
-        let sequences = seq_starts.len().saturating_sub(1);
-        if positions.len() != tokens.len() {
-            return bad(format!("{} positions for {} tokens", positions.len(), tokens.len()));
-        }
-        if sequences == 0 || !block_tables.len().is_multiple_of(sequences) {
-            return bad(format!("{} block table entries for {sequences} sequences", block_tables.len()));
-        }
-        let width = block_tables.len() / sequences;
-        for (name, value) in
-            [("T", tokens.len()), ("B", sequences), ("P", width), ("R", logit_rows.len()), ("N", self.pool.blocks())]
-        {
-            self.dims.set(&self.manifest, name, value)?;
-        }
-        if let Some(id) = tokens.iter().find(|id| **id < 0 || **id as u32 >= model.vocab_size) {
-            return bad(format!("token id {id} is outside the vocabulary 0..{}", model.vocab_size));
-        }
-        if let Some(row) = logit_rows.iter().find(|row| **row < 0 || **row as usize >= tokens.len()) {
-            return bad(format!("logit row {row} is outside the step's tokens 0..{}", tokens.len()));
-        }
-        // -1..blocks, by one comparison of each and no early end, so that many are checked at once.
-        let blocks = u32::try_from(self.pool.blocks()).unwrap_or(u32::MAX).min(1 << 31);
-        let wrong = |id: i32| id.wrapping_add(1) as u32 > blocks;
-        if block_tables.iter().fold(false, |any, id| any | wrong(*id)) {
-            let id = block_tables.iter().copied().find(|id| wrong(*id)).unwrap_or_default();
-            return bad(format!("KV block {id} is outside the pool 0..{blocks}"));
-        }
-        if seq_starts.first() != Some(&0) || seq_starts.last().is_none_or(|last| *last as i64 != tokens.len() as i64) {
-            return bad(format!("seq_starts must run from 0 to {}", tokens.len()));
-        }
-        self.sequence_ids.clear();
-        let mut context = 1;
-        for (sequence, range) in seq_starts.windows(2).enumerate() {
-            let &[start, end] = range else { continue };
-            if end < start || end as usize > tokens.len() {
-                return bad(format!("seq_starts descends at sequence {sequence}"));
-            }
-            let own = &positions[start as usize..end as usize];
-            let mut last = -1;
-            for position in own {
-                if *position <= last {
-                    return bad(format!(
-                        "positions of sequence {sequence} do not ascend from 0: {position} after {last}"
-                    ));
-                }
-                last = *position;
-            }
-            context = context.max(last.wrapping_add(1) as usize);
-            // Attention reads every block up to the last position, so all must be there.
-            let needed = if last < 0 { 0 } else { last as usize / model.kv_block as usize + 1 };
-            if needed > width || last as i64 >= i64::from(model.max_seq) {
-                return bad(format!(
-                    "position {last} of sequence {sequence} needs {needed} KV blocks, its table has {width}; the artifact was \
-                     compiled for positions 0..{}",
-                    model.max_seq
-                ));
-            }
-            let table = &block_tables[sequence * width..(sequence + 1) * width];
-            if table[..needed].iter().fold(false, |any, id| any | (*id < 0)) {
-                let at = table[..needed].iter().position(|id| *id < 0).unwrap_or_default();
-                return bad(format!(
-                    "sequence {sequence} has no KV block for position {}",
-                    at * model.kv_block as usize
-                ));
-            }
-            self.sequence_ids.extend(own.iter().map(|_| sequence as i32));
-        }
-        self.dims.set(&self.manifest, "C", context)
-    }
 }
 
 /// Loads the code of `program`.
@@ -648,32 +562,6 @@ fn external_states(
         driver.wrap(memory)
     };
     given.iter().zip(&manifest.states).map(wrap).collect()
-}
-
-fn input_kinds(manifest: &Manifest) -> Result<Vec<InputKind>> {
-    let mut kinds = Vec::with_capacity(manifest.inputs.len());
-    for input in &manifest.inputs {
-        let kind = match input.name.as_str() {
-            "tokens" => InputKind::Tokens,
-            "positions" => InputKind::Positions,
-            "sequence_ids" => InputKind::SequenceIds,
-            "block_tables" => InputKind::BlockTables,
-            "logit_rows" => InputKind::LogitRows,
-            other => {
-                return Err(Error::Unsupported(format!(
-                    "the artifact has an input this runtime does not fill: {other}"
-                )));
-            }
-        };
-        if input.dtype != DType::I32 {
-            return Err(Error::Unsupported(format!("input {} is {}, not i32", input.name, input.dtype)));
-        }
-        if kinds.contains(&kind) {
-            return Err(Error::Unsupported(format!("input {} is declared twice", input.name)));
-        }
-        kinds.push(kind);
-    }
-    Ok(kinds)
 }
 
 fn check_output(manifest: &Manifest) -> Result<()> {

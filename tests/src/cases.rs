@@ -205,18 +205,19 @@ fn norms(tokens: u64, max: u64, d: u64, dtype: DType) -> Case {
     c.outputs(&[a, Value { node, result: 0 }, Value { node, result: 1 }])
 }
 
-/// Two sequences of different lengths, one block table each, tokens in the middle of blocks.
+/// Three sequences of different lengths, with tables narrower than the widest, tokens in the middle of blocks.
 fn paged(name: String, tokens: u64, max: u64, tolerance: f64) -> (Case, [Value; 3]) {
     let mut c = Case::new(name, tokens, max, tolerance);
-    for (name, n) in [("B", 2), ("P", 4), ("N", 9)] {
-        c.graph.declare_symbol(name, 1, n);
+    for (name, n, most) in [("B", 3, 4), ("P", 4, 11), ("N", 9, 9)] {
+        c.graph.declare_symbol(name, 1, most);
         c.dims.insert(name.to_owned(), n);
     }
     let positions = c.input("positions", DType::I32, vec![sym("T")]);
     let ids = c.input("sequence_ids", DType::I32, vec![sym("T")]);
     let tables = c.input("block_tables", DType::I32, vec![sym("B"), sym("P")]);
-    c.given.insert("block_tables".into(), Stored::ints(&[2, 4], &[3, 0, 7, -1, 5, 8, 1, 2]));
-    let of = |t: i32| if t % 2 == 0 { (15 + t / 2, 0) } else { (40 + t / 2, 1) };
+    c.given.insert("block_tables".into(), Stored::ints(&[3, 4], &[3, 0, 7, -1, 5, 8, 1, 2, 6, 4, -1, -1]));
+    assert!(tokens <= 37, "the third sequence has 32 positions");
+    let of = |t: i32| ([15, 40, 20][t as usize % 3] + t / 3, t % 3);
     let (at, sequence): (Vec<i32>, Vec<i32>) = (0..tokens as i32).map(of).unzip();
     c.given.insert("positions".into(), Stored::ints(&[tokens], &at));
     c.given.insert("sequence_ids".into(), Stored::ints(&[tokens], &sequence));

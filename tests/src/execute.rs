@@ -266,7 +266,9 @@ pub(crate) fn element_offsets(external: &External, shape: &[u64]) -> Vec<usize> 
     let dtype = external.ty.dtype;
     let block = dtype.block_elements() as u64;
     let mut at = vec![0u64];
-    for (axis, (size, stride)) in shape.iter().zip(&external.strides).enumerate() {
+    let dense: Vec<u64> = (1..=shape.len()).map(|next| shape[next..].iter().product()).collect();
+    let strides = if external.dense { &dense } else { &external.strides };
+    for (axis, (size, stride)) in shape.iter().zip(strides).enumerate() {
         // Blocks run along the last dim.
         let (size, stride) = if axis + 1 == shape.len() { (size / block, stride * block) } else { (*size, *stride) };
         at = at.iter().flat_map(|base| (0..size).map(move |i| base + i * stride)).collect();

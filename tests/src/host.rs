@@ -51,7 +51,8 @@ impl Loaded {
     ) -> Result<Loaded, String> {
         let pack = packed(graph, target, statics, (&compiled.pack, compiled.pack_bytes))?;
         let options = host::HostOptions { threads, ..host::HostOptions::default() };
-        let driver = host::HostDriver::new(options).map_err(text)?;
+        // SAFETY: the code is what the compiler just made of the graph, and `run` binds what its plan and its dims say.
+        let driver = unsafe { host::HostDriver::new(options) }.map_err(text)?;
         let kernels = compiled.kernels.iter();
         let kernels: Vec<KernelEntry<'_>> =
             kernels.map(|k| KernelEntry { name: &k.name, offset: k.entry, threads: k.threads }).collect();
@@ -79,7 +80,8 @@ impl Loaded {
         let driver = &self.driver;
         let allocate = |bytes: u64| driver.allocate(bytes.max(64) as usize, Placement::Arena, None).map_err(text);
         // Stale bytes in the arena must not matter: NaN everywhere.
-        self.arena.write(0, &vec![0xff; self.arena_bytes]).map_err(text)?;
+        // SAFETY: nothing runs between the graphs of a test.
+        unsafe { self.arena.write(0, &vec![0xff; self.arena_bytes]) }.map_err(text)?;
         let missing = |name: &str| format!("no value for {name}");
         let mut inputs = Vec::new();
         for e in &plan.inputs {
@@ -89,7 +91,9 @@ impl Loaded {
         let mut states = Vec::new();
         for e in &plan.states {
             let buffer = allocate(e.bytes)?;
-            buffer.write(0, &spread(e, values.get(&*e.name).ok_or_else(|| missing(&e.name))?)).map_err(text)?;
+            let bytes = spread(e, values.get(&*e.name).ok_or_else(|| missing(&e.name))?);
+            // SAFETY: as above.
+            unsafe { buffer.write(0, &bytes) }.map_err(text)?;
             states.push(buffer);
         }
         let resolve_arg = |arg: &Arg| -> CaptureArg<'_> {

@@ -88,6 +88,12 @@ pub struct Ranks<'g> {
     comm: Vec<Buffer>,
 }
 
+/// Writes while no rank runs.
+fn write(buffer: &Buffer, offset: usize, bytes: &[u8]) -> Result<(), String> {
+    // SAFETY: ranks run inside `run`, which has returned.
+    unsafe { buffer.write(offset, bytes) }.map_err(|e| e.to_string())
+}
+
 impl<'g> Ranks<'g> {
     /// Compiles `graph` for `target`, to be run by `world` ranks of `threads` threads each. Weights are the same on all ranks.
     ///
@@ -103,20 +109,21 @@ impl<'g> Ranks<'g> {
         let built = build(graph, weights, target)?;
         let slab = built.compiled.slab.clone().unwrap_or(Slab { bytes: 0, fills: Vec::new() });
         let slab_bytes = slab.bytes as usize;
-        let driver = host::HostDriver::new(host::HostOptions { threads: 1, ..host::HostOptions::default() });
+        // SAFETY: it only allocates.
+        let driver = unsafe { host::HostDriver::new(host::HostOptions { threads: 1, ..host::HostOptions::default() }) };
         let driver = driver.map_err(|e| e.to_string())?;
         let allocate = |bytes: usize| driver.allocate(bytes.max(64), Placement::Arena, None).map_err(|e| e.to_string());
         // One page more holds the abort word.
         let slabs = allocate(world * slab_bytes + 4096)?;
-        slabs.write(0, &vec![0; world * slab_bytes + 4096]).map_err(|e| e.to_string())?;
+        write(&slabs, 0, &vec![0; world * slab_bytes + 4096])?;
         let (mut loaded, mut comm) = (Vec::new(), Vec::new());
         for rank in 0..world {
-            slabs.write(rank * slab_bytes, &initial(&slab)).map_err(|e| e.to_string())?;
+            write(&slabs, rank * slab_bytes, &initial(&slab))?;
             let abort = ((world - rank) * slab_bytes) as i64;
             let buffer = allocate(comm_table::BYTES as usize)?;
             let entry = relax as extern "C" fn(*const u8, u64) -> u32;
             let table = comm_table(rank, world, slab_bytes, abort, entry as usize as u64);
-            buffer.write(0, &table).map_err(|e| e.to_string())?;
+            write(&buffer, 0, &table)?;
             comm.push(buffer);
             loaded.push(Loaded::new(graph, &built.target, &built.compiled, &built.statics, threads)?);
         }
@@ -132,7 +139,7 @@ impl<'g> Ranks<'g> {
         for range in epochs(slab) {
             let bytes: Vec<u8> = std::iter::repeat_n(epoch.to_le_bytes(), range.len() / 4).flatten().collect();
             for rank in 0..self.loaded.len() {
-                self.slabs.write(rank * self.slab_bytes + range.start, &bytes).map_err(|e| e.to_string())?;
+                write(&self.slabs, rank * self.slab_bytes + range.start, &bytes)?;
             }
         }
         Ok(())

@@ -216,8 +216,10 @@ fn strided_elementwise() {
 fn paged(of: &[(i32, i32)], max: u64, sequences: u64, pages: u64) -> (Case, [Value; 3]) {
     let tokens = of.len() as u64;
     let mut c = Case::new(tokens, max);
-    for (name, n) in [("B", sequences), ("P", pages), ("N", sequences * pages + 1)] {
-        c.graph.declare_symbol(name, 1, n);
+    // Tables are narrower than the widest.
+    let blocks = sequences * pages + 1;
+    for (name, n, most) in [("B", sequences, sequences), ("P", pages, pages + 5), ("N", blocks, blocks)] {
+        c.graph.declare_symbol(name, 1, most);
         c.dims.insert(name.to_owned(), n);
     }
     let positions = c.input("positions", DType::I32, vec![sym("T")]);

@@ -102,8 +102,9 @@ fn paged(of: &[(i32, i32)], max: u64) -> (Draft, [Value; 3]) {
     let pages = of.iter().map(|(_, p)| *p as u64 / 16 + 1).max().unwrap_or(1);
     let mut c = Draft::new(tokens, 1..=max);
     let blocks = sequences * pages;
-    for (name, n) in [("B", sequences), ("P", pages), ("N", blocks + 1)] {
-        c.graph.declare_symbol(name, 1, n);
+    // Tables are narrower than the widest.
+    for (name, n, most) in [("B", sequences, sequences), ("P", pages, pages + 5), ("N", blocks + 1, blocks + 1)] {
+        c.graph.declare_symbol(name, 1, most);
         c.dims.insert(name.to_owned(), n);
     }
     let at = c.input("positions", DType::I32, vec![sym("T")]);

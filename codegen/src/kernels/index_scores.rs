@@ -6,8 +6,8 @@
 
 use super::row::{elem_of, for_row, load_index};
 use super::schedule::{all_of, below, param, present};
-use super::{Argument, Built, Request, Tensor, attention, contiguous_last, last_dim, refuse, require};
-use crate::tile::{Access, Builder, Compare, Conversion, Elem, Param, Reduction, V};
+use super::{Argument, Built, Request, Tensor, attention, contiguous_last, last_dim, paged, refuse, require};
+use crate::tile::{Access, Builder, Compare, Elem, Param, Reduction, V};
 use weldment_ir::{Dim, Op};
 use weldment_passes::target::Refusal;
 
@@ -132,7 +132,7 @@ impl Program<'_> {
     fn table_row(&self, b: &mut Builder) -> V {
         let at = b.scale(self.token, self.ids.byte_stride(0));
         let sequence = load_index(b, self.params[4], at);
-        b.scale(sequence, self.tables.byte_stride(0))
+        self.tables.row_offset(b, sequence)
     }
 
     /// Stores columns `first`.. of a tile [n]: zeros from the scored ones on, nothing past the last column.
@@ -203,7 +203,7 @@ impl<'p, 't> Run<'p, 't> {
         let at = b.scale(block, table);
         let at = b.add(table_row, at);
         let ids = b.load(p.params[5], at, Elem::I32, &[blocks], &[table], Some(there));
-        let ids = b.convert(Conversion::Signed, ids, Elem::I64);
+        let ids = paged::readable(b, ids, p.keys);
         let places = b.scale(ids, p.keys.byte_stride(0));
         let q_base = b.scale(p.token, p.q.byte_stride(0));
         let depth = (p.d.next_power_of_two() as u32).clamp(16, DEPTH);
@@ -333,7 +333,8 @@ fn host(b: &mut Builder, p: &Program<'_>) -> String {
             let block = b.div(first, per_block);
             let entry = b.scale(block, p.tables.byte_stride(1));
             let entry = b.add(table_row, entry);
-            let id = load_index(b, p.params[5], entry);
+            let id = b.load_scalar(p.params[5], entry, Elem::I32);
+            let id = paged::readable(b, id, p.keys);
             let base = b.scale(id, p.keys.byte_stride(0));
             let scores = block_scores(b, p, base, q_base);
             let scores = b.reshape(scores, &[slots]);

@@ -9,6 +9,7 @@ pub mod library;
 pub mod matmul;
 mod minifloat;
 pub mod norm;
+mod paged;
 pub mod pointwise;
 pub mod quantise;
 pub mod reduce;
@@ -20,7 +21,7 @@ pub mod topk;
 mod weights;
 
 use crate::target::Target;
-use crate::tile::Kernel;
+use crate::tile::{Builder, Kernel, V};
 use weldment_ir::{DType, Dim, Op, TensorType};
 use weldment_passes::target::Refusal;
 use weldment_runtime::artifact::Layout;
@@ -40,6 +41,9 @@ pub struct Tensor {
     pub is_unread: bool,
     /// Bytes that its address is a multiple of, at most 64.
     pub align: u32,
+    /// It lies row-major at the step's own dims ([`weldment_passes::buffer::External::dense`]): only
+    /// [`row_offset`](Tensor::row_offset) finds its rows.
+    pub is_dense: bool,
 }
 
 impl Tensor {
@@ -49,7 +53,24 @@ impl Tensor {
         for i in (1..ty.rank()).rev() {
             strides[i - 1] = strides[i].saturating_mul(ty.shape[i].constant().unwrap_or(1));
         }
-        Tensor { ty: ty.clone(), strides, is_static: false, is_constant: false, is_unread: false, align: 64 }
+        let (is_static, is_constant, is_unread, is_dense) = (false, false, false, false);
+        Tensor { ty: ty.clone(), strides, is_static, is_constant, is_unread, align: 64, is_dense }
+    }
+
+    /// Byte offset of index `row` (i64) of the leading dim.
+    pub fn row_offset(&self, b: &mut Builder, row: V) -> V {
+        if !self.is_dense {
+            return b.scale(row, self.byte_stride(0));
+        }
+        let inner = &self.ty.shape[1..];
+        let constant: u64 = inner.iter().filter_map(Dim::constant).product();
+        inner.iter().fold(b.scale(row, bytes_of(self.ty.dtype, constant)), |at, dim| match dim {
+            Dim::Sym(s) => {
+                let n = b.dim(s);
+                b.mul(at, n)
+            }
+            Dim::Const(_) => at,
+        })
     }
 
     /// Byte stride of a dim.
@@ -63,8 +84,9 @@ pub fn bytes_of(dtype: DType, elements: u64) -> i64 {
     (elements / dtype.block_elements() as u64 * dtype.block_bytes() as u64) as i64
 }
 
-/// One op to be run, with everything its kernel is specialised on.
-#[derive(Clone, Debug)]
+/// One op to be run, with everything its kernel is specialised on: kernels are built from a request and nothing else, so that equal
+/// requests, and no others, share one.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Request<'a> {
     /// The op.
     pub op: &'a Op,
@@ -162,7 +184,7 @@ impl RowSpace {
     }
 
     /// The number of rows, i64.
-    pub fn count(&self, b: &mut crate::tile::Builder) -> crate::tile::V {
+    pub fn count(&self, b: &mut Builder) -> V {
         match &self.symbol {
             Some(s) => {
                 let n = b.dim(s);
@@ -173,7 +195,7 @@ impl RowSpace {
     }
 
     /// Sets a grid axis to ceil(rows / tile).
-    pub fn grid(&self, b: &mut crate::tile::Builder, axis: usize, tile: u64) {
+    pub fn grid(&self, b: &mut Builder, axis: usize, tile: u64) {
         match &self.symbol {
             Some(s) => b.grid_symbol(axis, s, self.mul, tile),
             None => b.grid_constant(axis, self.mul.div_ceil(tile)),

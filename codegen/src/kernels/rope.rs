@@ -3,8 +3,8 @@
 
 use super::row::{elem_of, load_index, rounded};
 use super::schedule::{self, ELEMENTS, Piece, Walk, param, threads_for};
-use super::{Argument, Built, Request, Tensor, contiguous_last, last_dim, require};
-use crate::tile::{Access, Builder, Compare, Conversion, Elem, Param, V};
+use super::{Argument, Built, Request, Tensor, contiguous_last, last_dim, paged, require};
+use crate::tile::{Access, Builder, Conversion, Elem, Param, V};
 use weldment_ir::{DType, Dim, Op};
 use weldment_passes::target::Refusal;
 
@@ -149,12 +149,12 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
             let sequence = load_index(&mut b, ids, id_at);
             let per = b.int(slots as i64);
             let (column, slot) = (b.div(position, per), b.binary(crate::tile::Binary::Rem, position, per));
-            let row_at = b.scale(sequence, r.operands[c.block_tables].byte_stride(0));
+            let row_at = r.operands[c.block_tables].row_offset(&mut b, sequence);
             let column_at = b.scale(column, r.operands[c.block_tables].byte_stride(1));
             let entry = b.add(row_at, column_at);
-            let block = load_index(&mut b, tables, entry);
-            let none = b.int(-1);
-            guard = Some(b.compare(Compare::Less, none, block));
+            let block = b.load_scalar(tables, entry, Elem::I32);
+            guard = Some(paged::exists(&mut b, block, out));
+            let block = b.convert(Conversion::Signed, block, Elem::I64);
             let mut base = b.scale(block, out.byte_stride(0));
             for (index, axis) in [(head, 1), (slot, slot_axis)] {
                 let part = b.scale(index, out.byte_stride(axis));

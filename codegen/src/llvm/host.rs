@@ -12,7 +12,7 @@ use inkwell::targets::{CodeModel, FileType, InitializationConfig, RelocMode, Tar
 use inkwell::values::FunctionValue;
 
 /// An x86-64 CPU as LLVM names it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct HostTarget {
     /// The name given: `host`, `x86-64-v3`, `x86-64-v4`.
     pub name: String,

@@ -13,11 +13,8 @@ use object::read::elf::{FileHeader, ProgramHeader};
 use object::{Endianness, ReadRef};
 use std::ops::Range;
 use weldment_runtime::artifact::Resources;
+use weldment_runtime::driver::hip::code_object::{self, ELFOSABI_AMDGPU_HSA, NT_AMDGPU_METADATA};
 
-/// Type of the metadata note, whose owner is `AMDGPU`.
-const NT_AMDGPU_METADATA: u32 = 32;
-/// `EI_OSABI` of AMD's HSA ABI.
-const ELFOSABI_AMDGPU_HSA: u8 = 64;
 /// `EI_ABIVERSION` of code object versions 5 and 6.
 const ABI_VERSIONS: std::ops::RangeInclusive<u8> = 3..=4;
 /// Bytes of a note before its owner's name.
@@ -62,9 +59,10 @@ pub struct Metadata {
 /// # Errors
 /// If the linker is missing or fails, or its output is not a code object of version 5 or 6 for `arch`.
 pub fn link(objects: &[Vec<u8>], arch: GpuArch) -> Result<CodeObject, CodegenError> {
-    let options = ["-shared", "--no-undefined", "--build-id=none", "-z", "max-page-size=4096", "--strip-all"];
+    let options = ["-shared", "--no-undefined", "--build-id=none", "-z", "max-page-size=4096"];
     let bytes = merge_metadata(run_linker(objects, &options)?).map_err(CodegenError::Link)?;
     let kernels = read(&bytes, arch).map_err(CodegenError::Link)?;
+    code_object::check(&bytes, kernels.keys().map(String::as_str)).map_err(CodegenError::Link)?;
     Ok(CodeObject { bytes, kernels })
 }
 

@@ -55,7 +55,7 @@ use weldment_ir::generate::Random;
 macro_rules! choices {
     ($($(#[doc = $doc:literal])+ $name:ident: $accepted:expr, $default:literal;)*) => {
         /// Choices that the user fixed; the others stay automatic.
-        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
         pub struct Choices { $($(#[doc = $doc])+ pub $name: Option<u32>,)* }
 
         impl Choices {

@@ -7,7 +7,9 @@ use super::{
 };
 use crate::frontend::Checkpoint;
 use indexmap::IndexMap;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use weldment_codegen::llvm::Emit;
 use weldment_codegen::select::KernelLibrary;
 use weldment_codegen::target::Target as MachineTarget;
@@ -89,7 +91,18 @@ pub fn plan_targets(
         }
         out.push(PlannedTarget { target, variants: planned });
     }
+    share_layouts(&mut out);
     Ok(out)
+}
+
+/// An input lies in one way for all variants of all targets: densely only if none of them minds.
+fn share_layouts(planned: &mut [PlannedTarget]) {
+    let plans = || planned.iter().flat_map(|t| &t.variants).map(|v| &v.plan);
+    let minds: BTreeSet<Arc<str>> =
+        plans().flat_map(|p| &p.inputs).filter(|input| !input.dense).map(|input| input.name.clone()).collect();
+    for input in planned.iter_mut().flat_map(|t| &mut t.variants).flat_map(|v| &mut v.plan.inputs) {
+        input.dense = !minds.contains(&input.name);
+    }
 }
 
 /// A target by name, with the choices that were fixed or perturbed.
@@ -145,12 +158,17 @@ pub fn build_artifact(
     if options.embed && planned.len() > 1 {
         return Err(CompileError::option("--weights", "embed packs for one target; give one with --target"));
     }
-    let (inputs, outputs) = bindings(graph)?;
+    let (mut inputs, outputs) = bindings(graph)?;
     for variant in planned.iter().flat_map(|t| &t.variants) {
         let (mine, theirs) = bindings(&variant.graph)?;
         if mine != inputs || theirs != outputs || states(&variant.graph)? != states(graph)? {
             let message = format!("internal: variant {} changed the entry's signature", variant.name);
             return Err(CompileError::option("fuse", message));
+        }
+    }
+    if let Some(first) = planned.first().and_then(|t| t.variants.first()) {
+        for (input, external) in inputs.iter_mut().zip(&first.plan.inputs) {
+            input.dense = external.dense;
         }
     }
     let mut statics = Collector::new(checkpoint);

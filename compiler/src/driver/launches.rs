@@ -7,9 +7,10 @@ use crate::frontend::Checkpoint;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use weldment_codegen::{VariantPlan, prepare};
-use weldment_ir::interpret::{Binding, Bindings, F64, Options, Tensor, interpret};
-use weldment_ir::{DType, Dim, Graph, IrError, Op, OutputKind, TensorType, Value, codec};
+use weldment_ir::interpret::{Binding, Bindings, F64, Options, Tensor, interpret_ranks};
+use weldment_ir::{DType, Dim, Graph, IrError, Op, OutputKind, Real, TensorType, Value, codec};
 use weldment_passes::buffer::{External, Region, StepKind, View};
+use weldment_runtime::StepInput;
 use weldment_runtime::artifact::{Artifact, Region as Place};
 use weldment_runtime::device::Device;
 use weldment_runtime::graph::{SingleSteps, Step};
@@ -32,6 +33,8 @@ pub struct Difference {
     pub op: String,
     /// Types of operands and results.
     pub types: String,
+    /// The first rank on which it differs.
+    pub rank: usize,
     /// Which result, and the index of its first element that differs by more than the bound.
     pub result: usize,
     /// See `result`.
@@ -156,10 +159,19 @@ fn run(
     for part in parts {
         let used = (position + part.len()).div_ceil(block).max(1);
         let dims = sizes(part.len(), used, position + part.len());
-        let inputs = manifest.inputs.iter().map(|b| input(&b.name, part, position, used)).collect::<Result<_, _>>()?;
+        let count = part.len() as i32;
+        let tokens: Vec<i32> = part.iter().map(|t| *t as i32).collect();
+        let positions: Vec<i32> = (position as i32..position as i32 + count).collect();
+        let rows: Vec<i32> = (0..count).collect();
+        let tables: Vec<i32> = (0..used as i32).collect();
         position += part.len();
-        let given: Vec<(&str, usize)> = dims.iter().map(|(n, v)| (n.as_str(), *v as usize)).collect();
-        let mut step = steps.begin(&given, inputs)?;
+        let mut step = steps.begin(&StepInput {
+            tokens: &tokens,
+            positions: &positions,
+            seq_starts: &[0, count],
+            block_tables: &tables,
+            logit_rows: &rows,
+        })?;
         let planned = target.variants.get(step.variant).ok_or_else(|| other("it has more variants than planned"))?;
         let mut all = dims.clone();
         all.insert("N".to_owned(), blocks as u64);
@@ -196,26 +208,6 @@ fn other(what: &str) -> CompileError {
 fn sizes(tokens: usize, blocks: usize, positions: usize) -> BTreeMap<String, u64> {
     let all = [("T", tokens), ("B", 1), ("P", blocks), ("R", tokens), ("C", positions)];
     all.into_iter().map(|(name, n)| (name.to_owned(), n as u64)).collect()
-}
-
-/// The bytes of an input of the entry `step`.
-fn input(name: &str, tokens: &[u32], first: usize, blocks: usize) -> Result<Vec<u8>, CompileError> {
-    let count = tokens.len() as i32;
-    let first = first as i32;
-    let ints: Vec<i32> = match name {
-        "tokens" => tokens.iter().map(|t| *t as i32).collect(),
-        "positions" => (first..first + count).collect(),
-        "sequence_ids" => vec![0; tokens.len()],
-        "block_tables" => (0..blocks as i32).collect(),
-        "logit_rows" => (0..count).collect(),
-        _ => {
-            return Err(CompileError::option(
-                "verify",
-                format!("the entry has an input {name} that no sequence gives"),
-            ));
-        }
-    };
-    Ok(ints.iter().flat_map(|n| n.to_le_bytes()).collect())
 }
 
 /// For each variant, for each launch, the step of the plan that it belongs to.
@@ -261,9 +253,12 @@ impl Launches<'_> {
             }
             for (result, (ty, values)) in expected.iter().enumerate() {
                 let view = &self.planned.plan.steps[turn].writes[result];
-                let found = self.load(step, ty, view)?;
-                if let Some(difference) = self.differs((at, count), turn, result, ty, values, &found) {
-                    return Ok(Some(difference));
+                for (rank, values) in values.iter().enumerate() {
+                    let found = self.load(step, rank, ty, view)?;
+                    let which = (rank, turn, result);
+                    if let Some(difference) = self.differs((at, count), which, ty, values, &found) {
+                        return Ok(Some(difference));
+                    }
                 }
             }
             at += count;
@@ -271,13 +266,16 @@ impl Launches<'_> {
         Ok(None)
     }
 
-    /// What the interpreter makes of a step's operands as they are in memory: type and values of each result.
-    fn expected(&self, turn: usize, step: &Step<'_>) -> Result<Vec<(TensorType, Vec<f64>)>, CompileError> {
+    /// What the interpreter makes of a step's operands as they are in memory: of each result its type and the values on each rank.
+    fn expected(&self, turn: usize, step: &Step<'_>) -> Result<Vec<(TensorType, Vec<Vec<f64>>)>, CompileError> {
         let planned = &self.planned.plan.steps[turn];
         let graph = &self.planned.graph;
         let id = match &planned.kind {
             StepKind::Kernel(id) => *id,
-            StepKind::Copy { ty, .. } => return Ok(vec![(ty.clone(), self.load(step, ty, &planned.reads[0])?)]),
+            StepKind::Copy { ty, .. } => {
+                let moved = (0..step.world()).map(|rank| self.load(step, rank, ty, &planned.reads[0]));
+                return Ok(vec![(ty.clone(), moved.collect::<Result<_, _>>()?)]);
+            }
         };
         let node = graph.node(id);
         let (mut part, mut bindings) = (Graph::new("launch"), Bindings::new());
@@ -293,7 +291,13 @@ impl Launches<'_> {
             let ty = graph.type_of(*value);
             let name: Arc<str> = format!("operand{i}").into();
             let shape = self.shape(ty);
-            bindings.insert(&name, binding(ty.dtype, &shape, self.load(step, ty, view)?));
+            for rank in 0..step.world() {
+                let held = binding(ty.dtype, &shape, self.load(step, rank, ty, view)?);
+                match step.world() {
+                    1 => bindings.insert(&name, held),
+                    _ => bindings.insert_on_rank(&name, rank, held),
+                }
+            }
             let op = Op::Input { name, dtype: ty.dtype, shape: ty.shape.clone() };
             operands.push(Value { node: part.add(op, &[], BTreeSet::new())?, result: 0 });
         }
@@ -301,8 +305,11 @@ impl Launches<'_> {
         for result in 0..node.types.len() as u32 {
             part.output(&format!("result{result}"), OutputKind::Result, Value { node: copy, result });
         }
-        let outputs = interpret::<F64>(&part, &self.dims, &bindings, &Options::default())?;
-        Ok(node.types.iter().cloned().zip(outputs.values().map(reals)).collect())
+        part = spread_over(part, step.world())?;
+        let outputs = interpret_ranks::<F64>(&part, &self.dims, &bindings, &Options::default())?;
+        let of =
+            |result: usize| outputs.iter().map(|rank| rank.values().nth(result).map_or(Vec::new(), reals)).collect();
+        Ok(node.types.iter().cloned().enumerate().map(|(result, ty)| (ty, of(result))).collect())
     }
 
     /// Copies what computes a static value, and binds the weights it reads.
@@ -326,8 +333,8 @@ impl Launches<'_> {
         ty.shape.iter().map(size).collect()
     }
 
-    /// The values of a view, row-major.
-    fn load(&self, step: &Step<'_>, ty: &TensorType, view: &View) -> Result<Vec<f64>, CompileError> {
+    /// The values of a view on a rank, row-major.
+    fn load(&self, step: &Step<'_>, rank: usize, ty: &TensorType, view: &View) -> Result<Vec<f64>, CompileError> {
         let plan = &self.planned.plan;
         let index = |list: &[External], name: &Arc<str>| {
             let at = list.iter().position(|e| e.name == *name).map(|i| i as u32);
@@ -343,7 +350,7 @@ impl Launches<'_> {
         let size = ty.dtype.block_bytes();
         let mut packed = Vec::new();
         for offset in offsets(ty.dtype, &self.shape(ty), &self.strides(view, ty)) {
-            packed.extend_from_slice(step.read(region, view.offset as usize + offset, size)?);
+            packed.extend_from_slice(step.read(rank, region, view.offset as usize + offset, size)?);
         }
         decode(ty.dtype, &packed)
     }
@@ -365,14 +372,13 @@ impl Launches<'_> {
     fn logits(&self, step: &Step<'_>) -> Result<Vec<f64>, CompileError> {
         let Some(output) = self.planned.plan.outputs.first() else { return Ok(Vec::new()) };
         let view = View { region: Region::Output(output.name.clone()), offset: 0, strides: output.strides.clone() };
-        self.load(step, &output.ty, &view)
+        self.load(step, 0, &output.ty, &view)
     }
 
     fn differs(
         &self,
         (launch, launches): (usize, usize),
-        turn: usize,
-        result: usize,
+        (rank, turn, result): (usize, usize, usize),
         ty: &TensorType,
         expected: &[f64],
         found: &[f64],
@@ -416,6 +422,7 @@ impl Launches<'_> {
             paths: paths.iter().map(ToString::to_string).collect(),
             op,
             types: format!("{} -> {}", operands.join(", "), results.join(", ")),
+            rank,
             result,
             element,
             expected: expected.get(at).copied().unwrap_or(f64::NAN),
@@ -424,6 +431,17 @@ impl Launches<'_> {
             bound,
         })
     }
+}
+
+/// The part as a graph of `world` ranks, where no op of it says so: a value that nothing needs does.
+fn spread_over(mut part: Graph, world: usize) -> Result<Graph, IrError> {
+    if part.world() as usize != world {
+        let op = Op::Constant { value: Real(0.0), dtype: DType::F32 };
+        let zero = Value { node: part.add(op, &[], BTreeSet::new())?, result: 0 };
+        let world = i64::try_from(world).unwrap_or(i64::MAX);
+        part.add(Op::AllReduce { world }, &[zero], BTreeSet::new())?;
+    }
+    Ok(part)
 }
 
 fn reals(tensor: &Tensor<f64>) -> Vec<f64> {

@@ -40,13 +40,15 @@ pub fn symbols(graph: &Graph) -> Vec<Symbol> {
     graph.symbols().iter().map(symbol).collect()
 }
 
-/// Inputs and results of the entry, in the plan's order: node order and output order.
+/// Inputs and results of the entry, in the plan's order: node order and output order. Which inputs are dense is for the plans to
+/// say.
 ///
 /// # Errors
 /// If one has a dtype that cannot cross the entry.
 pub fn bindings(graph: &Graph) -> Result<(Vec<Binding>, Vec<Binding>), CompileError> {
     let binding = |name: &str, ty: &TensorType| -> Result<Binding, CompileError> {
-        Ok(Binding { name: name.to_owned(), dtype: runtime_dtype(ty.dtype, name)?, shape: dims(&ty.shape) })
+        let dtype = runtime_dtype(ty.dtype, name)?;
+        Ok(Binding { name: name.to_owned(), dtype, shape: dims(&ty.shape), dense: false })
     };
     let mut inputs = Vec::new();
     for id in graph.ids() {

@@ -4,7 +4,7 @@
 //! step may be smaller. Two dims may therefore be merged or split only when both are constant.
 
 use super::BufferError;
-use weldment_ir::{DType, Dim, Graph, TensorType};
+use weldment_ir::{DType, Dim, Graph, NodeId, TensorType};
 
 /// Rows a kernel may touch beyond a symbolic dim's value: symbolic dims are allocated up to this multiple.
 pub const ROW_MULTIPLE: u64 = 16;
@@ -36,6 +36,17 @@ pub(super) fn physical_dims(graph: &Graph, ty: &TensorType, padding: Padding) ->
         }
     };
     ty.shape.iter().enumerate().map(dim).collect()
+}
+
+/// True for an input with inner symbolic dims that is read as block tables alone. Steps are far smaller than the largest, so their
+/// tables lie one row after the other ([`super::External::dense`]).
+pub(super) fn is_dense_input(graph: &Graph, input: NodeId) -> bool {
+    let symbolic = |ty: &TensorType| ty.shape.iter().skip(1).any(|d| d.constant().is_none());
+    graph.node(input).types.first().is_some_and(symbolic)
+        && !graph.outputs().iter().any(|o| o.value.node == input)
+        && graph.users(input).all(|(user, using)| {
+            graph.node(user).op.kind().info().operands.get(using.operand as usize) == Some(&"block_tables")
+        })
 }
 
 /// Row-major strides in elements. The caller has checked the byte size, so the products fit.

@@ -142,6 +142,9 @@ pub struct External {
     pub strides: Vec<u64>,
     /// Bytes to allocate, surplus rows included.
     pub bytes: u64,
+    /// It lies row-major at a step's own dims, not at `strides`, which are those of the largest step: an input with inner symbolic
+    /// dims that nothing reads but as block tables, whose kernels take the distance of rows from the dims block.
+    pub dense: bool,
 }
 
 /// The plan of one graph. Everything in it is a function of the graph, the needs and the seed of [`bufferise_with`] alone.

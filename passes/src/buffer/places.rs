@@ -192,7 +192,8 @@ fn externals(draft: &mut Draft<'_>) -> Result<(), BufferError> {
         match &graph.node(id).op {
             Op::Input { name, .. } => {
                 let slot = draft.buffer(Region::Input(name.clone()), &ty, Padding::Leading)?;
-                let external = draft.external(name, ty, &slot);
+                let dense = layout::is_dense_input(graph, id);
+                let external = External { dense, ..draft.external(name, ty, &slot) };
                 draft.inputs.push(external);
                 *draft.place_mut(v) = Some(slot);
             }
@@ -225,7 +226,8 @@ fn externals(draft: &mut Draft<'_>) -> Result<(), BufferError> {
 
 impl Draft<'_> {
     fn external(&self, name: &Arc<str>, ty: TensorType, slot: &Slot) -> External {
-        External { name: name.clone(), ty, strides: slot.strides.clone(), bytes: self.buffers[slot.buffer].bytes }
+        let (strides, bytes) = (slot.strides.clone(), self.buffers[slot.buffer].bytes);
+        External { name: name.clone(), ty, strides, bytes, dense: false }
     }
 
     /// The in-place writes that lead from the state's leaf to its final value, or `None` if it comes from elsewhere.

@@ -93,6 +93,10 @@ pub struct Binding {
     pub dtype: DType,
     /// Dims, outermost first.
     pub shape: Vec<Dim>,
+    /// How rows lie in memory where inner dims are symbolic: one after the other at the step's own dims, or (not dense) each as far
+    /// from the next as in the largest step.
+    #[serde(default, skip_serializing_if = "super::layout::is_false")]
+    pub dense: bool,
 }
 
 /// State that outlives a step, allocated by the session as `N` units.

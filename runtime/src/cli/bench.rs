@@ -241,11 +241,11 @@ fn decode(session: &mut Session, shape: Shape, budget: Duration) -> Result<Decod
     if session.device().driver().name() != "host" {
         let (step, device_step) = gpu_bench::back_to_back(session, &input, budget)?;
         let (host_work, bare_host_work) = gpu_bench::host_work(session, &input, budget)?;
-        let (launches, nodes) = session.last_graph().map(|(g, _)| (g.len(), g.nodes())).unwrap_or_default();
+        let (launches, nodes) = session.last_nodes();
         decoded.step = step;
         decoded.gpu = Some(GpuStep { device_step, single_step: single, launches, nodes, host_work, bare_host_work });
     }
-    decode.release(session);
+    drop(decode);
     Ok(decoded)
 }
 

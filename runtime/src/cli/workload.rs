@@ -50,7 +50,8 @@ impl Shape {
 /// The inputs of a decode step: one token for each of `batch` sequences at position `context - 1`.
 #[derive(Debug)]
 pub struct DecodeStep {
-    sequences: Vec<Sequence>,
+    /// Whose blocks the tables name.
+    _sequences: Vec<Sequence>,
     tokens: Vec<i32>,
     positions: Vec<i32>,
     seq_starts: Vec<i32>,
@@ -59,23 +60,24 @@ pub struct DecodeStep {
 }
 
 impl DecodeStep {
-    /// Takes the KV blocks of the sequences from the session's pool.
+    /// Takes the KV blocks of the sequences from the session's pool. What they hold is of no matter, and no step has put it there.
     ///
     /// # Errors
     /// If there are not enough.
     pub fn new(session: &mut Session, shape: Shape) -> Result<DecodeStep> {
         let Shape { batch, context, .. } = shape;
+        session.trust_tables();
         let kv_block = session.model().kv_block as usize;
         let width = context.div_ceil(kv_block).max(session.range("P").0);
         let mut sequences: Vec<_> = (0..batch).map(|_| session.new_sequence()).collect();
         let mut block_tables = Vec::with_capacity(batch * width);
         for sequence in &mut sequences {
-            session.block_pool().reserve(sequence, context, kv_block)?;
+            session.reserve(sequence, context)?;
             block_tables.extend_from_slice(sequence.blocks());
             block_tables.resize(block_tables.len().next_multiple_of(width), -1);
         }
         Ok(DecodeStep {
-            sequences,
+            _sequences: sequences,
             tokens: tokens(session, batch),
             positions: vec![context as i32 - 1; batch],
             seq_starts: (0..=batch as i32).collect(),
@@ -94,13 +96,6 @@ impl DecodeStep {
             logit_rows: &self.logit_rows,
         }
     }
-
-    /// Gives the KV blocks back.
-    pub fn release(self, session: &mut Session) {
-        for sequence in self.sequences {
-            session.release(sequence);
-        }
-    }
 }
 
 /// `count` token ids, the same for every artifact of a vocabulary.
@@ -115,9 +110,7 @@ pub fn tokens(session: &Session, count: usize) -> Vec<i32> {
 /// If the step is refused or fails.
 pub fn prefill(session: &mut Session, tokens: &[i32]) -> Result<()> {
     let mut sequence = session.new_sequence();
-    let result = session.extend(&mut sequence, tokens).map(|_| ());
-    session.release(sequence);
-    result
+    session.extend(&mut sequence, tokens).map(drop)
 }
 
 /// A session that is ready to run a workload again and again.
@@ -194,7 +187,7 @@ impl Workload {
     /// If the step fails.
     pub fn decode_counts(&mut self) -> Result<(usize, u64)> {
         self.session.step(&self.step.input())?;
-        let launches = self.session.last_graph().map_or(0, |(graph, _)| graph.len());
+        let launches = self.session.last_nodes().0;
         Ok((launches, self.session.bytes_per_step(self.shape.batch, self.shape.context)))
     }
 }

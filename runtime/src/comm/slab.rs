@@ -63,7 +63,7 @@ impl Attached {
             to.copy_from_slice(&word.to_le_bytes());
         }
         let comm = driver.allocate(table.len(), Placement::Pinned, None)?;
-        comm.write(0, &table)?;
+        comm.put(0, &table)?;
         Ok(Attached { slab, comm, imports: Vec::new(), word: None, group: Arc::clone(group) })
     }
 
@@ -90,7 +90,7 @@ impl Attached {
         group.add_abort_word(Arc::clone(&word));
         let table = table(group, &deltas, (address as i64).wrapping_sub(base as i64), 0);
         let comm = driver.allocate(table.len(), Placement::Arena, None)?;
-        comm.write(0, &table)?;
+        comm.put(0, &table)?;
         Ok(Attached { slab, comm, imports, word: Some(word), group: Arc::clone(group) })
     }
 
@@ -163,7 +163,7 @@ fn write(slab: &Buffer, (start, end): (u64, u64), word: u32) -> Result<()> {
     let words = word.to_le_bytes().repeat((end - at).min(FILL_BYTES) / 4);
     while at < end {
         let part = (end - at).min(words.len());
-        slab.write(at, words.get(..part).unwrap_or_default())?;
+        slab.put(at, words.get(..part).unwrap_or_default())?;
         at += part.max(1);
     }
     Ok(())

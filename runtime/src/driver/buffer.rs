@@ -130,11 +130,22 @@ impl Buffer {
         Err(Error::Driver(format!("{bytes} bytes at {offset} do not fit {self:?}")))
     }
 
-    /// Copies `data` to byte `offset`. No graph that uses the buffer may be running.
+    /// Copies `data` to byte `offset`.
     ///
     /// # Errors
     /// If the buffer is read-only or too small, or the device refuses the copy.
-    pub fn write(&self, offset: usize, data: &[u8]) -> Result<()> {
+    ///
+    /// # Safety
+    /// No graph that uses the buffer is running, and no thread reads or writes it meanwhile, through whatever handle.
+    pub unsafe fn write(&self, offset: usize, data: &[u8]) -> Result<()> {
+        self.put(offset, data)
+    }
+
+    /// As [`Buffer::write`], whose promise the crate keeps: sessions touch their buffers between steps alone.
+    ///
+    /// # Errors
+    /// As [`Buffer::write`].
+    pub(crate) fn put(&self, offset: usize, data: &[u8]) -> Result<()> {
         self.range(offset, data.len())?;
         let to = self.address.wrapping_add(offset);
         match &self.access {

@@ -2,10 +2,10 @@
 //! traits once; session, graph and memory code above is the same for all of them.
 
 mod buffer;
-pub mod clock;
-pub mod cuda;
+pub(crate) mod clock;
+pub(crate) mod cuda;
 mod external;
-pub mod gpu;
+pub(crate) mod gpu;
 pub mod hip;
 pub mod host;
 mod platform;
@@ -14,12 +14,12 @@ pub(crate) mod teardown;
 pub use buffer::Buffer;
 pub(crate) use buffer::bytes_of;
 pub use external::{Allocator, ExternalMemory, ExternalStream};
+pub use gpu::api::{FunctionInfo, LoadReport, NodeCounts};
 pub use platform::{PLATFORMS, Platform, PlatformReport};
 
 use crate::artifact::{AllReduce, Gemm, GridDim, Target};
 use crate::comm::Library;
 use crate::error::{Error, Result};
-use gpu::api::{FunctionInfo, LoadReport, NodeCounts};
 use std::any::Any;
 use std::fmt::Debug;
 use std::ops::Range;

@@ -34,7 +34,7 @@ pub struct Platform {
     ///
     /// # Errors
     /// As `count`, or if there is no such device.
-    pub open: fn(usize) -> Result<gpu::guards::SharedApi>,
+    pub(crate) open: fn(usize) -> Result<gpu::guards::SharedApi>,
     /// What is found on this machine. Never fails.
     pub report: fn() -> PlatformReport,
 }
@@ -54,8 +54,15 @@ impl Platform {
     /// A driver for device `index`.
     ///
     /// # Errors
-    /// As [`Platform::open`].
-    pub fn driver(&self, index: usize) -> Result<Arc<dyn Driver>> {
+    /// As [`Platform::arch`].
+    pub(crate) fn driver(&self, index: usize) -> Result<Arc<dyn Driver>> {
         Ok(Arc::new(gpu::GpuDriver::new((self.open)(index)?)?))
+    }
+    /// The architecture of device `index`, as LLVM spells it: `gfx942`, `sm_90`.
+    ///
+    /// # Errors
+    /// If there is no driver, naming the library, or no such device.
+    pub fn arch(&self, index: usize) -> Result<String> {
+        Ok((self.open)(index)?.info().arch.clone())
     }
 }

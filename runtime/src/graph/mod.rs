@@ -5,7 +5,8 @@ mod copies;
 mod dims;
 mod single;
 
-pub use capture::{Between, Capturing, Regions, StepGraph};
-pub use copies::{CapturedCopy, copies, launched_copies};
-pub use dims::Dims;
+pub(crate) use capture::{Between, Capturing, Regions, StepGraph};
+pub use copies::CapturedCopy;
+pub(crate) use copies::{copies, launched_copies};
+pub(crate) use dims::Dims;
 pub use single::{SingleSteps, Step};

@@ -1,26 +1,36 @@
-//! The launches of a step one at a time, with memory that can be read in between: how a compiler finds the launch at which an
-//! artifact goes wrong. For the host, whose memory is at hand.
+//! The launches of a step one at a time, on all ranks, with memory that can be read in between: how a compiler finds the launch at
+//! which an artifact goes wrong. For the host, whose memory is at hand; ranks are threads of this process.
 
 use super::capture::{Regions, max_dims, padded_bytes};
-use super::dims::Dims;
 use crate::artifact::{Artifact, Guard, Manifest, Program, Region, Variant};
+use crate::comm::member::Member;
+use crate::comm::{DEFAULT_DEADLINE, Group, GroupOptions, Ranks};
 use crate::device::Device;
-use crate::driver::{CaptureLaunch, CaptureSpec, Module, Placement, StreamBackend};
+use crate::driver::{Buffer, CaptureLaunch, CaptureSpec, Module, Placement, StreamBackend};
 use crate::error::{Error, Result};
-use crate::session::load_code;
+use crate::session::{Checked, SessionOptions, StepInput, load_code};
 use crate::weights::{self, WeightOptions};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// An artifact's program in memory, ready to be stepped through.
 #[derive(Debug)]
 pub struct SingleSteps {
     manifest: Arc<Manifest>,
-    device: Device,
     program: usize,
-    module: Arc<dyn Module>,
-    regions: Regions,
-    stream: Box<dyn StreamBackend>,
+    ranks: Vec<Rank>,
+    checked: Checked,
     blocks: usize,
+}
+
+/// What a rank has. Fields drop in this order: the membership last.
+#[derive(Debug)]
+struct Rank {
+    stream: Box<dyn StreamBackend>,
+    regions: Regions,
+    module: Arc<dyn Module>,
+    device: Device,
+    member: Option<Member>,
 }
 
 /// A step under way: its launches have not run until [`Step::launch`] runs them.
@@ -33,17 +43,12 @@ pub struct Step<'a> {
 }
 
 impl SingleSteps {
-    /// Loads the first program of `artifact` that the host runs, with `blocks` units of every state (symbol N), all zero.
+    /// Loads the first program of `artifact` that the host runs on every rank, with `blocks` units of every state (symbol N), all zero.
     ///
     /// # Errors
     /// If no program runs on this host, the weights are not found or differ, or there is no memory.
     pub fn open(artifact: &Artifact, device: &Device, blocks: usize, options: &WeightOptions) -> Result<SingleSteps> {
         let manifest = artifact.shared_manifest();
-        if manifest.world > 1 {
-            let message =
-                format!("stepping through launches is for artifacts of one rank; this is for {}", manifest.world);
-            return Err(Error::Unsupported(message));
-        }
         let driver = device.driver();
         let runs = |p: &Program| !p.target.is_gpu() && driver.check_target(&p.target).is_ok();
         let index = manifest.programs.iter().position(runs);
@@ -55,14 +60,99 @@ impl SingleSteps {
             );
             Error::Unsupported(message)
         })?;
-        let program = &manifest.programs[index];
+        let checked = Checked::new(&manifest, blocks, false)?;
+        let world = manifest.world;
+        let ranks = match world {
+            1 => vec![Rank::open(artifact, device, (index, blocks), options, None)?],
+            _ => {
+                let job = job();
+                let open = |rank| {
+                    let options = WeightOptions { rank, ..options.clone() };
+                    let group =
+                        Group::join(Ranks::local(rank, world, &job), GroupOptions { deadline: DEFAULT_DEADLINE })?;
+                    Rank::open(artifact, device, (index, blocks), &options, Some(group))
+                };
+                on_all((0..world).map(|rank| move || open(rank)))?
+            }
+        };
+        Ok(SingleSteps { manifest, program: index, ranks, checked, blocks })
+    }
+
+    /// The program's place in the manifest.
+    pub fn program(&self) -> usize {
+        self.program
+    }
+
+    /// Ranks that run it.
+    pub fn world(&self) -> usize {
+        self.ranks.len()
+    }
+
+    /// Begins a step.
+    ///
+    /// # Errors
+    /// If a value is outside its compiled range or no variant accepts them.
+    pub fn begin(&mut self, input: &StepInput<'_>) -> Result<Step<'_>> {
+        self.checked.check(&self.manifest, input)?;
+        let dims = self.checked.dims();
+        let accepts = |guards: &[Guard]| {
+            guards.iter().all(|g| {
+                let value = dims.get(g.symbol as usize);
+                value >= 0 && (g.min..=g.max).contains(&(value as u64))
+            })
+        };
+        let variant = variants(&self.manifest, self.program).iter().position(|v| accepts(&v.guards));
+        let variant = variant
+            .ok_or_else(|| Error::InvalidInput(format!("no variant of the step accepts {:?}", dims.values())))?;
+        let dims = dims.values().to_vec();
+        let bytes = self.checked.bytes(input);
+        let inputs = bytes.iter().take(self.manifest.inputs.len()).map(|bytes| bytes.to_vec()).collect();
+        Ok(Step { steps: self, variant, dims, inputs })
+    }
+}
+
+/// A job of this process alone.
+fn job() -> String {
+    static JOBS: AtomicU32 = AtomicU32::new(0);
+    format!("single steps {} of {}", JOBS.fetch_add(1, Ordering::Relaxed), std::process::id())
+}
+
+/// Runs each on a thread of its own, since collectives of one wait for those of the others.
+fn on_all<T: Send, F: FnOnce() -> Result<T> + Send>(work: impl Iterator<Item = F>) -> Result<Vec<T>> {
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = work.map(|work| scope.spawn(work)).collect();
+        let joined =
+            threads.into_iter().map(|t| t.join().unwrap_or_else(|_| Err(Error::Driver("a rank panicked".into()))));
+        joined.collect()
+    })
+}
+
+impl Rank {
+    fn open(
+        artifact: &Artifact,
+        device: &Device,
+        (program, blocks): (usize, usize),
+        options: &WeightOptions,
+        group: Option<Arc<Group>>,
+    ) -> Result<Rank> {
+        let manifest = artifact.manifest();
+        let program = &manifest.programs[program];
+        let mut member = match group {
+            None => None,
+            Some(group) => Member::of(manifest, &SessionOptions { group: Some(group), ..SessionOptions::default() })?,
+        };
+        let device = match &member {
+            Some(member) => member.device(device)?,
+            None => device.clone(),
+        };
+        let driver = device.driver();
         let size = |bytes: Option<u64>| {
             let bytes = bytes.and_then(|n| usize::try_from(n).ok());
             bytes.ok_or_else(|| Error::Unsupported("a buffer is larger than this machine addresses".into()))
         };
         let allocate = |bytes: Option<u64>, placement| driver.allocate(size(bytes)?, placement, None);
         let units = |bytes: u64| bytes.checked_mul(blocks as u64);
-        let regions = Regions {
+        let mut regions = Regions {
             arena: allocate(Some(program.arena_bytes), Placement::Arena)?,
             weights: weights::load(artifact, program, driver, options, None)?,
             states: manifest
@@ -79,51 +169,35 @@ impl SingleSteps {
             comm: None,
             library: None,
         };
+        if let Some(member) = &mut member {
+            (regions.slab, regions.comm) = member.attach(driver, program, device.threads())?;
+            member.ready()?;
+        }
         let module = load_code(artifact, program, driver, options.cache.as_deref())?;
         let stream = driver.create_stream(None)?;
-        Ok(SingleSteps { manifest, device: device.clone(), program: index, module, regions, stream, blocks })
+        Ok(Rank { stream, regions, module, device, member })
     }
 
-    /// The program's place in the manifest.
-    pub fn program(&self) -> usize {
-        self.program
-    }
-
-    /// Begins a step: `dims` by symbol (N is known), and the bytes of every input of the manifest, in its order.
-    ///
-    /// # Errors
-    /// If a value is outside its compiled range or no variant accepts them.
-    pub fn begin(&mut self, dims: &[(&str, usize)], inputs: Vec<Vec<u8>>) -> Result<Step<'_>> {
-        let mut block = Dims::new(&self.manifest.symbols);
-        for (name, value) in dims.iter().copied().chain([("N", self.blocks)]) {
-            block.set(&self.manifest, name, value)?;
-        }
-        let accepts = |guards: &[Guard]| {
-            guards.iter().all(|g| {
-                let value = block.get(g.symbol as usize);
-                value >= 0 && (g.min..=g.max).contains(&(value as u64))
-            })
+    /// Runs one launch and waits for it.
+    fn launch(
+        &mut self,
+        launch: &crate::artifact::Launch,
+        spec: &CaptureSpec<'_>,
+        dims: &[i64],
+        inputs: &[&[u8]],
+    ) -> Result<()> {
+        let mut capture = self.device.driver().begin_capture(Arc::clone(&self.module), spec)?;
+        let args = launch.args.iter().map(|arg| self.regions.resolve(arg)).collect::<Result<Vec<_>>>()?;
+        let (kernel, grid) = (launch.kernel as usize, launch.grid.as_slice());
+        capture.launch(CaptureLaunch { kernel, grid, args: &args, barrier: false, overlap: false })?;
+        let mut graph = capture.finish()?;
+        let Some(member) = &self.member else {
+            graph.replay(&mut *self.stream, dims, inputs)?;
+            return self.stream.synchronize();
         };
-        let variant = variants(&self.manifest, self.program).iter().position(|v| accepts(&v.guards));
-        let variant = variant.ok_or_else(|| Error::InvalidInput(format!("no variant of the step accepts {dims:?}")))?;
-        Ok(Step { steps: self, variant, dims: block.values().to_vec(), inputs })
-    }
-
-    /// Bytes of a region from `offset`; inputs are what the caller gave.
-    ///
-    /// # Errors
-    /// If the region has no such bytes.
-    pub fn read(&self, region: Region, offset: usize, bytes: usize) -> Result<&[u8]> {
-        let buffer = match region {
-            Region::Arena => Some(&self.regions.arena),
-            Region::Weights => Some(&self.regions.weights),
-            Region::State(i) => self.regions.states.get(i as usize),
-            Region::Output(i) => self.regions.outputs.get(i as usize),
-            Region::Input(_) | Region::Slab | Region::Comm => None,
-        };
-        let all = buffer.map(|b| b.bytes()).transpose()?;
-        let found = all.and_then(|all| all.get(offset..offset.checked_add(bytes)?));
-        found.ok_or_else(|| Error::Driver(format!("{region:?} has no {bytes} bytes at {offset}")))
+        member.group().enter(0)?;
+        member.replayed(graph.replay(&mut *self.stream, dims, inputs))?;
+        member.wait(&mut *self.stream)
     }
 }
 
@@ -143,11 +217,16 @@ impl Step<'_> {
         self.len() == 0
     }
 
+    /// Ranks that run it.
+    pub fn world(&self) -> usize {
+        self.steps.world()
+    }
+
     fn variant(&self) -> Option<&Variant> {
         variants(&self.steps.manifest, self.steps.program).get(self.variant)
     }
 
-    /// Runs launch `index` and waits for it. The caller runs them in order, each once.
+    /// Runs launch `index` on all ranks and waits for it. The caller runs them in order, each once.
     ///
     /// # Errors
     /// If there is no such launch or the driver refuses it.
@@ -165,33 +244,28 @@ impl Step<'_> {
         });
         let input_bytes = input_bytes.collect::<Result<Vec<_>>>()?;
         let spec = CaptureSpec { label: "one launch", max_dims: &most, input_bytes: &input_bytes };
-        let mut capture = self.steps.device.driver().begin_capture(Arc::clone(&self.steps.module), &spec)?;
-        let args = launch.args.iter().map(|arg| self.steps.regions.resolve(arg)).collect::<Result<Vec<_>>>()?;
-        let (kernel, grid) = (launch.kernel as usize, launch.grid.as_slice());
-        capture.launch(CaptureLaunch { kernel, grid, args: &args, barrier: false, overlap: false })?;
-        let mut graph = capture.finish()?;
         let inputs: Vec<&[u8]> = self.inputs.iter().map(Vec::as_slice).collect();
-        graph.replay(&mut *self.steps.stream, &self.dims, &inputs)?;
-        self.steps.stream.synchronize()
-    }
-
-    /// Bytes of a region, as it is now.
-    ///
-    /// # Errors
-    /// If the region has no such bytes.
-    pub fn read(&self, region: Region, offset: usize, bytes: usize) -> Result<&[u8]> {
-        match region {
-            Region::Input(i) => {
-                let all = self.inputs.get(i as usize);
-                let found = all.and_then(|all| all.get(offset..offset.checked_add(bytes)?));
-                found.ok_or_else(|| Error::InvalidInput(format!("input {i} has no {bytes} bytes at {offset}")))
-            }
-            other => self.steps.read(other, offset, bytes),
+        let (dims, spec, inputs) = (&self.dims, &spec, &inputs);
+        match &mut self.steps.ranks[..] {
+            [only] => only.launch(launch, spec, dims, inputs),
+            ranks => on_all(ranks.iter_mut().map(|rank| move || rank.launch(launch, spec, dims, inputs))).map(drop),
         }
     }
 
-    /// Units of every state: the value of symbol N.
-    pub fn blocks(&self) -> usize {
-        self.steps.blocks
+    /// Bytes of a region of a rank, as it is now.
+    ///
+    /// # Errors
+    /// If the region has no such bytes.
+    pub fn read(&self, rank: usize, region: Region, offset: usize, bytes: usize) -> Result<&[u8]> {
+        let none = || Error::Driver(format!("{region:?} of rank {rank} has no {bytes} bytes at {offset}"));
+        let all = match region {
+            Region::Input(i) => self.inputs.get(i as usize).map(Vec::as_slice),
+            Region::Slab | Region::Comm => None,
+            other => {
+                let regions = &self.steps.ranks.get(rank).ok_or_else(none)?.regions;
+                regions.buffer(other).map(Buffer::bytes).transpose()?
+            }
+        };
+        all.and_then(|all| all.get(offset..offset.checked_add(bytes)?)).ok_or_else(none)
     }
 }

@@ -1,12 +1,15 @@
 //! Paged KV cache: a pool of blocks, and the table of blocks that a sequence has.
 
 use crate::error::{Error, Result};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// The free blocks of a session's KV cache. Ids are `0..blocks`; the lowest free one is handed out first.
+/// The free ids, descending, so that the lowest is popped first.
+type Free = Mutex<Vec<i32>>;
+
+/// The KV blocks of a session. Ids are `0..blocks`; the lowest free one is handed out first.
 #[derive(Debug)]
 pub struct BlockPool {
-    /// Descending, so that the lowest id is popped first.
-    free: Vec<i32>,
+    free: Arc<Free>,
     blocks: usize,
 }
 
@@ -14,7 +17,7 @@ impl BlockPool {
     /// A pool of `blocks` free blocks.
     pub fn new(blocks: usize) -> BlockPool {
         let blocks = blocks.min(i32::MAX as usize);
-        BlockPool { free: (0..blocks as i32).rev().collect(), blocks }
+        BlockPool { free: Arc::new(Mutex::new((0..blocks as i32).rev().collect())), blocks }
     }
 
     /// Blocks in all.
@@ -24,41 +27,48 @@ impl BlockPool {
 
     /// Blocks not in use.
     pub fn free_blocks(&self) -> usize {
-        self.free.len()
+        lock(&self.free).len()
+    }
+
+    /// A new, empty sequence of this pool.
+    pub fn new_sequence(&self) -> Sequence {
+        Sequence { blocks: Vec::new(), positions: 0, free: Arc::clone(&self.free) }
     }
 
     /// Extends `sequence` so that it has room for `positions` positions of `kv_block` each.
     ///
     /// # Errors
-    /// [`Error::InvalidInput`] if too few blocks are free; the sequence is left as it was.
-    pub fn reserve(&mut self, sequence: &mut Sequence, positions: usize, kv_block: usize) -> Result<()> {
+    /// [`Error::InvalidInput`] if too few blocks are free, or the sequence is of another pool; it is left as it was.
+    pub fn reserve(&self, sequence: &mut Sequence, positions: usize, kv_block: usize) -> Result<()> {
+        if !Arc::ptr_eq(&self.free, &sequence.free) {
+            return Err(Error::InvalidInput("the sequence is another session's: its KV blocks are not here".into()));
+        }
         let wanted = positions.div_ceil(kv_block.max(1));
         let missing = wanted.saturating_sub(sequence.blocks.len());
-        if missing > self.free.len() {
+        let mut free = lock(&self.free);
+        let Some(left) = free.len().checked_sub(missing) else {
             return Err(Error::InvalidInput(format!(
                 "{positions} positions need {missing} more KV blocks, {} of {} are free",
-                self.free.len(),
+                free.len(),
                 self.blocks
             )));
-        }
-        for _ in 0..missing {
-            sequence.blocks.extend(self.free.pop());
-        }
+        };
+        sequence.blocks.extend(free.drain(left..).rev());
         Ok(())
-    }
-
-    /// Takes the blocks of `sequence` back.
-    pub fn release(&mut self, sequence: Sequence) {
-        self.free.extend(sequence.blocks);
-        self.free.sort_unstable_by(|a, b| b.cmp(a));
     }
 }
 
-/// One sequence's place in the KV cache.
-#[derive(Debug, Default)]
+/// The ids; a panic elsewhere leaves them whole.
+fn lock(free: &Free) -> MutexGuard<'_, Vec<i32>> {
+    free.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// One sequence's place in the KV cache of a session, which gets the blocks back when the sequence drops.
+#[derive(Debug)]
 pub struct Sequence {
-    pub(crate) blocks: Vec<i32>,
+    blocks: Vec<i32>,
     pub(crate) positions: usize,
+    free: Arc<Free>,
 }
 
 impl Sequence {
@@ -73,22 +83,34 @@ impl Sequence {
     }
 }
 
+impl Drop for Sequence {
+    fn drop(&mut self) {
+        let mut free = lock(&self.free);
+        free.append(&mut self.blocks);
+        free.sort_unstable_by(|a, b| b.cmp(a));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn blocks_go_round() {
-        let mut pool = BlockPool::new(4);
-        let (mut a, mut b) = (Sequence::default(), Sequence::default());
+        let pool = BlockPool::new(4);
+        let (mut a, mut b) = (pool.new_sequence(), pool.new_sequence());
         pool.reserve(&mut a, 17, 16).unwrap();
         pool.reserve(&mut b, 16, 16).unwrap();
         assert_eq!((a.blocks(), b.blocks()), (&[0, 1][..], &[2][..]));
         assert!(pool.reserve(&mut b, 64, 16).is_err());
         assert_eq!(b.blocks(), [2]);
-        pool.release(a);
+        drop(a);
         pool.reserve(&mut b, 64, 16).unwrap();
         assert_eq!(b.blocks(), [2, 0, 1, 3]);
         assert_eq!(pool.free_blocks(), 0);
+        let other = BlockPool::new(4);
+        assert!(other.reserve(&mut b, 80, 16).is_err());
+        drop(b);
+        assert_eq!((pool.free_blocks(), other.free_blocks()), (4, 4));
     }
 }

@@ -44,11 +44,10 @@ impl Session {
         if tokens.is_empty() {
             return Err(Error::InvalidInput("no tokens: a step needs at least one".into()));
         }
-        let kv_block = self.manifest.model.kv_block as usize;
-        self.pool.reserve(sequence, total, kv_block)?;
+        self.reserve(sequence, total)?;
         let chunk = if all { max_tokens.min(max_rows) } else { max_tokens };
-        let width = sequence.blocks.len().max(self.range("P").0);
-        let mut table = sequence.blocks.clone();
+        let width = sequence.blocks().len().max(self.range("P").0);
+        let mut table = sequence.blocks().to_vec();
         table.resize(width, -1);
         for tokens in tokens.chunks(chunk) {
             let first = sequence.positions as i32;
@@ -69,14 +68,17 @@ impl Session {
         Ok(())
     }
 
-    /// A new, empty sequence.
-    pub fn new_sequence(&self) -> Sequence {
-        Sequence::default()
+    /// Gives `sequence` KV blocks for `positions` positions in all.
+    ///
+    /// # Errors
+    /// If too few are free, or the sequence is another session's.
+    pub fn reserve(&self, sequence: &mut Sequence, positions: usize) -> Result<()> {
+        self.pool.reserve(sequence, positions, self.manifest.model.kv_block as usize)
     }
 
-    /// Takes the KV blocks of `sequence` back.
-    pub fn release(&mut self, sequence: Sequence) {
-        self.pool.release(sequence);
+    /// A new, empty sequence of this session. It gives its KV blocks back when it drops.
+    pub fn new_sequence(&self) -> Sequence {
+        self.pool.new_sequence()
     }
 
     /// Logits of every token of one sequence, `[T, vocab]` row-major: as prefill, or one token at a time if `stepwise`.
@@ -101,7 +103,6 @@ impl Session {
         if tokens.is_empty() {
             result = Err(Error::InvalidInput("no tokens to evaluate".into()));
         }
-        self.release(sequence);
         result.map(|()| logits)
     }
 }

@@ -32,7 +32,7 @@ fn symbol(name: &str, max: u64) -> Symbol {
 }
 
 fn binding(name: &str, dtype: DType, shape: &[Dim]) -> Binding {
-    Binding { name: name.into(), dtype, shape: shape.to_vec() }
+    Binding { name: name.into(), dtype, shape: shape.to_vec(), dense: false }
 }
 
 /// The manifest of the tiny artifact, with one embedded weight that no kernel reads.

@@ -23,4 +23,4 @@ mod state;
 mod stream;
 
 pub use client::{Double, locate};
-pub use module::text_image;
+pub use module::{accepts, text_image};

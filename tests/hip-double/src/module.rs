@@ -65,6 +65,11 @@ pub unsafe fn load(image: *const u8) -> Answer<Module> {
     parse_elf(file).ok_or(INVALID_IMAGE)
 }
 
+/// Would the library load these bytes as a code object?
+pub fn accepts(image: &[u8]) -> bool {
+    image.starts_with(b"\x7fELF\x02\x01") && parse_elf(image).is_some()
+}
+
 fn parse_text(body: &str) -> Option<Module> {
     let mut lines = body.lines();
     let arch = lines.next()?.strip_prefix("arch ")?.to_owned();
@@ -86,12 +91,50 @@ fn number(file: &[u8], offset: usize, bytes: usize) -> Option<usize> {
     usize::try_from(u64::from_le_bytes(word)).ok()
 }
 
-/// Kernels are symbols `NAME.kd`, each at a descriptor of 64 bytes that begins with bytes of LDS, scratch and arguments.
+/// A table of an ELF file: where it starts, bytes of an entry, entries.
+struct Table {
+    at: usize,
+    entry: usize,
+    count: usize,
+}
+
+impl Table {
+    /// The table whose place, size of entries and number the ELF header says at these offsets.
+    fn of_header(file: &[u8], [at, entry, count]: [usize; 3]) -> Option<Table> {
+        let table = Table { at: number(file, at, 8)?, entry: number(file, entry, 2)?, count: number(file, count, 2)? };
+        let end = table.entry.checked_mul(table.count)?.checked_add(table.at)?;
+        (end <= file.len()).then_some(table)
+    }
+
+    fn entries(&self) -> impl Iterator<Item = usize> {
+        let (at, entry) = (self.at, self.entry);
+        (0..self.count).map(move |index| at + index * entry)
+    }
+
+    fn get(&self, index: usize) -> Option<usize> {
+        (index < self.count).then(|| self.at + index * self.entry)
+    }
+}
+
+/// The name at `offset` of the table of strings `from`.
+fn text(from: &[u8], offset: usize) -> Option<&str> {
+    let rest = from.get(offset..)?;
+    std::str::from_utf8(&rest[..rest.iter().position(|b| *b == 0)?]).ok()
+}
+
+/// Bytes of a section or segment whose offset and size are at these places of its header.
+fn bytes_of(file: &[u8], offset: usize, size: usize) -> Option<&[u8]> {
+    let start = number(file, offset, 8)?;
+    file.get(start..start.checked_add(number(file, size, 8)?)?)
+}
+
+/// Reads a code object, if ROCm's loader would: sections have names and one of them is `.strtab`; something is loaded, from within the
+/// file; there is one metadata note; each kernel is a global function NAME and a global object NAME.kd, a descriptor of 64 bytes that
+/// begins with bytes of LDS, scratch and arguments.
 fn parse_elf(file: &[u8]) -> Option<Module> {
     const AMDGPU: usize = 224;
-    const SYMTAB: usize = 2;
-    const DYNSYM: usize = 11;
-    if number(file, 18, 2)? != AMDGPU {
+    const HSA: u8 = 64;
+    if number(file, 18, 2)? != AMDGPU || *file.get(7)? != HSA {
         return None;
     }
     let arch = match number(file, 48, 4)? & 0xff {
@@ -100,30 +143,69 @@ fn parse_elf(file: &[u8]) -> Option<Module> {
         0x4f => "gfx950",
         _ => return None,
     };
-    let (table, entry, count) = (number(file, 40, 8)?, number(file, 58, 2)?, number(file, 60, 2)?);
-    let section = |index: usize| table + index * entry;
-    let mut kernels: Vec<Kernel> = Vec::new();
-    for at in (0..count).map(section).filter(|at| matches!(number(file, at + 4, 4), Some(SYMTAB | DYNSYM))) {
-        let names = number(file, section(number(file, at + 40, 4)?) + 24, 8)?;
-        let (symbols, bytes) = (number(file, at + 24, 8)?, number(file, at + 32, 8)?);
-        for symbol in (symbols..symbols + bytes).step_by(24) {
-            let rest = file.get(names + number(file, symbol, 4)?..)?;
-            let name = std::str::from_utf8(&rest[..rest.iter().position(|b| *b == 0)?]).ok()?;
-            let Some(name) = name.strip_suffix(".kd") else { continue };
-            if kernels.iter().any(|k| k.name == name) {
-                continue;
-            }
-            let home = section(number(file, symbol + 6, 2)?);
-            let descriptor = number(file, symbol + 8, 8)? - number(file, home + 16, 8)? + number(file, home + 24, 8)?;
-            let word = |offset| number(file, descriptor + offset, 4);
-            kernels.push(Kernel {
-                name: name.to_owned(),
-                params: word(8)? / 8,
-                shared_bytes: word(0)? as u32,
-                scratch_bytes: word(4)? as u32,
-                operation: Operation::Nothing,
-            });
-        }
+    let segments = Table::of_header(file, [32, 54, 56])?;
+    let of_type = |kind: usize| segments.entries().filter(move |at| number(file, *at, 4) == Some(kind));
+    let loaded: Vec<&[u8]> = of_type(1).map(|at| bytes_of(file, at + 8, at + 32)).collect::<Option<_>>()?;
+    let notes: usize = of_type(4).map(|at| count_notes(bytes_of(file, at + 8, at + 32)?)).sum::<Option<_>>()?;
+    if loaded.is_empty() || notes != 1 {
+        return None;
     }
-    Some(Module { arch: arch.to_owned(), kernels })
+    let sections = Table::of_header(file, [40, 58, 60])?;
+    let names = sections.get(number(file, 62, 2).filter(|index| *index > 0)?)?;
+    let names = bytes_of(file, names + 24, names + 32)?;
+    let named = |wanted: &str, kind: usize| {
+        let is = |at: &usize| {
+            number(file, *at, 4).and_then(|n| text(names, n)) == Some(wanted) && number(file, at + 4, 4) == Some(kind)
+        };
+        sections.entries().find(is)
+    };
+    let (strings, symbols) = (named(".strtab", 3)?, named(".symtab", 2)?);
+    if sections.get(number(file, symbols + 40, 4)?)? != strings {
+        return None;
+    }
+    let strings = bytes_of(file, strings + 24, strings + 32)?;
+    let symbols = bytes_of(file, symbols + 24, symbols + 32)?.as_chunks::<24>().0;
+    // Global symbols that the file defines: name, type, section, address, size.
+    let global = symbols.iter().filter(|s| s[4] >> 4 == 1 && s[6..8] != [0, 0]);
+    let global: Vec<_> = global
+        .map(|s| {
+            Some((text(strings, number(s, 0, 4)?)?, s[4] & 15, number(s, 6, 2)?, number(s, 8, 8)?, number(s, 16, 8)?))
+        })
+        .collect::<Option<_>>()?;
+    let mut kernels = Vec::new();
+    for (name, kind, section, address, size) in &global {
+        let Some(name) = name.strip_suffix(".kd") else { continue };
+        let code = global.iter().filter(|(function, kind, ..)| *function == name && *kind == 2).count();
+        if (*kind, *size, code) != (1, 64, 1) {
+            return None;
+        }
+        let home = sections.get(*section)?;
+        let descriptor = address.checked_sub(number(file, home + 16, 8)?)?.checked_add(number(file, home + 24, 8)?)?;
+        let word = |offset| number(file, descriptor + offset, 4);
+        kernels.push(Kernel {
+            name: name.to_owned(),
+            params: word(8)? / 8,
+            shared_bytes: word(0)? as u32,
+            scratch_bytes: word(4)? as u32,
+            operation: Operation::Nothing,
+        });
+    }
+    let functions = global.iter().filter(|(_, kind, ..)| *kind == 2).count();
+    (functions == kernels.len()).then(|| Module { arch: arch.to_owned(), kernels })
+}
+
+/// Metadata notes among the notes of a segment; `None` if one passes its end.
+fn count_notes(notes: &[u8]) -> Option<usize> {
+    const METADATA: usize = 32;
+    let (mut at, mut count) = (0usize, 0);
+    while at + 12 <= notes.len() {
+        let [name, description, kind] = [number(notes, at, 4)?, number(notes, at + 4, 4)?, number(notes, at + 8, 4)?];
+        let owner = notes.get(at + 12..(at + 12).checked_add(name)?)?;
+        let after = (at + 12).checked_add(name.checked_next_multiple_of(4)?)?;
+        let end = after.checked_add(description)?;
+        notes.get(after..end)?;
+        count += usize::from(kind == METADATA && owner == b"AMDGPU\0");
+        at = end.checked_next_multiple_of(4)?;
+    }
+    Some(count)
 }

@@ -58,7 +58,7 @@ fn life(path: &Path) -> Result<(), Error> {
         let logits = session.extend(&mut sequence, &[token])?.to_vec();
         assert_eq!(logits, history.last_of(&[token]));
     }
-    session.release(sequence);
+    drop(sequence);
     session.close()?;
     device.close()
 }
@@ -80,7 +80,7 @@ fn life_of_rank(path: &Path, rank: u32, job: &str) -> Result<(), Error> {
         let logits = session.extend(&mut sequence, &[token])?.to_vec();
         assert_eq!(logits, history.last_of(&[token]));
     }
-    session.release(sequence);
+    drop(sequence);
     session.close()?;
     device.close()
 }
@@ -155,7 +155,7 @@ fn two_thousand_tokens_capture_once() {
         }
         assert!(count("hipGraphInstantiate", "") + count("hipGraphInstantiateWithFlags", "") == 0);
         assert!(count("hipModuleLaunchKernel", "") + count("hipHostMalloc", "") == 0);
-        session.release(sequence);
+        drop(sequence);
         drop((session, device));
         assert_clean(&double, "the end");
     });

@@ -1,8 +1,8 @@
 //! The host's form: a program a token and group of query heads, block by block, with one lane per output column in both products.
 
 use super::{Problem, place};
-use crate::kernels::bytes_of;
-use crate::kernels::row::{elem_of, for_row, load_index, segments, store_f32};
+use crate::kernels::row::{elem_of, for_row, segments, store_f32};
+use crate::kernels::{bytes_of, paged};
 use crate::select::Choices;
 use crate::tile::{Builder, Compare, Elem, Param, Reduction, V};
 
@@ -50,7 +50,8 @@ pub fn build(b: &mut Builder, p: &Problem<'_>, out_param: Param, choices: &Choic
     let block_step = |b: &mut Builder, i: V, carried: &[V], masked: bool| {
         let entry = b.scale(i, tables.byte_stride(1));
         let entry = b.add(table_row, entry);
-        let block = load_index(b, params[5], entry);
+        let block = b.load_scalar(params[5], entry, Elem::I32);
+        let block = paged::readable(b, block, keys);
         let key_base = b.scale(block, keys.byte_stride(0));
         let key_base = b.add(key_base, key_head);
         let start = b.float_tile(&[group, *slots], 0.0);

@@ -65,8 +65,8 @@ pub fn state_order(dtype: DType, target: &Target) -> Option<Vec<usize>> {
     (target.gpu().is_some() && matches!(dtype, DType::F16 | DType::BF16)).then(|| vec![0, 1, 3, 2])
 }
 
-/// Below every score, yet finite: the difference of two such is a number.
-const LOWEST: f64 = -1e30;
+/// Not above any score, yet finite: the difference of two such is a number. A score that overflowed to -inf weighs nothing.
+const LOWEST: f64 = f32::MIN as f64;
 /// Tokens of a variant from which tiles of them go to matrix units.
 const MANY_TOKENS: u64 = 65;
 
@@ -235,7 +235,7 @@ impl<'t> Problem<'t> {
         let position = load_index(b, self.params[3], position_at);
         let id_at = b.scale(token, self.ids.byte_stride(0));
         let sequence = load_index(b, self.params[4], id_at);
-        (position, b.scale(sequence, self.tables.byte_stride(0)))
+        (position, self.tables.row_offset(b, sequence))
     }
 }
 

@@ -9,7 +9,7 @@ use super::tiles::{self, CONTEXT_THREADS, Few, KEY_ELEMENTS, ROWS, SHARED_KEYS};
 use super::{LOWEST, Outcome, Problem, exp_of_negative, or_one, place, shared_room, taken_in, token_grid};
 use crate::kernels::row::{elem_of, for_row, store_f32};
 use crate::kernels::schedule::{all_of, below, param};
-use crate::kernels::{Argument, Built, Request, Tensor, bytes_of, contiguous_last, last_dim, refuse};
+use crate::kernels::{Argument, Built, Request, Tensor, bytes_of, contiguous_last, last_dim, paged, refuse};
 use crate::select::Choices;
 use crate::target::{GpuArch, Target};
 use crate::tile::{Access, Binary, Builder, Compare, Conversion, Elem, Param, Reduction, V};
@@ -156,7 +156,7 @@ impl Rows<'_, '_> {
         let shape = b.ty(at).shape.clone();
         let strides = vec![0; shape.len()];
         let ids = b.load_gather(self.p.params[5], row.table_row, at, Elem::I32, &shape, &strides, Some(seen));
-        b.convert(Conversion::Signed, ids, Elem::I64)
+        paged::readable(b, ids, self.p.keys)
     }
 
     /// i64: byte offsets of the positions of `entries` in blocks `ids` of a cache, by its bytes from block to block and from slot to slot.

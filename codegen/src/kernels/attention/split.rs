@@ -7,6 +7,7 @@
 //! with a block's positions in registers, and values are read a position at a time as [blocks, elements], in the same threads.
 
 use super::{LOWEST, Problem, exp_of_negative, place, token_grid};
+use crate::kernels::paged;
 use crate::kernels::row::elem_of;
 use crate::kernels::schedule::{all_of, below};
 use crate::select::Choices;
@@ -86,7 +87,7 @@ pub fn build(b: &mut Builder, p: &Problem<'_>, out_param: Param, choices: &Choic
         let entry = b.scale(first, p.tables.byte_stride(1));
         let entry = b.add(table_row, entry);
         let block = b.load(p.params[5], entry, Elem::I32, &[blocks], &[p.tables.byte_stride(1)], Some(present));
-        let block = b.convert(Conversion::Signed, block, Elem::I64);
+        let block = paged::readable(b, block, p.keys);
         let place_of = |b: &mut Builder, stride: i64, shape: &[u32]| {
             let at = b.scale(block, stride);
             b.reshape(at, shape)

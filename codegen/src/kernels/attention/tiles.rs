@@ -10,6 +10,7 @@
 
 use super::join::Share;
 use super::{LOWEST, Outcome, Problem, or_one, place, power, taken_in, token_grid};
+use crate::kernels::paged;
 use crate::kernels::row::elem_of;
 use crate::kernels::schedule::{all_of, below, present};
 use crate::select::Choices;
@@ -172,7 +173,7 @@ impl Walk<'_, '_> {
         let entry = b.scale(block, table);
         let entry = b.add(s.table_row, entry);
         let ids = b.load(self.p.params[5], entry, Elem::I32, &[count], &[table], there);
-        b.convert(Conversion::Signed, ids, Elem::I64)
+        paged::readable(b, ids, self.p.keys)
     }
 
     /// Keys [waves, d, keys] of the blocks `ids` that are `there`.
@@ -483,7 +484,7 @@ pub fn build_many(b: &mut Builder, p: &Problem<'_>, out_param: Param, arch: GpuA
     let init = walk.init(b);
     let after = b.offset(highest_id, 1);
     let done = b.for_loop(lowest_id, after, 1, &init, |b, sequence, carried| {
-        let table_row = b.scale(sequence, p.tables.byte_stride(0));
+        let table_row = p.tables.row_offset(b, sequence);
         let this = b.convert(Conversion::Signed, sequence, Elem::I32);
         let mine = b.compare(Compare::Equal, sequences, this);
         // -1 where a row is of another sequence.

@@ -114,7 +114,7 @@ fn sentence(d: &Difference) -> String {
     let more = if d.launches > 1 { format!(" and {} that follow", d.launches - 1) } else { String::new() };
     let paths: Vec<&str> = d.paths.iter().map(String::as_str).collect();
     format!(
-        "{} launch {}{more}, {} at {}: {} {}, result {} element {:?} is {:e} for {:e}; differs by {:.1e} of the largest value, \
+        "{} launch {}{more}, {} at {}: {} {}, rank {} result {} element {:?} is {:e} for {:e}; differs by {:.1e} of the largest value, \
          {:.0e} is accepted",
         d.variant,
         d.launch,
@@ -122,6 +122,7 @@ fn sentence(d: &Difference) -> String {
         paths.join(", "),
         d.op,
         d.types,
+        d.rank,
         d.result,
         d.element,
         d.found,
@@ -158,7 +159,7 @@ fn json(found: &Comparison) -> serde_json::Value {
     let first = found.first.as_ref().map(|d| {
         json!({
             "variant": d.variant, "launch": d.launch, "launches": d.launches, "kernel": d.kernel, "paths": d.paths,
-            "op": d.op, "types": d.types, "result": d.result, "element": d.element, "expected": finite(d.expected),
+            "op": d.op, "types": d.types, "rank": d.rank, "result": d.result, "element": d.element, "expected": finite(d.expected),
             "found": if d.found.is_nan() { serde_json::Value::Null } else { json!(d.found) },
             "apart": finite(d.apart), "bound": d.bound,
         })

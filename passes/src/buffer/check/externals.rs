@@ -2,7 +2,7 @@
 //! signature alone.
 
 use super::{Checker, Fault, Footprint, Holding, Violation};
-use crate::buffer::{External, Region, View};
+use crate::buffer::{External, Region, Step, StepKind, View};
 use weldment_ir::{Op, OutputKind, Value};
 
 /// Strides of a row-major tensor.
@@ -65,6 +65,19 @@ impl Checker<'_> {
         }
     }
 
+    /// Does every step that reads an input read it whole, as block tables?
+    fn read_as_tables(&self, input: &Region) -> bool {
+        let name = |step: &Step, at: usize| match step.kind {
+            StepKind::Kernel(id) => self.graph.node(id).op.kind().info().operands.get(at).copied(),
+            StepKind::Copy { .. } => None,
+        };
+        let read = |step: &Step| {
+            step.reads.iter().enumerate().filter(|(_, v)| v.region == *input).map(|(at, _)| at).collect::<Vec<_>>()
+        };
+        matches!(input, Region::Input(_))
+            && self.plan.steps.iter().all(|s| read(s).into_iter().all(|at| name(s, at) == Some("block_tables")))
+    }
+
     fn external(&mut self, value: Value, found: Option<&External>, region: Region) -> Result<(), Violation> {
         let ty = self.graph.type_of(value);
         let wrong = |text: String| Violation { path: self.path(value.node), step: None, fault: Fault::External(text) };
@@ -82,6 +95,12 @@ impl Checker<'_> {
             return Err(wrong(format!(
                 "{} is {} with strides {:?} in {} bytes; {ty} in {bytes:?} bytes is expected",
                 external.name, external.ty, external.strides, external.bytes
+            )));
+        }
+        if external.dense && !self.read_as_tables(&region) {
+            return Err(wrong(format!(
+                "{} lies densely, which only kernels that read block tables know",
+                external.name
             )));
         }
         let view = View { region: region.clone(), offset: 0, strides: external.strides.clone() };

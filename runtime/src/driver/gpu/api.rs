@@ -1,6 +1,7 @@
 //! The calls that the GPU driver makes, one to one with the functions of libcuda and libamdhip64. Handles are plain numbers and
 //! nothing here owns anything: lifetimes, order of destruction and error texts live once, in the modules beside this one.
 
+use crate::driver::KernelEntry;
 use crate::dtype::DType;
 use crate::error::Error;
 use std::ffi::{CStr, c_void};
@@ -420,6 +421,14 @@ pub trait Api: Send + Sync + Debug {
     /// # Safety
     /// See the trait.
     unsafe fn elapsed_ms(&self, from: EventHandle, to: EventHandle) -> ApiResult<f32>;
+
+    /// Checks that the library can be handed `image`, in which it is to find `kernels`.
+    ///
+    /// # Errors
+    /// What the image lacks, in words.
+    fn check_image(&self, _image: &[u8], _kernels: &[KernelEntry<'_>]) -> std::result::Result<(), String> {
+        Ok(())
+    }
 
     /// Loads a code image: a linked AMD code object, or PTX text (not terminated by a zero). The result of a compilation that the
     /// library does may be kept below the folder `cache`; a cache that cannot be used is not an error.

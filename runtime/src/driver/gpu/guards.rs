@@ -41,6 +41,7 @@ macro_rules! guard {
             }
 
             /// The handle, live as long as `self`.
+            #[allow(dead_code, reason = "some are only owned")]
             pub fn handle(&self) -> $handle {
                 self.handle
             }

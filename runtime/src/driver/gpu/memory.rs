@@ -123,7 +123,7 @@ impl Shared {
     pub fn import(self: &Arc<Self>, bytes: &dyn SharedBytes, allocator: Option<&Arc<dyn Allocator>>) -> Result<Buffer> {
         let bytes = bytes.bytes();
         let buffer = self.allocate(bytes.len(), allocator)?;
-        buffer.write(0, bytes)?;
+        buffer.put(0, bytes)?;
         Ok(buffer)
     }
 

@@ -31,7 +31,10 @@ impl GpuModule {
         if blake3::hash(source.image).to_hex().as_str() != source.hash {
             return Err(Error::Driver("the code image does not hash to what the manifest says".into()));
         }
-        let failed = |e: ApiError| e.during(format_args!("cannot load the code for {}", api.info().arch));
+        let arch = &api.info().arch;
+        api.check_image(source.image, source.kernels)
+            .map_err(|e| Error::Driver(format!("the code for {arch} is not as the driver's library needs it: {e}")))?;
+        let failed = |e: ApiError| e.during(format_args!("cannot load the code for {arch}"));
         let (handle, report) = api.load_module(source.image, source.cache).map_err(failed)?;
         // SAFETY: just loaded, owned by nobody else.
         let module = unsafe { ModuleGuard::own(api, handle) };

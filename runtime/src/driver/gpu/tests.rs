@@ -28,7 +28,7 @@ fn capture(driver: &GpuDriver, arena: &Buffer) -> Result<Box<dyn Graph>> {
 /// Everything a session does: memory, code, capture, steps, results.
 fn session(driver: &GpuDriver) -> Result<Vec<u8>> {
     let arena = driver.allocate(100, Placement::Arena, None)?;
-    arena.write(8, &5i64.to_le_bytes())?;
+    arena.put(8, &5i64.to_le_bytes())?;
     let mut filled = driver.allocate(96, Placement::Weights, None)?;
     driver.fill(&mut filled, &[0..32, 32..64, 64..96], &mut |range, out| {
         out.fill(range.start as u8);
@@ -50,7 +50,7 @@ fn steps_in_flight_keep_their_dims_and_inputs() {
     let fake = Fake::new();
     let driver = driver(&fake);
     let arena = driver.allocate(100, Placement::Arena, None).unwrap();
-    arena.write(8, &7i64.to_le_bytes()).unwrap();
+    arena.put(8, &7i64.to_le_bytes()).unwrap();
     let mut graph = capture(&driver, &arena).unwrap();
     let mut stream = driver.create_stream(None).unwrap();
     fake.fail_at(None);
@@ -160,7 +160,7 @@ fn an_external_allocator_gives_and_takes_back() {
     }
     let counting = Arc::new(Counting::default());
     let allocator = Arc::clone(&counting) as Arc<dyn Allocator>;
-    let driver = crate::driver::host::HostDriver::new(Default::default()).unwrap();
+    let driver = crate::driver::host::HostDriver::start(Default::default()).unwrap();
     let buffer = driver.allocate(1000, Placement::Arena, Some(&allocator)).unwrap();
     assert_eq!(buffer.to_vec().unwrap(), [0; 1000]);
     assert_eq!(*counting.0.lock().unwrap(), [1000]);

@@ -1,16 +1,22 @@
 //! AMD GPUs: the calls of [`Api`] named in libamdhip64. Everything that is more than a call is in [`gpu`](super::gpu).
 
+pub mod code_object;
 pub mod defects;
 mod gate;
 
 use super::gpu::api::*;
 use super::gpu::guards::SharedApi;
 use super::platform::PlatformReport;
+use crate::driver::KernelEntry;
 use crate::error::{Error, Result};
 use hip_runtime_sys as sys;
+use object::elf;
 use std::ffi::{CStr, c_int};
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
+
+/// Bytes of an ELF file's header.
+const SMALLEST_ELF: usize = 64;
 
 /// One device.
 #[derive(Debug)]
@@ -299,6 +305,14 @@ impl Api for HipDevice {
         let mut ms = 0.0;
         call!(self.hipEventElapsedTime(&mut ms, from.as_ptr(), to.as_ptr()))?;
         Ok(ms)
+    }
+
+    /// What is no ELF file the library refuses by itself.
+    fn check_image(&self, image: &[u8], kernels: &[KernelEntry<'_>]) -> std::result::Result<(), String> {
+        if image.len() >= SMALLEST_ELF && !image.starts_with(&elf::ELFMAG) {
+            return Ok(());
+        }
+        code_object::check(image, kernels.iter().map(|kernel| kernel.name))
     }
 
     /// A code object is machine code: there is nothing to compile or to cache.

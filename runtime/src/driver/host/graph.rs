@@ -119,7 +119,7 @@ impl Graph for HostGraph {
         }
         let mut pool = self.pool.lock().map_err(|_| Error::Driver("an earlier replay panicked".into()))?;
         for (buffer, bytes) in self.inputs.iter().zip(inputs) {
-            buffer.write(0, bytes)?;
+            buffer.put(0, bytes)?;
         }
         pool.run(&mut self.work, dims);
         Ok(())

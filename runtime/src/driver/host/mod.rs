@@ -5,7 +5,7 @@ mod futex;
 mod graph;
 mod image;
 pub(crate) mod memory;
-pub mod pool;
+pub(crate) mod pool;
 
 use super::gpu::External;
 use super::{
@@ -42,11 +42,22 @@ pub struct HostDriver {
 }
 
 impl HostDriver {
+    /// As [`crate::Device::host_with`], for programs that load code and bind memory by themselves.
+    ///
+    /// # Errors
+    /// As there.
+    ///
+    /// # Safety
+    /// As of [`crate::Device::raw_driver`].
+    pub unsafe fn new(options: HostOptions) -> Result<HostDriver> {
+        HostDriver::start(options)
+    }
+
     /// Starts the pool. The thread that replays graphs is one of its threads.
     ///
     /// # Errors
     /// If a thread cannot be started or more are asked for than `limits.rs` allows.
-    pub fn new(options: HostOptions) -> Result<HostDriver> {
+    pub(crate) fn start(options: HostOptions) -> Result<HostDriver> {
         let cores = cpu::physical_cores();
         let (rank, ranks) = options.local_rank.unwrap_or((0, 1));
         let ranks = ranks.max(1);
@@ -178,6 +189,6 @@ impl StreamBackend for HostStream {
     fn copy(&mut self, from: &Buffer, to: &Buffer, bytes: usize) -> Result<()> {
         let source =
             from.bytes()?.get(..bytes).ok_or_else(|| Error::Driver(format!("{bytes} bytes are not in {from:?}")))?;
-        to.write(0, source)
+        to.put(0, source)
     }
 }

@@ -93,11 +93,6 @@ impl Work {
     pub fn len(&self) -> usize {
         self.launches.len()
     }
-
-    /// True if the list is empty.
-    pub fn is_empty(&self) -> bool {
-        self.launches.is_empty()
-    }
 }
 
 /// What a step runs; written by the caller before the epoch is published, read by workers after.

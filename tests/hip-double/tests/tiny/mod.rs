@@ -36,7 +36,7 @@ fn symbol(name: &str, max: u64) -> Symbol {
 }
 
 fn binding(name: &str, dtype: DType, shape: &[Dim]) -> Binding {
-    Binding { name: name.into(), dtype, shape: shape.to_vec() }
+    Binding { name: name.into(), dtype, shape: shape.to_vec(), dense: false }
 }
 
 fn launch(kernel: u32, args: &[(Region, u64)]) -> Launch {

@@ -1,0 +1,191 @@
+//! What a step must be before it runs, and the bytes that its inputs then have.
+
+use super::StepInput;
+use super::tables::Tables;
+use crate::artifact::Manifest;
+use crate::driver::bytes_of;
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::graph::Dims;
+
+/// An input that this runtime fills.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum InputKind {
+    Tokens,
+    Positions,
+    SequenceIds,
+    BlockTables,
+    LogitRows,
+}
+
+/// As many inputs as there are kinds.
+pub(crate) const MAX_INPUTS: usize = 5;
+
+/// The steps of an artifact with so many KV blocks: whatever passes [`Checked::check`] makes its kernels stay within their buffers.
+#[derive(Debug)]
+pub(crate) struct Checked {
+    dims: Dims,
+    tables: Tables,
+    /// What each input of the manifest is.
+    kinds: Vec<InputKind>,
+    /// `[T]`, derived from `seq_starts`.
+    sequence_ids: Vec<i32>,
+}
+
+impl Checked {
+    /// Steps of `manifest`; `trusted` as [`super::SessionOptions::trusts_tables`].
+    ///
+    /// # Errors
+    /// If the artifact has inputs that no step gives.
+    pub(crate) fn new(manifest: &Manifest, blocks: usize, trusted: bool) -> Result<Checked> {
+        let kinds = input_kinds(manifest)?;
+        let mut dims = Dims::new(&manifest.symbols);
+        dims.set(manifest, "N", blocks)?;
+        let tokens = manifest.symbol("T").map_or(1, |(_, s)| s.max) as usize;
+        let sequence_ids = Vec::with_capacity(tokens.min(1 << 20));
+        Ok(Checked { dims, tables: Tables::new(manifest, blocks, trusted)?, kinds, sequence_ids })
+    }
+
+    /// From now on block tables are the caller's business.
+    pub(crate) fn trust_tables(&mut self) {
+        self.tables.trust();
+    }
+
+    /// The dims block of the last step.
+    pub(crate) fn dims(&self) -> &Dims {
+        &self.dims
+    }
+
+    /// The inputs of `input`, which was the last to be checked, in the manifest's order.
+    pub(crate) fn bytes<'i>(&'i self, input: &StepInput<'i>) -> [&'i [u8]; MAX_INPUTS] {
+        let mut inputs: [&[u8]; MAX_INPUTS] = [&[]; MAX_INPUTS];
+        for (slot, kind) in inputs.iter_mut().zip(&self.kinds) {
+            *slot = bytes_of(match kind {
+                InputKind::Tokens => input.tokens,
+                InputKind::Positions => input.positions,
+                InputKind::SequenceIds => &self.sequence_ids,
+                InputKind::BlockTables => self.tables.lying(input.block_tables),
+                InputKind::LogitRows => input.logit_rows,
+            });
+        }
+        inputs
+    }
+
+    /// Validates a step, sets the dims and derives the sequence ids.
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`] naming the value that is outside its range.
+    pub(crate) fn check(&mut self, manifest: &Manifest, input: &StepInput<'_>) -> Result<()> {
+        let bad = |text: String| Err(Error::InvalidInput(text));
+        let StepInput { tokens, positions, seq_starts, block_tables, logit_rows } = *input;
+        let model = &manifest.model;
+        let sequences = seq_starts.len().saturating_sub(1);
+        if positions.len() != tokens.len() {
+            return bad(format!("{} positions for {} tokens", positions.len(), tokens.len()));
+        }
+        if sequences == 0 || !block_tables.len().is_multiple_of(sequences) {
+            return bad(format!("{} block table entries for {sequences} sequences", block_tables.len()));
+        }
+        let width = block_tables.len() / sequences;
+        for (name, value) in
+            [("T", tokens.len()), ("B", sequences), ("P", width), ("R", logit_rows.len()), ("N", self.tables.blocks())]
+        {
+            self.dims.set(manifest, name, value)?;
+        }
+        if let Some(id) = tokens.iter().find(|id| **id < 0 || **id as u32 >= model.vocab_size) {
+            return bad(format!("token id {id} is outside the vocabulary 0..{}", model.vocab_size));
+        }
+        if let Some(row) = logit_rows.iter().find(|row| **row < 0 || **row as usize >= tokens.len()) {
+            return bad(format!("logit row {row} is outside the step's tokens 0..{}", tokens.len()));
+        }
+        // -1..blocks, by one comparison of each and no early end, so that many are checked at once.
+        let blocks = u32::try_from(self.tables.blocks()).unwrap_or(u32::MAX).min(1 << 31);
+        let wrong = |id: i32| id.wrapping_add(1) as u32 > blocks;
+        if block_tables.iter().fold(false, |any, id| any | wrong(*id)) {
+            let id = block_tables.iter().copied().find(|id| wrong(*id)).unwrap_or_default();
+            return bad(format!("KV block {id} is outside the pool 0..{blocks}"));
+        }
+        if seq_starts.first() != Some(&0) || seq_starts.last().is_none_or(|last| *last as i64 != tokens.len() as i64) {
+            return bad(format!("seq_starts must run from 0 to {}", tokens.len()));
+        }
+        self.tables.lay(block_tables, width).or_else(bad)?;
+        self.tables.begin();
+        self.sequence_ids.clear();
+        let mut context = 1;
+        for (sequence, range) in seq_starts.windows(2).enumerate() {
+            let &[start, end] = range else { continue };
+            if end < start || end as usize > tokens.len() {
+                return bad(format!("seq_starts descends at sequence {sequence}"));
+            }
+            let own = &positions[start as usize..end as usize];
+            let Some(first) = own.first() else { continue };
+            if *first < 0 {
+                return bad(format!("position {first} of sequence {sequence}; positions start at 0"));
+            }
+            if let Some([before, position]) = own.array_windows().find(|[a, b]| a.checked_add(1) != Some(*b)) {
+                return bad(format!(
+                    "positions of sequence {sequence} do not follow each other: {position} after {before}"
+                ));
+            }
+            let after = *first as usize + own.len();
+            context = context.max(after);
+            // Attention reads every block up to the last position, so all must be there.
+            let needed = after.div_ceil(model.kv_block as usize);
+            if needed > width || after > model.max_seq as usize {
+                let last = after - 1;
+                return bad(format!(
+                    "position {last} of sequence {sequence} needs {needed} KV blocks, its table has {width}; the artifact was \
+                     compiled for positions 0..{}",
+                    model.max_seq
+                ));
+            }
+            let table = &block_tables[sequence * width..][..needed];
+            if table.iter().fold(false, |any, id| any | (*id < 0)) {
+                let at = table.iter().position(|id| *id < 0).unwrap_or_default();
+                return bad(format!(
+                    "sequence {sequence} has no KV block for position {}",
+                    at * model.kv_block as usize
+                ));
+            }
+            self.tables.owns(table, *first as usize).or_else(|what| bad(format!("sequence {sequence} {what}")))?;
+            self.sequence_ids.extend(own.iter().map(|_| sequence as i32));
+        }
+        self.dims.set(manifest, "C", context)?;
+        // Nothing of the step is refused any more.
+        for (sequence, range) in seq_starts.windows(2).enumerate() {
+            let &[start, end] = range else { continue };
+            if let Some(first) = positions.get(start as usize).filter(|_| end > start) {
+                let (first, after) = (*first as usize, *first as usize + (end - start) as usize);
+                let table = &block_tables[sequence * width..][..after.div_ceil(model.kv_block as usize)];
+                self.tables.fill(table, first, after);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn input_kinds(manifest: &Manifest) -> Result<Vec<InputKind>> {
+    let mut kinds = Vec::with_capacity(manifest.inputs.len());
+    for input in &manifest.inputs {
+        let kind = match input.name.as_str() {
+            "tokens" => InputKind::Tokens,
+            "positions" => InputKind::Positions,
+            "sequence_ids" => InputKind::SequenceIds,
+            "block_tables" => InputKind::BlockTables,
+            "logit_rows" => InputKind::LogitRows,
+            other => {
+                return Err(Error::Unsupported(format!(
+                    "the artifact has an input this runtime does not fill: {other}"
+                )));
+            }
+        };
+        if input.dtype != DType::I32 {
+            return Err(Error::Unsupported(format!("input {} is {}, not i32", input.name, input.dtype)));
+        }
+        if kinds.contains(&kind) {
+            return Err(Error::Unsupported(format!("input {} is declared twice", input.name)));
+        }
+        kinds.push(kind);
+    }
+    Ok(kinds)
+}
