@@ -294,6 +294,15 @@ fn errors(b: &Bench<'_>) -> Result<()> {
     order(b)
 }
 
+/// Checks that batches give each of their sequences what it gets alone, with tables of every width, prompts beside single tokens, and
+/// other sequences' blocks behind a sequence's own; as many sequences at once as the artifact takes, up to 16.
+///
+/// # Errors
+/// [`Error::CheckFailed`] if logits differ: in any bit on the host, by more than other kernels' roundings on a GPU; a step that fails.
+pub fn check_batches(session: &mut Session) -> Result<()> {
+    batches::check(session)
+}
+
 /// Checks sessions of `artifact` on `device`; tokens are arbitrary.
 ///
 /// # Errors

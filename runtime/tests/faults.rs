@@ -209,6 +209,17 @@ fn every_survivor_says_who_failed() {
 }
 
 #[test]
+fn a_rank_that_computes_for_long_is_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = made::write(dir.path(), 2, 0, 0);
+    let began = Instant::now();
+    let output = generate(dir.path(), &path, "work").env("WELDMENT_FAULT", "1:replay:work:3").output().unwrap();
+    let (out, err) = text(&output);
+    assert_eq!((output.status.code(), out), (Some(0), expected(2)), "{err}");
+    assert!(began.elapsed() > DEADLINE, "the rank computed for less than the deadline: {:?}", began.elapsed());
+}
+
+#[test]
 fn ranks_end_with_the_process_that_started_them() {
     let dir = tempfile::tempdir().unwrap();
     let path = made::write(dir.path(), 4, 0, 0);

@@ -18,6 +18,9 @@ pub enum Layout {
     AffineBlocks(AffineBlocks),
 }
 
+/// Most rows of a tile: a matrix of one row takes as many in a pack.
+pub const MAX_TILE_ROWS: u32 = 1024;
+
 /// The logical bytes as they are. Where `dtype` differs from the source's, f16 and bf16 widen to f32 (exact) and block formats
 /// are decoded to f32 (value rounded once to f32).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -126,6 +129,9 @@ impl Layout {
 impl RowsInterleaved {
     /// True if the fields agree with each other and with what the packer knows.
     pub const fn is_well_formed(&self) -> bool {
+        if self.n_tile == 0 || self.n_tile > MAX_TILE_ROWS {
+            return false;
+        }
         match self.dtype {
             DType::F32 => !self.k_pair,
             DType::F16 | DType::BF16 => true,
@@ -157,7 +163,7 @@ impl AffineBlocks {
             && matches!(self.group, 16 | 32)
             && matches!(self.scale, DType::F16 | DType::F32)
             && self.n_tile > 0
-            && self.n_tile <= 1024
+            && self.n_tile <= MAX_TILE_ROWS
     }
 
     /// Bytes of the quants of one tile and group.
@@ -181,5 +187,19 @@ impl AffineBlocks {
             return None;
         }
         (k / u64::from(self.group)).checked_mul(self.block_bytes() as u64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tiles_are_bounded() {
+        let rows = |n_tile| RowsInterleaved { dtype: DType::F32, n_tile, pair_interleave: false, k_pair: false };
+        let bytes = |n_tile| Layout::RowsInterleaved(rows(n_tile)).packed_bytes(&[1], 8);
+        assert_eq!(bytes(16), Some(16 * 8 * 4));
+        assert_eq!(bytes(MAX_TILE_ROWS), Some(1024 * 8 * 4));
+        assert_eq!([0, MAX_TILE_ROWS + 1, u32::MAX].map(bytes), [None; 3]);
     }
 }

@@ -90,6 +90,8 @@ pub struct Slot {
     pub rests: AtomicU64,
     /// Counts the times that a program of the rank began to rest (host).
     pub waits: AtomicU64,
+    /// CPU time of the threads that run the rank's programs, in hundredths of a second (host).
+    pub worked: AtomicU64,
     signatures: [[AtomicU64; 2]; SIGNATURES],
     message: [AtomicU8; MESSAGE_BYTES],
 }

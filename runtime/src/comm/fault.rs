@@ -1,9 +1,10 @@
 //! Faults provoked from outside, for tests: the variable `WELDMENT_FAULT=RANK:POINT:KIND[:STEP]` makes rank RANK fail at POINT
 //! (`init`, `weights`, `capture`, `replay`, `teardown`; `replay` at step STEP, 1 by default) by KIND: `kill` and `stop` send the
-//! process SIGKILL or SIGSTOP, `error` makes the call return an error, `sleep` keeps it from going on while it stays alive.
+//! process SIGKILL or SIGSTOP, `error` makes the call return an error, `sleep` keeps it from going on while it stays alive, `work` has it
+//! compute for some seconds first, which is no fault.
 
 use crate::error::{Error, Result};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Where a fault may happen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,7 +28,11 @@ enum Kind {
     Stop,
     Error,
     Sleep,
+    Work,
 }
+
+/// How long [`Kind::Work`] takes.
+const WORK: Duration = Duration::from_secs(4);
 
 /// The fault that the environment asks for, if this rank is the one.
 #[derive(Clone, Copy, Debug)]
@@ -48,7 +53,7 @@ impl Fault {
     fn parse(text: &str, rank: u32) -> Result<Fault> {
         let refused = || {
             Error::InvalidInput(format!(
-                "WELDMENT_FAULT={text}: RANK:init|weights|capture|replay|teardown:kill|stop|error|sleep[:STEP] is accepted"
+                "WELDMENT_FAULT={text}: RANK:init|weights|capture|replay|teardown:kill|stop|error|sleep|work[:STEP] is accepted"
             ))
         };
         let mut parts = text.split(':');
@@ -68,6 +73,7 @@ impl Fault {
             "stop" => Kind::Stop,
             "error" => Kind::Error,
             "sleep" => Kind::Sleep,
+            "work" => Kind::Work,
             _ => return Err(refused()),
         };
         Ok(Fault((at == rank).then_some((point, kind))))
@@ -88,6 +94,12 @@ impl Fault {
             Kind::Stop => signal(rustix::process::Signal::STOP),
             Kind::Error => return Err(Error::Driver("a fault that WELDMENT_FAULT asked for".into())),
             Kind::Sleep => std::thread::sleep(Duration::from_secs(3600)),
+            Kind::Work => {
+                let began = Instant::now();
+                while began.elapsed() < WORK {
+                    std::hint::spin_loop();
+                }
+            }
         }
         Ok(())
     }

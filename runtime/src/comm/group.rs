@@ -1,6 +1,7 @@
 //! A rank's membership in its job.
 
 use super::control::{Control, ControlMap, Failure, Phase};
+use super::cpu_time::Workers;
 use super::fault::{Fault, Point};
 use super::inner::Inner;
 use super::{DEFAULT_DEADLINE, Ranks, rendezvous, watchdog};
@@ -10,7 +11,7 @@ use crate::error::{Error, Result};
 use std::fmt;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -82,6 +83,7 @@ impl Group {
             peers: met.peers,
             wake,
             closing: AtomicBool::new(false),
+            workers: OnceLock::new(),
             by_host: AtomicBool::new(true),
             map,
             file: met.file,
@@ -307,6 +309,12 @@ impl Group {
     /// Says whether steps run on the host's threads, where one may take longer than the deadline.
     pub fn set_by_host(&self, by_host: bool) {
         self.inner.by_host.store(by_host, Ordering::Release);
+    }
+
+    /// Says which threads run steps on the host: a rank whose threads work is not stuck.
+    pub(crate) fn watch(&self, workers: Arc<Workers>) {
+        // A group is one session's, whose device has the same threads to the end.
+        let _ = self.inner.workers.set(workers);
     }
 
     /// Has `word` set once the job is over.

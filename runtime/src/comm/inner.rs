@@ -2,6 +2,7 @@
 
 use super::Ranks;
 use super::control::{Control, ControlMap, Failure};
+use super::cpu_time::Workers;
 use super::group::AbortWord;
 use crate::error::Error;
 use crate::log::{self, Level};
@@ -10,7 +11,7 @@ use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 /// What the rank and its watchdog share.
@@ -24,6 +25,8 @@ pub struct Inner {
     pub closing: AtomicBool,
     /// Steps run on the host's threads, which take as long as they take.
     pub by_host: AtomicBool,
+    /// The threads that run this rank's programs, once they are known (host).
+    pub workers: OnceLock<Arc<Workers>>,
     /// The control page.
     pub map: ControlMap,
     /// Holds the control page and, on the host, the slabs.

@@ -86,6 +86,9 @@ impl Member {
         program: &Program,
         threads: usize,
     ) -> Result<(Option<Buffer>, Option<Buffer>)> {
+        if let Some(workers) = driver.workers() {
+            self.group.watch(workers);
+        }
         self.group.patient_barrier("end of loading weights")?;
         let mut buffers = (None, None);
         if let Some(slab) = &program.slab {

@@ -6,6 +6,7 @@
 //! error ends the pending calls of all ranks with an error that names rank, step and cause ([`Error::Rank`](crate::Error::Rank)).
 
 pub mod control;
+pub(crate) mod cpu_time;
 pub mod fault;
 pub mod group;
 mod inner;

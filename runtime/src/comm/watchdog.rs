@@ -4,6 +4,7 @@
 //! behind by steps that others wait in. Who sees one of these records it as the job's failure, which ends every rank's pending call.
 
 use super::control::{Control, Failure, Phase, Slot};
+use super::cpu_time;
 use super::inner::Inner;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
@@ -35,6 +36,9 @@ pub fn tick(deadline: Duration) -> Duration {
     (deadline / 20).clamp(Duration::from_millis(5), Duration::from_millis(100))
 }
 
+/// CPU time that counts as work: far more than resting programs take in a deadline.
+const WORK_MILLIS: u64 = 10;
+
 /// What a watchdog remembers of a rank, its own included.
 struct Seen {
     heartbeat: Watched<u64>,
@@ -42,6 +46,8 @@ struct Seen {
     progress: Watched<(u64, bool)>,
     /// The step and the wait in it that its programs rest in (host).
     wait: Watched<(u64, u64)>,
+    /// What its threads have worked (host).
+    work: Watched<u64>,
     rests: u64,
     /// Its programs have rested since the last look.
     resting: bool,
@@ -55,6 +61,7 @@ pub fn run(inner: &Inner) {
         heartbeat: Watched { value: 0, since: last },
         progress: Watched { value: (0, false), since: last },
         wait: Watched { value: (0, 0), since: last },
+        work: Watched { value: 0, since: last },
         rests: 0,
         resting: false,
     };
@@ -64,12 +71,16 @@ pub fn run(inner: &Inner) {
     let own = control.slot(inner.ranks.rank);
     while !inner.closing.load(Ordering::Acquire) {
         own.heartbeat.fetch_add(1, Ordering::Release);
+        if let Some(workers) = inner.workers.get() {
+            let worked = cpu_time::of(workers).as_millis() as u64 / WORK_MILLIS;
+            own.worked.store(worked, Ordering::Release);
+        }
         ended_connections(inner, &mut open, tick);
         let now = Instant::now();
         // After a pause of our own nobody's silence counts: look afresh.
         if now.saturating_duration_since(last) > inner.deadline / 2 {
             for seen in &mut ranks {
-                (seen.heartbeat.since, seen.progress.since, seen.wait.since) = (now, now, now);
+                (seen.heartbeat.since, seen.progress.since, seen.wait.since, seen.work.since) = (now, now, now, now);
             }
         }
         last = now;
@@ -140,6 +151,7 @@ fn look(inner: &Inner, control: &Control, ranks: &mut [Seen], now: Instant) {
         seen.heartbeat.look(slot.heartbeat.load(Ordering::Acquire), now);
         seen.progress.look(slot.progress(), now);
         seen.wait.look((slot.progress().0, slot.waits.load(Ordering::Relaxed)), now);
+        seen.work.look(slot.worked.load(Ordering::Acquire), now);
         (seen.resting, seen.rests) = (rests != seen.rests, rests);
     }
     let seconds = deadline.as_secs_f32();
@@ -147,6 +159,8 @@ fn look(inner: &Inner, control: &Control, ranks: &mut [Seen], now: Instant) {
     let Some(mine) = ranks.get(me as usize) else { return };
     let (step, waiting) = mine.progress.value;
     let late = waiting && mine.progress.age(now) > deadline;
+    // A rank that computes is on its way, however long that takes.
+    let idle = |seen: &Seen| seen.resting || seen.work.age(now) > deadline;
     let others = || (0..).zip(&*ranks).filter(|(rank, _)| *rank != me);
     for (rank, seen) in others() {
         let slot = control.slot(rank);
@@ -163,10 +177,10 @@ fn look(inner: &Inner, control: &Control, ranks: &mut [Seen], now: Instant) {
             inner.record(failure(slot, rank, format!("it does not answer for {seconds} s (stopped?)")));
         } else if !same {
             inner.record(diverged(slot, rank, common, me));
-        } else if late && theirs < step {
+        } else if late && theirs < step && idle(seen) {
             let cause = format!("it is stuck: rank {me} waits in step {step} for {seconds} s");
             inner.record(failure(slot, rank, cause));
-        } else if late && (theirs > step || !they_wait) && seen.progress.age(now) > deadline {
+        } else if late && idle(mine) && (theirs > step || !they_wait) && seen.progress.age(now) > deadline {
             let cause = format!("it is stuck: rank {rank} has ended step {step} for {seconds} s");
             inner.record(failure(own, me, cause));
         }
@@ -177,11 +191,17 @@ fn look(inner: &Inner, control: &Control, ranks: &mut [Seen], now: Instant) {
     }
     // On the host a step may take as long as it likes, but nobody may wait so long for one thing.
     if waiting && mine.resting && mine.wait.age(now) > deadline {
-        let (rank, cause) = match others().find(|(_, seen)| !seen.resting) {
-            Some((rank, _)) => (rank, format!("it is stuck: rank {me} waits for it in step {step} for {seconds} s")),
-            None => (me, format!("all ranks wait for each other for {seconds} s")),
+        let awaited = others().find(|(_, seen)| !seen.resting);
+        let failed = match awaited {
+            Some((_, seen)) if !idle(seen) => None,
+            Some((rank, _)) => {
+                Some((rank, format!("it is stuck: rank {me} waits for it in step {step} for {seconds} s")))
+            }
+            None => Some((me, format!("all ranks wait for each other for {seconds} s"))),
         };
-        inner.record(failure(control.slot(rank), rank, cause));
+        if let Some((rank, cause)) = failed {
+            inner.record(failure(control.slot(rank), rank, cause));
+        }
     }
 }
 

@@ -19,6 +19,7 @@ pub use platform::{PLATFORMS, Platform, PlatformReport};
 
 use crate::artifact::{AllReduce, Gemm, GridDim, Target};
 use crate::comm::Library;
+use crate::comm::cpu_time::Workers;
 use crate::error::{Error, Result};
 use std::any::Any;
 use std::fmt::Debug;
@@ -161,6 +162,11 @@ pub trait Driver: Send + Sync + Debug {
     /// # Errors
     /// If the machine refuses.
     fn create_stream(&self, external: Option<&ExternalStream>) -> Result<Box<dyn StreamBackend>>;
+
+    /// The threads that run programs, where those are the host's.
+    fn workers(&self) -> Option<Arc<Workers>> {
+        None
+    }
 
     /// How ranks share memory, where it is not by a mapping of the host.
     fn peer_memory(&self) -> Option<&dyn PeerMemory> {

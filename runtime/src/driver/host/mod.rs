@@ -14,6 +14,7 @@ use super::{
 };
 use crate::artifact::Target;
 use crate::artifact::limits::MAX_THREADS;
+use crate::comm::cpu_time::Workers;
 use crate::cpu;
 use crate::error::{Error, Result};
 use pool::Pool;
@@ -38,6 +39,7 @@ pub struct HostOptions {
 pub struct HostDriver {
     pool: Arc<Mutex<Pool>>,
     threads: usize,
+    workers: Arc<Workers>,
     started: Instant,
 }
 
@@ -73,7 +75,8 @@ impl HostDriver {
         let own = if threads.saturating_mul(ranks) <= cores.len() { cores.get(first..first + threads) } else { None };
         let own = if ranks == 1 { &cores } else { own.unwrap_or_default() };
         let pool = Pool::new(threads, own, options.pin_caller, ranks)?;
-        Ok(HostDriver { pool: Arc::new(Mutex::new(pool)), threads, started: Instant::now() })
+        let workers = pool.threads();
+        Ok(HostDriver { pool: Arc::new(Mutex::new(pool)), threads, workers, started: Instant::now() })
     }
 
     /// Threads, the caller included.
@@ -156,6 +159,10 @@ impl Driver for HostDriver {
             Some(_) => Err(Error::Unsupported("the host has no streams to share".into())),
             None => Ok(Box::new(HostStream { started: self.started })),
         }
+    }
+
+    fn workers(&self) -> Option<Arc<Workers>> {
+        Some(Arc::clone(&self.workers))
     }
 
     fn begin_capture(&self, module: Arc<dyn Module>, spec: &CaptureSpec<'_>) -> Result<Box<dyn Capture>> {

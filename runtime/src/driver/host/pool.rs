@@ -8,6 +8,7 @@
 use super::affinity;
 use super::futex;
 use super::image::KernelFn;
+use crate::comm::cpu_time::{self, Workers};
 use crate::error::{Error, Result};
 use std::cell::UnsafeCell;
 use std::fmt;
@@ -125,6 +126,8 @@ unsafe impl Send for Shared {}
 pub struct Pool {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
+    /// The threads as the system knows them, the caller of the last step first.
+    threads: Arc<Workers>,
     base: u64,
 }
 
@@ -155,13 +158,16 @@ impl Pool {
             idle_spins: if oversubscribed { SPINS_OVERSUBSCRIBED } else { IDLE_SPINS },
         });
         let pin = threads > 1 && threads <= cores.len() && !oversubscribed;
-        let mut pool = Pool { shared, workers: Vec::with_capacity(threads - 1), base: 0 };
+        let known: Arc<Workers> = (0..threads).map(|_| AtomicU32::new(0)).collect();
+        let mut pool = Pool { shared, workers: Vec::with_capacity(threads - 1), threads: known, base: 0 };
         for index in 1..threads {
             let shared = Arc::clone(&pool.shared);
+            let threads = Arc::clone(&pool.threads);
             let core = if pin { cores.get(index).copied() } else { None };
             let worker = std::thread::Builder::new()
                 .name(format!("weldment-{index}"))
                 .spawn(move || {
+                    threads[index].store(cpu_time::this_thread(), Ordering::Relaxed);
                     match core {
                         Some(core) => affinity::pin_to(core),
                         None => affinity::unpin(),
@@ -177,8 +183,14 @@ impl Pool {
         Ok(pool)
     }
 
+    /// Its threads, for who wants to know whether they work.
+    pub fn threads(&self) -> Arc<Workers> {
+        Arc::clone(&self.threads)
+    }
+
     /// Runs every launch of `work` with the dims block `dims`; returns when all are done.
     pub fn run(&mut self, work: &mut Work, dims: &[i64]) {
+        self.threads[0].store(cpu_time::this_thread(), Ordering::Relaxed);
         for counter in &work.counters {
             counter.0.store(0, Ordering::Relaxed);
         }

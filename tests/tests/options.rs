@@ -1,0 +1,111 @@
+//! Options, numbers of ranks and numbers of rows together: bugs hid where no test combined them. A model of several ranks, compiled for
+//! the host with each choice of kernels, computes what it computes by default on one rank, at every number of tokens around which a
+//! kernel or a variant changes; for GPUs every combination compiles.
+#![cfg(target_arch = "x86_64")]
+
+mod tiny_llama;
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+use tiny_llama::Model;
+use weldment_codegen::select::Choices;
+use weldment_ir::DType;
+use weldment_runtime::comm::{Group, GroupOptions, Ranks};
+use weldment_runtime::{Artifact, Device, Session, SessionOptions};
+
+/// Sizes around those at which variants split (1, 16, 32, 64) and collectives go from a program a row to fewer (32).
+const TOKENS: &[usize] = &[1, 2, 15, 16, 17, 31, 32, 33, 34, 60, 63, 64];
+
+/// Choices that change what host kernels do or how variants are cut.
+const HOST: &[&str] = &[
+    "",
+    "token_splits=0",
+    "token_splits=2",
+    "all_reduce=0",
+    "all_reduce=1",
+    "all_reduce=2",
+    "all_reduce=2 token_splits=2",
+    "all_reduce=3 token_splits=0",
+    "gemm_rows=1 attention_sharing=1 token_splits=2",
+    "gemm_rows=16 attention_sharing=2",
+    "unit_stamping=0 record_results=1",
+];
+
+/// The same for GPUs.
+const GPU: &[&str] = &[
+    "token_splits=0",
+    "all_reduce=2 token_splits=1",
+    "all_reduce=0 gemv_tokens=0 gemm_tile_rows=128",
+    "attention_splits=16 attention_threads=64 gemv_rows=16",
+    "attention_tile_tokens=2 gemm_tile_columns=64 gemm_wide_columns=128 library_gemm=1",
+];
+
+fn choices(text: &str) -> Choices {
+    let mut choices = Choices::default();
+    for word in text.split_whitespace() {
+        let (key, value) = word.split_once('=').expect("key=value");
+        choices.set(key, value).expect("a choice");
+    }
+    choices
+}
+
+/// Logits of prefills of each of [`TOKENS`], as rank 0 gives them.
+fn logits(artifact: &Artifact) -> Vec<Vec<f32>> {
+    static JOBS: AtomicU32 = AtomicU32::new(0);
+    let job = format!("options {} {}", std::process::id(), JOBS.fetch_add(1, Ordering::Relaxed));
+    let world = artifact.manifest().world;
+    let run = |rank: u32| {
+        let group = (world > 1).then(|| {
+            let options = GroupOptions { deadline: Duration::from_secs(30) };
+            Group::join(Ranks::local(rank, world, job.as_str()), options).expect("the others")
+        });
+        let options =
+            SessionOptions { cache: None, weights_file: Some(tiny_llama::folder()), group, ..Default::default() };
+        let mut session = Session::new(artifact, &Device::host(1).expect("a host"), options).expect("a session");
+        let each = |count: &usize| {
+            let tokens: Vec<i32> = (0..*count as i32).map(|t| t * 7 % 50).collect();
+            session.eval(&tokens, false).expect("a prefill")
+        };
+        TOKENS.iter().map(each).collect::<Vec<_>>()
+    };
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..world).map(|rank| scope.spawn(move || run(rank))).collect();
+        let mut ranks = threads.into_iter().map(|t| t.join().expect("a rank"));
+        let first = ranks.next().expect("rank 0");
+        ranks.for_each(|other| assert!(other == first, "ranks differ"));
+        first
+    })
+}
+
+#[test]
+fn every_choice_on_every_number_of_ranks_and_rows() {
+    let model = Model { dtype: DType::F32, ..Model::default() };
+    let compiled = |model: &Model| {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        logits(&model.compiled(dir.path(), &["host"]))
+    };
+    let expected = compiled(&model);
+    for world in [1, 2, 4] {
+        for text in HOST {
+            let found = compiled(&Model { world, choices: choices(text), ..model.clone() });
+            for ((expected, found), tokens) in expected.iter().zip(&found).zip(TOKENS) {
+                let scale = expected.iter().fold(0f32, |m, x| m.max(x.abs()));
+                let worst = expected.iter().zip(found).fold(0f32, |m, (a, b)| m.max((a - b).abs()));
+                let same = expected.len() == found.len() && worst <= 1e-4 * scale;
+                assert!(same, "{world} ranks, `{text}`, {tokens} tokens: differ by {worst} of {scale}");
+            }
+        }
+    }
+}
+
+#[test]
+fn every_choice_compiles_for_every_gpu() {
+    for world in [1, 2] {
+        for text in GPU {
+            let dir = tempfile::tempdir().expect("a temporary folder");
+            let model = Model { world, choices: choices(text), max_tokens: 300, ..Model::default() };
+            let artifact = model.compiled(dir.path(), &["gfx90a", "gfx942", "gfx950", "sm_90a"]);
+            assert_eq!(artifact.manifest().programs.len(), 4, "{world} ranks, `{text}`");
+        }
+    }
+}
