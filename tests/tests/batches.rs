@@ -105,7 +105,7 @@ fn steps_that_would_read_what_is_not_theirs_are_refused() {
     };
     let refused = [
         (StepInput { positions: &[22], ..next }, "position 21 was not computed"),
-        (StepInput { block_tables: &[6, 5], ..next }, "position 4 was not computed"),
+        (StepInput { block_tables: &[6, 5], ..next }, "position 5 was not computed"),
         (StepInput { block_tables: &[5, 7], ..next }, "position 16 was not computed"),
         (StepInput { block_tables: &[5, 5], ..next }, "shares KV block 5"),
         (StepInput { block_tables: &[5], ..next }, "needs 2 KV blocks"),

@@ -77,7 +77,9 @@ const DAMAGES: &[Damage] = &[
         f[at + 4..at + 8].copy_from_slice(&shorter.to_le_bytes());
         let note = at + 20 + shorter as usize;
         f[note..note + 20].copy_from_slice(b"\x07\0\0\0\0\0\0\0\x20\0\0\0AMDGPU\0\0");
-        assert!(note + 20 <= at + bytes);
+        // It takes what is left.
+        let rest = (at + bytes - (note + 20)) as u32;
+        f[note + 4..note + 8].copy_from_slice(&rest.to_le_bytes());
     }),
     ("sections have no names", |f, _| f[62..64].fill(0)),
     ("there is no .strtab", |f, _| {
