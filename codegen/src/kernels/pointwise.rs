@@ -244,7 +244,7 @@ impl Tile {
             outer.grid(b, 1, 1);
             (b.program_id(1), x)
         } else {
-            RowSpace { symbol: outer.symbol.clone(), mul: outer.mul * blocks }.grid(b, 0, 1);
+            RowSpace { mul: outer.mul * blocks, ..outer.clone() }.grid(b, 0, 1);
             if blocks == 1 {
                 (x, b.int(0))
             } else {
@@ -354,6 +354,23 @@ fn compute(b: &mut Builder, op: &Op, inputs: &[V], from: Option<DType>, to: DTyp
         }
     }
     let value = match op {
+        Op::Select {} => {
+            let zero = b.int_of(Elem::I8, &[], 0);
+            let off = b.compare(Compare::Equal, v[0], zero);
+            b.select(off, v[2], v[1])
+        }
+        op => arithmetic(b, op, &v)?,
+    };
+    Ok(round_to(b, value, to))
+}
+
+/// The op on f32, or on integers of one width but for division; comparisons give i1.
+///
+/// # Errors
+/// For ops that are no arithmetic.
+pub(super) fn arithmetic(b: &mut Builder, op: &Op, v: &[V]) -> Result<V, Refusal> {
+    let float = b.ty(v[0]).elem == Elem::F32;
+    Ok(match op {
         Op::Add {} => b.add(v[0], v[1]),
         Op::Sub {} => b.sub(v[0], v[1]),
         Op::Mul {} => b.mul(v[0], v[1]),
@@ -361,11 +378,6 @@ fn compute(b: &mut Builder, op: &Op, inputs: &[V], from: Option<DType>, to: DTyp
         Op::Maximum {} => b.max(v[0], v[1]),
         Op::Minimum {} => b.min(v[0], v[1]),
         Op::Less {} => b.compare(Compare::Less, v[0], v[1]),
-        Op::Select {} => {
-            let zero = b.int_of(Elem::I8, &[], 0);
-            let off = b.compare(Compare::Equal, v[0], zero);
-            b.select(off, v[2], v[1])
-        }
         Op::Neg {} => b.neg(v[0]),
         Op::Exp {} => b.exp(v[0]),
         Op::Silu {} => b.silu(v[0]),
@@ -384,8 +396,7 @@ fn compute(b: &mut Builder, op: &Op, inputs: &[V], from: Option<DType>, to: DTyp
         other => {
             return refuse("elementwise op", other.kind(), "float arithmetic, or +, -, *, min, max, < of integers");
         }
-    };
-    Ok(round_to(b, value, to))
+    })
 }
 
 fn round_to(b: &mut Builder, v: V, to: DType) -> V {
