@@ -24,6 +24,7 @@ mod weights;
 use crate::target::Target;
 use crate::tile::{Builder, Kernel, V};
 use weldment_ir::{DType, Dim, Op, TensorType};
+use weldment_passes::buffer::ROW_MULTIPLE;
 use weldment_passes::target::Refusal;
 use weldment_runtime::artifact::Layout;
 
@@ -217,6 +218,12 @@ impl RowSpace {
             None => b.grid_constant(axis, self.mul.div_ceil(tile)),
         }
     }
+}
+
+/// Do `most` rows of tokens, in whole tiles, lie in what bufferisation leaves room for?
+fn has_room(space: &RowSpace, max_tokens: u64, most: u64, tile: u32) -> bool {
+    let room = max_tokens.checked_next_multiple_of(ROW_MULTIPLE).and_then(|n| n.checked_mul(space.mul));
+    most.checked_next_multiple_of(u64::from(tile)).zip(room).is_some_and(|(rows, room)| rows <= room)
 }
 
 /// Byte stride of the folded row index of `t`, if its leading dims fold.

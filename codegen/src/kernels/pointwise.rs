@@ -49,6 +49,10 @@ pub fn check(r: &Request<'_>) -> Result<(), Refusal> {
     }
     match (r.op, r.operands.first().map(|t| t.ty.dtype)) {
         (Op::Cast { dtype }, Some(from)) => castable(from, *dtype),
+        // A sum of bools may be 2, which is stored as 1.
+        (Op::Add {} | Op::Sub {}, Some(DType::Bool)) => {
+            refuse("operand dtype", DType::Bool, "f32, f16, bf16, i32 or i8")
+        }
         (Op::Div {}, Some(from)) => require(from.is_float(), "operand dtype", from, "f32, f16 or bf16"),
         _ => Ok(()),
     }

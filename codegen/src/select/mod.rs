@@ -13,10 +13,13 @@ use crate::kernels::{
     matmul, norm, pointwise, quantise, reduce, refuse, require, rope, row_stride, scaled_matmul, topk,
 };
 use crate::target::Target;
-use weldment_ir::{Category, DType, Graph, NodeId, Op, OpKind, TensorType};
+use weldment_ir::{Category, DType, Dim, Graph, NodeId, Op, OpKind, TensorType};
 use weldment_passes::buffer::KernelNeeds;
 use weldment_passes::specialise::Threshold;
 use weldment_passes::target::{Refusal, TargetModel};
+
+/// The largest dim that the families know.
+const LARGEST_DIM: u64 = 1 << 28;
 
 type Check = fn(&Request<'_>) -> Result<(), Refusal>;
 type Build = fn(&Request<'_>) -> Result<Built, Refusal>;
@@ -238,6 +241,13 @@ fn is_cache(op: &Op, operand: usize) -> bool {
     }
 }
 
+/// Families count elements of a dim, rounded up to powers of two, in 32 bits.
+fn in_range(r: &Request<'_>) -> Result<(), Refusal> {
+    let dims = r.operands.iter().chain(&r.results).flat_map(|t| &t.ty.shape);
+    let largest = dims.filter_map(Dim::constant).max().unwrap_or(1);
+    require(largest <= LARGEST_DIM, "dim", largest, format!("up to {LARGEST_DIM}"))
+}
+
 /// Quantised activations are the host's: a GPU is short of bandwidth, not of multiply-adds.
 fn no_q8a_on_gpus(r: &Request<'_>) -> Result<(), Refusal> {
     let quantised = r.operands.iter().chain(&r.results).any(|t| t.ty.dtype == DType::Q8A);
@@ -354,10 +364,12 @@ impl KernelNeeds for KernelLibrary {
 /// What the op's family refuses, if the general one does not take it either: an exchange between ranks.
 pub fn build(request: &Request<'_>) -> Result<Built, Refusal> {
     let refused = match family(request.op) {
-        Some(family) => match no_q8a_on_gpus(request).and_then(|()| (family.build)(request)) {
-            Ok(built) => return Ok(built),
-            Err(refusal) => Some(refusal),
-        },
+        Some(family) => {
+            match no_q8a_on_gpus(request).and_then(|()| in_range(request)).and_then(|()| (family.build)(request)) {
+                Ok(built) => return Ok(built),
+                Err(refusal) => Some(refusal),
+            }
+        }
         None => None,
     };
     general::build(request).map_err(|general| refused.unwrap_or(general))

@@ -41,6 +41,9 @@ impl Cell<'_> {
     fn element(&self, b: &mut Builder, index: &[V]) -> V {
         let t = self.tensor;
         let own = &index[index.len() - t.ty.rank()..];
+        if t.is_dense {
+            return super::flat(b, own, &t.ty.shape);
+        }
         let mut at = b.int(0);
         for (axis, i) in own.iter().enumerate() {
             if t.ty.shape[axis] != Dim::Const(1) && t.strides[axis] != 0 {

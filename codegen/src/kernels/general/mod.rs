@@ -210,6 +210,17 @@ fn size(b: &mut Builder, dim: &Dim) -> V {
     }
 }
 
+/// Place of an element in row-major order.
+fn flat(b: &mut Builder, index: &[V], shape: &[Dim]) -> V {
+    let mut place = b.int(0);
+    for (i, dim) in index.iter().zip(shape) {
+        let n = size(b, dim);
+        place = b.mul(place, n);
+        place = b.add(place, *i);
+    }
+    place
+}
+
 /// The indices of a row with one more behind them.
 fn with(lead: &[V], last: V) -> Vec<V> {
     lead.iter().copied().chain([last]).collect()

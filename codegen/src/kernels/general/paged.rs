@@ -6,8 +6,8 @@ use super::rope::Rotation;
 use super::rows::Rows;
 use super::{Draft, largest, size, sum, with};
 use crate::kernels::row::rounded;
-use crate::kernels::{last_dim, refuse};
-use crate::tile::{Binary, Builder, Compare, V};
+use crate::kernels::{last_dim, paged, refuse};
+use crate::tile::{Binary, Builder, Compare, Conversion, Elem, V};
 use weldment_ir::Op;
 use weldment_passes::target::Refusal;
 
@@ -28,19 +28,18 @@ impl<'t> Pages<'t> {
         Ok(Pages { positions: *positions, ids: *ids, tables: *tables, slots: slots.max(1) as i64 })
     }
 
-    /// Block (-1 where there is none) and slot of a position of token `t`'s sequence.
+    /// Id (i32) of the block, and slot, of a position of token `t`'s sequence.
     fn locate(&self, b: &mut Builder, token: V, position: V) -> (V, V) {
         let slots = b.int(self.slots);
         let (page, slot) = (b.div(position, slots), b.binary(Binary::Rem, position, slots));
         let sequence = self.ids.integer(b, &[token]);
-        (self.tables.integer(b, &[sequence, page]), slot)
+        (self.tables.stored(b, &[sequence, page]), slot)
     }
 
-    /// The same of a position that is read: the first block where there is none.
-    fn present(&self, b: &mut Builder, token: V, position: V) -> (V, V) {
-        let (block, slot) = self.locate(b, token, position);
-        let zero = b.int(0);
-        (b.max(block, zero), slot)
+    /// Block and slot of a position that is read from `cache`.
+    fn present(&self, b: &mut Builder, cache: &Cell<'_>, token: V, position: V) -> (V, V) {
+        let (id, slot) = self.locate(b, token, position);
+        (paged::readable(b, id, cache.tensor), slot)
     }
 }
 
@@ -70,9 +69,9 @@ pub fn write(d: &mut Draft<'_, '_>) -> Result<(), Refusal> {
     let rows = Rows::new(b, r.target, shape, None);
     rows.each(b, &mut |b, lead| {
         let position = pages.positions.integer(b, &lead[..1]);
-        let (block, slot) = pages.locate(b, lead[0], position);
-        let none = b.int(-1);
-        let there = b.compare(Compare::Less, none, block);
+        let (id, slot) = pages.locate(b, lead[0], position);
+        let there = paged::exists(b, id, cache.tensor);
+        let block = b.convert(Conversion::Signed, id, Elem::I64);
         b.if_then(there, |b| {
             let (zero, end) = (b.int(0), size(b, &shape[2]));
             b.for_loop(zero, end, 1, &[], |b, i, _| {
@@ -126,7 +125,7 @@ pub fn attention(d: &mut Draft<'_, '_>) -> Result<(), Refusal> {
             (position, Some(b.compare(Compare::Equal, named, position)))
         };
         let score = |b: &mut Builder, (position, valid): Seen| {
-            let (block, slot) = pages.present(b, token, position);
+            let (block, slot) = pages.present(b, &keys, token, position);
             let depth = b.int(depth);
             let dot = sum(b, depth, |b, i| {
                 let (x, k) = (q.real(b, &with(lead, i)), keys.real(b, &[block, kv_head, i, slot]));
@@ -155,7 +154,7 @@ pub fn attention(d: &mut Draft<'_, '_>) -> Result<(), Refusal> {
         rows.write(b, &out, lead, Kind::Real, &mut |b, index| {
             let v = sum(b, count, |b, i| {
                 let seen = seen(b, i);
-                let (block, slot) = pages.present(b, token, seen.0);
+                let (block, slot) = pages.present(b, &values, token, seen.0);
                 let (w, v) = (weight(b, seen), values.real(b, &[block, kv_head, slot, index[2]]));
                 b.mul(w, v)
             });
@@ -186,7 +185,7 @@ pub fn index_scores(d: &mut Draft<'_, '_>, skip: i64) {
         let (all, none) = (size(b, &heads), b.int(0));
         let count = b.select(visible, all, none);
         sum(b, count, |b, head| {
-            let (block, slot) = pages.present(b, token, column);
+            let (block, slot) = pages.present(b, &keys, token, column);
             let (depth, zero) = (size(b, &depth), b.int(0));
             let dot = sum(b, depth, |b, i| {
                 let (x, k) = (q.real(b, &[token, head, i]), keys.real(b, &[block, zero, i, slot]));

@@ -1,7 +1,7 @@
 //! What only moves elements.
 
 use super::cell::Kind;
-use super::{Draft, size};
+use super::{Draft, flat, size};
 use crate::kernels::{Request, Tensor, refuse};
 use crate::tile::{Binary, Builder, V};
 use weldment_ir::{Category, DType, Dim, Op};
@@ -10,7 +10,8 @@ use weldment_passes::target::Refusal;
 /// A move of elements that share bytes as a move of those bytes, where rows lie in whole ones on both sides.
 pub fn as_bytes<'r>(r: &Request<'r>) -> Option<Request<'r>> {
     let block = r.results[0].ty.dtype.block_elements() as u64;
-    if r.op.kind().info().category != Category::View || block == 1 {
+    let moves = r.op.kind().info().category == Category::View || matches!(r.op, Op::Shard { .. });
+    if !moves || block == 1 {
         return None;
     }
     let bytes = r.results[0].ty.dtype.block_bytes() as u64;
@@ -71,17 +72,6 @@ pub fn copy(d: &mut Draft<'_, '_>) -> Result<(), Refusal> {
         operands[0].stored(b, &source)
     });
     Ok(())
-}
-
-/// Place of an element in row-major order.
-fn flat(b: &mut Builder, index: &[V], shape: &[Dim]) -> V {
-    let mut place = b.int(0);
-    for (i, dim) in index.iter().zip(shape) {
-        let n = size(b, dim);
-        place = b.mul(place, n);
-        place = b.add(place, *i);
-    }
-    place
 }
 
 /// Indices of the element at a place in row-major order.
