@@ -322,7 +322,10 @@ impl Draw {
             graph.clear_outputs();
             graph.output(&format!("{prefix}in0"), OutputKind::State, Value { node, result: 0 });
         }
-        verify(&graph).is_ok().then_some(graph)
+        // Half bytes along a symbol may end inside a byte, which no buffer of a test holds.
+        let halves = |t: &TensorType| t.dtype == DType::F4E2M1 && t.last_constant().is_none();
+        let whole = graph.ids().all(|id| !graph.node(id).types.iter().any(halves));
+        (whole && verify(&graph).is_ok()).then_some(graph)
     }
 }
 

@@ -14,6 +14,11 @@ use weldment_passes::target::Refusal;
 /// # Errors
 /// The first that fails.
 pub fn check(r: &Request<'_>) -> Result<(), Refusal> {
+    // Elements stay where they are along every dim: a reshape that moves a symbol across constants does not.
+    if let (Op::Reshape { .. } | Op::Transpose { .. } | Op::Slice { .. }, [x]) = (r.op, &r.operands[..]) {
+        let to = &r.results[0].ty;
+        require(x.ty.shape == to.shape, "shape", &x.ty, to)?;
+    }
     if let Some(bytes) = as_bytes(r) {
         return check(&bytes);
     }
@@ -126,10 +131,10 @@ fn broadcast_strides(t: &Tensor, shape: &[Dim], padded: bool) -> Vec<i64> {
 /// # Errors
 /// As [`check`].
 pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
+    check(r)?;
     if let Some(bytes) = as_bytes(r) {
         return build(&bytes);
     }
-    check(r)?;
     let out = &r.results[0];
     let shape = padded_shape(out);
     let padded = shape.len() != out.ty.rank();
