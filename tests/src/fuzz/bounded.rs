@@ -261,7 +261,7 @@ impl Domain for Bounded {
         let value = F64::rope(spec, row, column, factor.map(|f| f.value));
         // Frequencies are at most 1 / factor, and angles change as they do.
         // A table by factors of the step is computed in f32.
-        let propagated = factor.map_or(0.0, |f| row as f64 * f.error / (f.value * f.value).abs() + 4.0 * UNIT);
+        let propagated = factor.map_or(0.0, |f| row as f64 * f.error / (f.value * f.value).abs() + 8.0 * UNIT);
         Bound::computed(value, propagated, 1.0)
     }
     fn same(a: Bound, b: Bound) -> bool {

@@ -165,6 +165,9 @@ pub fn table(d: &mut Draft<'_, '_>) -> Result<(), Refusal> {
             let share = Pair::select(b, none, zero, share);
             let all = b.compare(Compare::LessEqual, one.0, share.0);
             let share = Pair::select(b, all, one, share);
+            // A negative frequency has no wavelength over the limits.
+            let turned = b.compare(Compare::Less, turns.0, zero.0);
+            let share = Pair::select(b, turned, one, share);
             let (rest, least) = (Pair::constant(b, 1.0 - 1.0 / factor.0), Pair::constant(b, 1.0 / factor.0));
             let by = share.mul(b, rest);
             let by = by.add(b, least);
