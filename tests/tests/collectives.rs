@@ -230,6 +230,73 @@ fn tile_programs_add_in_the_order_of_ranks_and_round_once() {
 }
 
 #[test]
+fn rows_of_any_width_are_summed() {
+    for (target, h, dtype) in [
+        ("host", 1, DType::F32),
+        ("host", 7, DType::BF16),
+        ("host", 13, DType::F16),
+        ("sm_90a", 7, DType::BF16),
+        ("sm_90a", 1, DType::F16),
+        ("gfx942", 1, DType::F32),
+        ("gfx942", 13, DType::BF16),
+    ] {
+        for form in [Form::Plain, Form::AddNorm] {
+            check_reduce(target, Reduce { form, world: 2, h, dtype, most: 5, steps: &[1, 5, 2], epoch: u32::MAX - 1 });
+        }
+    }
+}
+
+/// Of integers too, none of which stands for nothing, along any axis.
+#[test]
+fn any_dtype_is_gathered_along_any_axis() {
+    let (world, tokens) = (2usize, 5u64);
+    for (target, dtype) in [
+        ("host", DType::I32),
+        ("host", DType::I8),
+        ("host", DType::I64),
+        ("host", DType::F32),
+        ("sm_90a", DType::I32),
+        ("gfx942", DType::U8),
+    ] {
+        for axis in [0, 2] {
+            let mut draft = Draft::new(tokens, 1..=6);
+            let shape = vec![Dim::Const(2), Dim::sym("T"), Dim::Const(3)];
+            let x = draft.input("x", dtype, shape);
+            let out = draft.push(Op::AllGather { axis, world: world as i64 }, &[x]);
+            draft.results(&[out]);
+            let weights = Values::new();
+            let mut ranks = Engine::new(&draft, &weights, target, world, u32::MAX - 1);
+            let count = 2 * tokens as usize * 3;
+            let mut random = Random::new(3);
+            for _ in 0..6 {
+                let mut part = || (0..count).map(|_| random.below(5) as i64 - 2).collect::<Vec<i64>>();
+                let parts = [part(), part()];
+                let own = |part: &Vec<i64>| {
+                    let size = [2, tokens, 3];
+                    let reals: Vec<f32> = part.iter().map(|n| *n as f32).collect();
+                    let stored = match dtype.is_float() {
+                        true => Stored::floats(dtype, &size, &reals),
+                        false => Stored::integers(dtype, &size, part),
+                    };
+                    Values::from([("x".to_owned(), stored)])
+                };
+                let inputs: Vec<Values> = parts.iter().map(own).collect();
+                // As they read back: unsigned ones wrap.
+                let decoded: Vec<Vec<f64>> = inputs.iter().map(|v| v["x"].decoded()).collect();
+                let row = |part: &[f64], i: usize| part[3 * i..3 * i + 3].to_vec();
+                let expected: Vec<f64> = match axis {
+                    0 => decoded.concat(),
+                    _ => (0..count / 3).flat_map(|i| [row(&decoded[0], i), row(&decoded[1], i)].concat()).collect(),
+                };
+                for (rank, found) in ranks.run(&draft.dims, &inputs).iter().enumerate() {
+                    assert_eq!(found["out0"], expected, "{target}, {dtype} along {axis}, rank {rank}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn epochs_may_wrap() {
     for target in ["host", "sm_90a"] {
         let steps = &[1, 4, 2, 3, 4, 1, 4, 4, 2];
@@ -364,6 +431,29 @@ fn gathers_of_other_widths_keep_apart() {
                 for found in &found {
                     same(&found[&format!("out{i}")], &expected, &format!("{target}, {n} columns, step {step}"));
                 }
+            }
+        }
+    }
+}
+
+#[test]
+fn reduce_scatters_of_rows_give_each_rank_its_rows() {
+    for target in ["host", "sm_90a", "gfx942"] {
+        let (world, tokens) = (2usize, 3u64);
+        let mut draft = Draft::new(tokens, 1..=6);
+        let x = draft.input("x", DType::F32, vec![Dim::Const(4), Dim::sym("T"), Dim::Const(5)]);
+        let out = draft.push(Op::ReduceScatter { axis: 0, world: world as i64 }, &[x]);
+        draft.results(&[out]);
+        let weights = Values::new();
+        let mut ranks = Engine::new(&draft, &weights, target, world, u32::MAX - 1);
+        let mut random = Random::new(5);
+        let parts: Vec<Vec<f32>> = (0..world).map(|_| values(&mut random, DType::F32, 60, false)).collect();
+        let own = |p: &Vec<f32>| Values::from([("x".to_owned(), Stored::floats(DType::F32, &[4, tokens, 5], p))]);
+        let inputs: Vec<Values> = parts.iter().map(own).collect();
+        let whole = sum(&parts, None, DType::F32);
+        for _ in 0..5 {
+            for (rank, found) in ranks.run(&draft.dims, &inputs).iter().enumerate() {
+                same(&found["out0"], &whole[30 * rank..30 * (rank + 1)], &format!("{target}, rank {rank}"));
             }
         }
     }

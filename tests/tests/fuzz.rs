@@ -1,10 +1,12 @@
 //! Random graphs compiled for the host beside the interpreter, and planted bugs that this must see. `make fuzz` runs more.
 
+use std::path::Path;
+use std::time::SystemTime;
 use weldment_ir::{Category, OpKind};
 use weldment_passes::rules;
 use weldment_tests::fuzz::batch::{self, Outcome};
 use weldment_tests::fuzz::case::{self, machine};
-use weldment_tests::fuzz::run::{Settings, run};
+use weldment_tests::fuzz::run::{Settings, Tally, run};
 use weldment_tests::fuzz::sabotage::Sabotage;
 
 const SEED: u64 = 1;
@@ -12,14 +14,28 @@ const COUNT: u64 = 2000;
 /// Cases that a planted bug is tried on, at most.
 const TRIES: usize = 8;
 
+/// Runs the first graphs of a seed; all must agree.
+fn agree(seed: u64) -> Tally {
+    let settings = Settings { seed, first: 0, count: COUNT, jobs: 2 };
+    let tally = run(Path::new(env!("CARGO_BIN_EXE_fuzz")), &settings, &|_| {}).expect("a run");
+    println!("{tally}");
+    assert_eq!(tally.mismatches, [], "`make fuzz SEED={seed} FUZZ=\"--index I\"` shows the smallest graph");
+    assert!(tally.invalid_rate() < 0.005, "seed {seed}: {:?} {:?}", tally.invalid, tally.slow);
+    assert_eq!(tally.graphs, COUNT);
+    tally
+}
+
+/// Other graphs every day, the same all day long: the seed is the day's number.
+#[test]
+fn random_graphs_of_today_agree_with_the_interpreter() {
+    let today = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("a day after 1970").as_secs() / 86_400;
+    println!("seed of today: {today}");
+    agree(today);
+}
+
 #[test]
 fn random_graphs_agree_with_the_interpreter() {
-    let settings = Settings { seed: SEED, first: 0, count: COUNT, jobs: 2 };
-    let tally = run(&machine().expect("a target"), &settings, &|_| {}).expect("a run");
-    println!("{tally}");
-    assert_eq!(tally.mismatches, [], "`fuzz --seed {SEED} --index I` shows the smallest graph");
-    assert!(tally.invalid_rate() < 0.01, "{:?} {:?}", tally.invalid, tally.slow);
-    assert_eq!(tally.graphs, COUNT);
+    let tally = agree(SEED);
     // An op that graphs never have, or that no pass leaves for code, is not tested.
     // Graphs of one rank have no collectives.
     for kind in OpKind::ALL.iter().filter(|k| k.info().category != Category::Collective) {

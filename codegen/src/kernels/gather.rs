@@ -21,10 +21,7 @@ pub fn check(r: &Request<'_>) -> Result<(), Refusal> {
     contiguous_last(out)?;
     row_stride(out)?;
     RowSpace::of(&indices.ty.shape)?;
-    let mut flat = indices.clone();
-    flat.ty.shape.push(Dim::Const(1));
-    flat.strides.push(1);
-    row_stride(&flat)?;
+    row_stride(&indices.points())?;
     if table.is_static {
         matrix_layout(table.ty.dtype, h, r.target, false)?;
         Ok(())
@@ -59,8 +56,7 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
     let out_param = param(&mut b, r.target, "out", out, Access::Write);
     rows.grid(&mut b, 0, 1);
     let row = b.program_id(0);
-    let stride = if indices.ty.rank() == 0 { 0 } else { indices.byte_stride(indices.ty.rank() - 1) };
-    let index_at = b.scale(row, stride);
+    let index_at = b.scale(row, row_stride(&indices.points())?);
     let index = load_index(&mut b, index_param, index_at);
     let mut arguments = vec![Argument::Operand(0), Argument::Operand(1), Argument::Result(0)];
     let (index, keep) = match r.op {

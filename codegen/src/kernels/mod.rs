@@ -4,6 +4,7 @@
 pub mod attention;
 pub mod collective;
 pub mod gather;
+pub mod general;
 pub mod index_scores;
 pub mod library;
 pub mod matmul;
@@ -23,6 +24,7 @@ mod weights;
 use crate::target::Target;
 use crate::tile::{Builder, Kernel, V};
 use weldment_ir::{DType, Dim, Op, TensorType};
+use weldment_passes::buffer::ROW_MULTIPLE;
 use weldment_passes::target::Refusal;
 use weldment_runtime::artifact::Layout;
 
@@ -71,6 +73,14 @@ impl Tensor {
             }
             Dim::Const(_) => at,
         })
+    }
+
+    /// Each element as a row of its own.
+    pub fn points(&self) -> Tensor {
+        let mut points = self.clone();
+        points.ty.shape.push(Dim::Const(1));
+        points.strides.push(1);
+        points
     }
 
     /// Byte stride of a dim.
@@ -160,6 +170,8 @@ pub fn require(
 pub struct RowSpace {
     /// The symbolic factor.
     pub symbol: Option<String>,
+    /// Further ones: no grid counts them, so that their rows are walked in a loop.
+    pub others: Vec<String>,
     /// The constant factor.
     pub mul: u64,
 }
@@ -170,28 +182,33 @@ impl RowSpace {
     /// # Errors
     /// If more than one is symbolic.
     pub fn of(shape: &[Dim]) -> Result<RowSpace, Refusal> {
-        let mut rows = RowSpace { symbol: None, mul: 1 };
+        let rows = RowSpace::every(shape);
+        require(rows.others.is_empty(), "symbolic dims", format!("{shape:?}"), "at most one among the leading dims")?;
+        Ok(rows)
+    }
+
+    /// Of dims of which any number may be symbolic.
+    pub fn every(shape: &[Dim]) -> RowSpace {
+        let mut rows = RowSpace { symbol: None, others: Vec::new(), mul: 1 };
         for dim in shape {
             match dim {
                 Dim::Const(n) => rows.mul = rows.mul.saturating_mul(*n),
                 Dim::Sym(s) if rows.symbol.is_none() => rows.symbol = Some(s.to_string()),
-                Dim::Sym(_) => {
-                    return refuse("symbolic dims", format!("{shape:?}"), "at most one among the leading dims");
-                }
+                Dim::Sym(s) => rows.others.push(s.to_string()),
             }
         }
-        Ok(rows)
+        rows
     }
 
     /// The number of rows, i64.
     pub fn count(&self, b: &mut Builder) -> V {
-        match &self.symbol {
-            Some(s) => {
-                let n = b.dim(s);
-                b.scale(n, self.mul as i64)
-            }
-            None => b.int(self.mul as i64),
-        }
+        let Some(s) = &self.symbol else { return b.int(self.mul as i64) };
+        let n = b.dim(s);
+        let count = b.scale(n, self.mul as i64);
+        self.others.iter().fold(count, |count, s| {
+            let n = b.dim(s);
+            b.mul(count, n)
+        })
     }
 
     /// Sets a grid axis to ceil(rows / tile).
@@ -203,28 +220,30 @@ impl RowSpace {
     }
 }
 
+/// Do `most` rows of tokens, in whole tiles, lie in what bufferisation leaves room for?
+fn has_room(space: &RowSpace, max_tokens: u64, most: u64, tile: u32) -> bool {
+    let room = max_tokens.checked_next_multiple_of(ROW_MULTIPLE).and_then(|n| n.checked_mul(space.mul));
+    most.checked_next_multiple_of(u64::from(tile)).zip(room).is_some_and(|(rows, room)| rows <= room)
+}
+
 /// Byte stride of the folded row index of `t`, if its leading dims fold.
 ///
 /// # Errors
 /// If they do not lie at one constant stride.
 pub fn row_stride(t: &Tensor) -> Result<i64, Refusal> {
     let lead = t.ty.rank().saturating_sub(1);
-    if lead == 0 {
-        return Ok(0);
-    }
-    for i in (1..lead).rev() {
-        let inner = t.ty.shape[i].constant();
-        let folds = inner.is_some_and(|n| t.strides[i - 1] == t.strides[i] * n || n == 1);
+    // A dim of 1 is never stepped along: what lies on both sides of it must fold as if it were not there.
+    let stepped: Vec<usize> = (0..lead).filter(|i| t.ty.shape[*i] != Dim::Const(1)).collect();
+    for pair in stepped.windows(2) {
+        let inner = t.ty.shape[pair[1]].constant();
         require(
-            folds || t.ty.shape[i - 1].constant() == Some(1),
+            inner.is_some_and(|n| t.strides[pair[1]].checked_mul(n) == Some(t.strides[pair[0]])),
             "row stride",
             format!("strides {:?} of {}", t.strides, t.ty),
             "leading dims at one constant stride",
         )?;
     }
-    // A trailing leading dim of 1 has no stride of its own: the nearest real one counts.
-    let axis = (0..lead).rev().find(|i| t.ty.shape[*i].constant() != Some(1)).unwrap_or(lead - 1);
-    Ok(t.byte_stride(axis))
+    Ok(stepped.last().or(lead.checked_sub(1).as_ref()).map_or(0, |axis| t.byte_stride(*axis)))
 }
 
 /// The last dim must be contiguous.

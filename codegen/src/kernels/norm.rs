@@ -106,15 +106,15 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
     let w_param = param(&mut b, r.target, "w", parts.weight, Access::Read);
     arguments.push(Argument::Operand(r.operands.len() - 1));
     let mut result = |b: &mut Builder, name: &str, i: usize| {
-        let t = &r.results[i];
-        (!t.is_unread || parts.codes.is_none()).then(|| {
-            arguments.push(Argument::Result(i));
-            (param(b, r.target, name, t, Access::Write), t)
-        })
+        arguments.push(Argument::Result(i));
+        (param(b, r.target, name, &r.results[i], Access::Write), &r.results[i])
     };
-    let codes = parts.codes.and_then(|_| result(&mut b, "codes", 0).zip(result(&mut b, "scales", 1)));
-    let norm = result(&mut b, "norm", parts.norm);
-    let sum = parts.sum.and_then(|i| result(&mut b, "sum", i));
+    let read = |i: usize| !r.results[i].is_unread || parts.codes.is_none();
+    // Codes and their scales are made together, whichever is read.
+    let coded = parts.codes.is_some() && (read(0) || read(1));
+    let codes = coded.then(|| (result(&mut b, "codes", 0), result(&mut b, "scales", 1)));
+    let norm = read(parts.norm).then(|| result(&mut b, "norm", parts.norm));
+    let sum = parts.sum.filter(|i| read(*i)).map(|i| result(&mut b, "sum", i));
     // Heads of a joined projection lie at two strides, one from token to token and one from head to head.
     let folds = std::iter::once(x).chain(parts.residual).chain(&r.results).all(|t| row_stride(t).is_ok());
     let start_walk = if folds { Walk::new } else { Walk::single_rows };

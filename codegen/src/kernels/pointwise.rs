@@ -14,6 +14,11 @@ use weldment_passes::target::Refusal;
 /// # Errors
 /// The first that fails.
 pub fn check(r: &Request<'_>) -> Result<(), Refusal> {
+    // Elements stay where they are along every dim: a reshape that moves a symbol across constants does not.
+    if let (Op::Reshape { .. } | Op::Transpose { .. } | Op::Slice { .. }, [x]) = (r.op, &r.operands[..]) {
+        let to = &r.results[0].ty;
+        require(x.ty.shape == to.shape, "shape", &x.ty, to)?;
+    }
     if let Some(bytes) = as_bytes(r) {
         return check(&bytes);
     }
@@ -49,6 +54,10 @@ pub fn check(r: &Request<'_>) -> Result<(), Refusal> {
     }
     match (r.op, r.operands.first().map(|t| t.ty.dtype)) {
         (Op::Cast { dtype }, Some(from)) => castable(from, *dtype),
+        // A sum of bools may be 2, which is stored as 1.
+        (Op::Add {} | Op::Sub {}, Some(DType::Bool)) => {
+            refuse("operand dtype", DType::Bool, "f32, f16, bf16, i32 or i8")
+        }
         (Op::Div {}, Some(from)) => require(from.is_float(), "operand dtype", from, "f32, f16 or bf16"),
         _ => Ok(()),
     }
@@ -122,10 +131,10 @@ fn broadcast_strides(t: &Tensor, shape: &[Dim], padded: bool) -> Vec<i64> {
 /// # Errors
 /// As [`check`].
 pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
+    check(r)?;
     if let Some(bytes) = as_bytes(r) {
         return build(&bytes);
     }
-    check(r)?;
     let out = &r.results[0];
     let shape = padded_shape(out);
     let padded = shape.len() != out.ty.rank();
@@ -244,7 +253,7 @@ impl Tile {
             outer.grid(b, 1, 1);
             (b.program_id(1), x)
         } else {
-            RowSpace { symbol: outer.symbol.clone(), mul: outer.mul * blocks }.grid(b, 0, 1);
+            RowSpace { mul: outer.mul * blocks, ..outer.clone() }.grid(b, 0, 1);
             if blocks == 1 {
                 (x, b.int(0))
             } else {
@@ -354,6 +363,23 @@ fn compute(b: &mut Builder, op: &Op, inputs: &[V], from: Option<DType>, to: DTyp
         }
     }
     let value = match op {
+        Op::Select {} => {
+            let zero = b.int_of(Elem::I8, &[], 0);
+            let off = b.compare(Compare::Equal, v[0], zero);
+            b.select(off, v[2], v[1])
+        }
+        op => arithmetic(b, op, &v)?,
+    };
+    Ok(round_to(b, value, to))
+}
+
+/// The op on f32, or on integers of one width but for division; comparisons give i1.
+///
+/// # Errors
+/// For ops that are no arithmetic.
+pub(super) fn arithmetic(b: &mut Builder, op: &Op, v: &[V]) -> Result<V, Refusal> {
+    let float = b.ty(v[0]).elem == Elem::F32;
+    Ok(match op {
         Op::Add {} => b.add(v[0], v[1]),
         Op::Sub {} => b.sub(v[0], v[1]),
         Op::Mul {} => b.mul(v[0], v[1]),
@@ -361,11 +387,6 @@ fn compute(b: &mut Builder, op: &Op, inputs: &[V], from: Option<DType>, to: DTyp
         Op::Maximum {} => b.max(v[0], v[1]),
         Op::Minimum {} => b.min(v[0], v[1]),
         Op::Less {} => b.compare(Compare::Less, v[0], v[1]),
-        Op::Select {} => {
-            let zero = b.int_of(Elem::I8, &[], 0);
-            let off = b.compare(Compare::Equal, v[0], zero);
-            b.select(off, v[2], v[1])
-        }
         Op::Neg {} => b.neg(v[0]),
         Op::Exp {} => b.exp(v[0]),
         Op::Silu {} => b.silu(v[0]),
@@ -384,8 +405,7 @@ fn compute(b: &mut Builder, op: &Op, inputs: &[V], from: Option<DType>, to: DTyp
         other => {
             return refuse("elementwise op", other.kind(), "float arithmetic, or +, -, *, min, max, < of integers");
         }
-    };
-    Ok(round_to(b, value, to))
+    })
 }
 
 fn round_to(b: &mut Builder, v: V, to: DType) -> V {

@@ -32,9 +32,9 @@ pub fn check(r: &Request<'_>) -> Result<(), Refusal> {
 }
 
 /// The largest magnitude of a group as a scale, and what brings its values into the range of codes.
-struct Scale {
+pub(super) struct Scale {
     /// As it is stored: f32, or the byte of an e8m0 as i8.
-    stored: V,
+    pub stored: V,
     divisor: V,
     /// i1: the group is as good as zero.
     zero: Option<V>,
@@ -42,7 +42,7 @@ struct Scale {
 
 impl Scale {
     /// Of groups whose largest magnitudes are `amax`.
-    fn new(b: &mut Builder, dtype: DType, format: MiniFloat, amax: V) -> Scale {
+    pub fn new(b: &mut Builder, dtype: DType, format: MiniFloat, amax: V) -> Scale {
         if dtype != DType::F4E2M1 {
             let (limit, least, zero) = (b.float(format.max()), b.float(f64::from(f32::MIN_POSITIVE)), b.float(0.0));
             let scale = b.div(amax, limit);
@@ -64,7 +64,7 @@ impl Scale {
     }
 
     /// Codes, i32, of values of the groups.
-    fn codes(&self, b: &mut Builder, format: MiniFloat, v: V) -> V {
+    pub fn codes(&self, b: &mut Builder, format: MiniFloat, v: V) -> V {
         let v = match self.zero {
             Some(none) => {
                 let (quotient, zero) = (b.div(v, self.divisor), b.float(0.0));

@@ -9,14 +9,17 @@ mod thresholds;
 pub use choices::{Accepted, Choice, Choices};
 
 use crate::kernels::{
-    Built, Request, Tensor, attention, collective, contiguous_last, gather, index_scores, library, matmul, norm,
-    pointwise, quantise, reduce, refuse, require, rope, row_stride, scaled_matmul, topk,
+    Built, Request, RowSpace, Tensor, attention, collective, contiguous_last, gather, general, index_scores, library,
+    matmul, norm, pointwise, quantise, reduce, refuse, require, rope, row_stride, scaled_matmul, topk,
 };
 use crate::target::Target;
-use weldment_ir::{Category, DType, Graph, NodeId, Op, OpKind, TensorType};
+use weldment_ir::{Category, DType, Dim, Graph, NodeId, Op, OpKind, TensorType};
 use weldment_passes::buffer::KernelNeeds;
 use weldment_passes::specialise::Threshold;
 use weldment_passes::target::{Refusal, TargetModel};
+
+/// The largest dim that the families know.
+const LARGEST_DIM: u64 = 1 << 28;
 
 type Check = fn(&Request<'_>) -> Result<(), Refusal>;
 type Build = fn(&Request<'_>) -> Result<Built, Refusal>;
@@ -28,6 +31,8 @@ enum Access {
     Rows,
     /// Any strides, elements contiguous.
     Contiguous,
+    /// Elements at one stride.
+    Points,
     /// Any strides.
     Any,
 }
@@ -54,7 +59,7 @@ struct Family {
 
 /// The family of an op; `None` for leaves, which need no kernel.
 fn family(op: &Op) -> Option<Family> {
-    use Access::{Any, Contiguous, Rows};
+    use Access::{Any, Contiguous, Points, Rows};
     Some(match op.kind() {
         OpKind::Matmul | OpKind::MatmulAdd => Family {
             shares: Sharing::Never,
@@ -174,7 +179,7 @@ fn family(op: &Op) -> Option<Family> {
             shares: Sharing::Never,
             check: gather::check,
             build: gather::build,
-            operands: &[Contiguous, Any],
+            operands: &[Contiguous, Points],
             result: Rows,
         },
         OpKind::ReduceSum | OpKind::ReduceMean | OpKind::ReduceMax | OpKind::Softmax => Family {
@@ -202,9 +207,19 @@ fn accepts(access: Access, ty: &TensorType, strides: &[u64]) -> Result<(), Strin
     let refused = match access {
         Access::Any => return Ok(()),
         Access::Contiguous => contiguous_last(&t),
+        // Rows that fold in no layout are the general family's, which addresses any.
+        Access::Rows if !folds(ty) => return Ok(()),
         Access::Rows => contiguous_last(&t).and_then(|()| row_stride(&t).map(|_| ())),
+        Access::Points if !folds(&Tensor::contiguous(ty).points().ty) => return Ok(()),
+        Access::Points => row_stride(&t.points()).map(|_| ()),
     };
     refused.map_err(|r| r.to_string())
+}
+
+/// Do the leading dims of a tensor in row-major order fold into one?
+fn folds(ty: &TensorType) -> bool {
+    let lead = ty.rank().saturating_sub(1);
+    RowSpace::of(&ty.shape[..lead]).is_ok() && row_stride(&Tensor::contiguous(ty)).is_ok()
 }
 
 /// A target's kernels for one variant.
@@ -224,6 +239,13 @@ fn is_cache(op: &Op, operand: usize) -> bool {
         OpKind::IndexScores => operand == 2,
         _ => false,
     }
+}
+
+/// Families count elements of a dim, rounded up to powers of two, in 32 bits.
+fn in_range(r: &Request<'_>) -> Result<(), Refusal> {
+    let dims = r.operands.iter().chain(&r.results).flat_map(|t| &t.ty.shape);
+    let largest = dims.filter_map(Dim::constant).max().unwrap_or(1);
+    require(largest <= LARGEST_DIM, "dim", largest, format!("up to {LARGEST_DIM}"))
 }
 
 /// Quantised activations are the host's: a GPU is short of bandwidth, not of multiply-adds.
@@ -336,14 +358,19 @@ impl KernelNeeds for KernelLibrary {
     }
 }
 
-/// The kernel of a request.
+/// The kernel of a request: of its op's family, or the general one where that refuses.
 ///
 /// # Errors
-/// The precondition that fails, if no kernel takes it.
+/// What the op's family refuses, if the general one does not take it either: an exchange between ranks.
 pub fn build(request: &Request<'_>) -> Result<Built, Refusal> {
-    no_q8a_on_gpus(request)?;
-    match family(request.op) {
-        Some(family) => (family.build)(request),
-        None => refuse("op", request.op.kind(), "an op with a kernel family"),
-    }
+    let refused = match family(request.op) {
+        Some(family) => {
+            match no_q8a_on_gpus(request).and_then(|()| in_range(request)).and_then(|()| (family.build)(request)) {
+                Ok(built) => return Ok(built),
+                Err(refusal) => Some(refusal),
+            }
+        }
+        None => None,
+    };
+    general::build(request).map_err(|general| refused.unwrap_or(general))
 }

@@ -56,10 +56,12 @@ fn front(model: &Path, build: &BuildArgs, progress: &mut dyn Progress) -> Result
     let checkpoint = timeline.stage(progress, "read model", || graphs::checkpoint(model, build))?;
     let graph = timeline.stage(progress, "build graph", || graphs::graph(model, &checkpoint, build))?;
     let max_seq = match graphs::has_extension(model, "wir") {
-        // The graph says itself how many positions its block tables hold.
+        // The graph says itself how many positions its block tables hold, if it has some.
         true => {
-            let most = |symbol: &str| graph.symbols().get(symbol).map_or(u64::MAX, |r| r.max);
-            most("C").min(most("P").saturating_mul(crate::models::KV_BLOCK))
+            let most = |symbol: &str| graph.symbols().get(symbol).map(|r| r.max);
+            let paged = most("P").map(|blocks| blocks.saturating_mul(crate::models::KV_BLOCK));
+            let limit = u64::from(u32::MAX);
+            most("C").into_iter().chain(paged).fold(limit, u64::min)
         }
         false => driver::max_seq(&checkpoint, &graphs::entry_options(build)?)?,
     };

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use weldment_codegen::{Statics, by_rank};
 use weldment_ir::codec::{Overflow, encode};
 use weldment_ir::interpret::{self, Binding, Bindings, F64, Options, interpret_ranks};
-use weldment_ir::{DType, Graph, Op, OutputKind, Value, text};
+use weldment_ir::{DType, Dim, Graph, Op, OutputKind, Value, text};
 use weldment_runtime::artifact::{Tensor, TensorPlace};
 use weldment_runtime::pack::TensorSource;
 
@@ -39,6 +39,9 @@ impl<'a> Collector<'a> {
     }
 
     fn evaluate(&self, graph: &Graph, name: &str) -> Result<Vec<u8>, String> {
+        // Blocks that only move are not decoded: not every format has an encoder.
+        let moved = in_bytes(graph);
+        let graph = moved.as_ref().unwrap_or(graph);
         let mut bindings = Bindings::new();
         for id in graph.ids() {
             if let Op::Weight { name, dtype, .. } = &graph.node(id).op {
@@ -128,6 +131,45 @@ fn encode_ints(dtype: DType, ints: &[i64]) -> Result<Vec<u8>, String> {
     Ok(ints.iter().flat_map(|n| n.to_le_bytes().into_iter().take(width)).collect())
 }
 
+/// A graph that only moves whole blocks of weights as one that moves their bytes.
+fn in_bytes(graph: &Graph) -> Option<Graph> {
+    let result = graph.type_of(graph.outputs().first()?.value).dtype;
+    let (elements, bytes) = (result.block_elements() as u64, result.block_bytes() as u64);
+    let scaled = |n: u64| n.is_multiple_of(elements).then(|| n / elements * bytes);
+    let in_bytes = |shape: &[Dim]| -> Option<Vec<Dim>> {
+        let mut shape = shape.to_vec();
+        let last = shape.last_mut()?;
+        *last = Dim::Const(scaled(last.constant()?)?);
+        Some(shape)
+    };
+    if elements == 1 {
+        return None;
+    }
+    let mut out = Graph::new(&graph.name);
+    let mut map = Vec::with_capacity(graph.len());
+    for id in graph.ids() {
+        let node = graph.node(id);
+        let operands: Vec<Value> = node.operands.iter().map(|v| Value { node: map[v.node.index()], ..*v }).collect();
+        let op = match &node.op {
+            Op::Weight { name, dtype, shape } if *dtype == result => {
+                Op::Weight { name: Arc::clone(name), dtype: DType::U8, shape: in_bytes(shape)? }
+            }
+            Op::Reshape { shape } => Op::Reshape { shape: in_bytes(shape)? },
+            Op::Slice { axis, start, end } if *axis + 1 == node.types.first()?.rank() as i64 => {
+                let byte = |n: i64| i64::try_from(scaled(u64::try_from(n).ok()?)?).ok();
+                Op::Slice { axis: *axis, start: byte(*start)?, end: byte(*end)? }
+            }
+            op @ (Op::Slice { .. } | Op::Concat { .. } | Op::Transpose { .. } | Op::Shard { .. }) => op.clone(),
+            _ => return None,
+        };
+        map.push(out.add(op, &operands, BTreeSet::new()).ok()?);
+    }
+    for output in graph.outputs() {
+        out.output(&output.name, output.kind.clone(), Value { node: map[output.value.node.index()], ..output.value });
+    }
+    Some(out)
+}
+
 /// The part of `graph` that `value` depends on, with `value` as its one result `name`.
 fn slice(graph: &Graph, value: Value, name: &str) -> Result<Graph, String> {
     let mut wanted = BTreeSet::new();
@@ -197,5 +239,33 @@ impl TensorSource for Collected<'_> {
     fn tensor(&self, index: u32) -> weldment_runtime::Result<&[u8]> {
         let missing = || weldment_runtime::Error::Weights(format!("tensor {index} is not listed"));
         self.bytes.get(index as usize).map(|b| &**b).ok_or_else(missing)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::frontend::graph::random;
+    use std::path::Path;
+
+    #[test]
+    fn parts_of_blocks_keep_their_bytes() {
+        // Of q4_k there is no encoder.
+        let graph = "graph @g () {
+            %0 = weight {name: \"a\", dtype: q4_k, shape: [4, 512]} @ \"a\"
+            %1 = slice(%0) {axis: 1, start: 256, end: 512} @ \"columns\"
+            %2 = slice(%1) {axis: 0, start: 1, end: 3} @ \"rows\"
+            output result \"y\" = %2
+        }";
+        let graph = text::parse(graph).unwrap();
+        let checkpoint = random(&graph, Path::new("g.wir"), 1).unwrap();
+        let mut collector = Collector::new(&checkpoint);
+        let index = collector.computed(&graph, graph.outputs()[0].value).unwrap();
+        let whole = checkpoint.tensor("a").unwrap().bytes().into_owned();
+        let blocks: Vec<&[u8]> = whole.chunks(DType::Q4K.block_bytes()).collect();
+        match &collector.entries[index as usize] {
+            Entry::Computed { bytes, .. } => assert_eq!(**bytes, [blocks[3], blocks[5]].concat()),
+            Entry::Weight(name) => panic!("{name} as it is"),
+        }
     }
 }

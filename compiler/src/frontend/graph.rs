@@ -26,7 +26,9 @@ pub fn random(graph: &Graph, path: &Path, seed: u64) -> Result<Checkpoint, Front
         tensors.insert(name.to_string(), Entry { dtype: *dtype, shape, place: EntryPlace::Random { seed } });
     }
     let first = graph.outputs().iter().find(|o| o.kind == weldment_ir::OutputKind::Result);
-    let vocab = first.and_then(|o| graph.type_of(o.value).last_constant()).unwrap_or(0);
+    let vocab = first.and_then(|o| graph.type_of(o.value).last_constant());
+    // A graph whose result has no such width has no vocabulary: one entry stands for it.
+    let vocab = vocab.filter(|n| (1..=i32::MAX as u64).contains(n)).unwrap_or(1);
     let config = ModelConfig {
         architecture: Architecture::Graph,
         hidden: 0,

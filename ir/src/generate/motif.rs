@@ -37,6 +37,8 @@ pub enum Motif {
     Versions,
     /// Products and norms of rows that are folded to more or fewer dims.
     FoldedRows,
+    /// Rows at several strides, between dims of 1, before and after ops that want one stride.
+    StridedRows,
     /// Dims in any order before ops that want rows.
     Turned,
     /// One value read by a fusion and by others.
@@ -61,6 +63,8 @@ impl Motif {
         Motif::Integers,
         Motif::Versions,
         Motif::FoldedRows,
+        Motif::StridedRows,
+        Motif::StridedRows,
         Motif::Turned,
         Motif::SecondReader,
         Motif::Detours,
@@ -83,6 +87,7 @@ impl Build<'_> {
             Motif::Integers => self.integers(),
             Motif::Versions => self.versions(),
             Motif::FoldedRows => self.folded_rows(),
+            Motif::StridedRows => self.strided_rows(),
             Motif::Turned => self.turned(),
             Motif::SecondReader => self.second_reader(),
             Motif::Detours => self.detours(),
@@ -394,6 +399,83 @@ impl Build<'_> {
         let addend = self.value(dtype, shape)?;
         let op = if self.random.one_in(3) { Op::Mul {} } else { Op::Add {} };
         self.push(op, &[y, addend]).map(drop)
+    }
+
+    /// A value [.., width] whose rows lie at several strides: turned, cut or repeated, with dims of 1 put anywhere.
+    fn strided(&mut self, dtype: DType, width: u64) -> Result<(Value, TensorType), Stop> {
+        let outer: Vec<Dim> = match self.random.below(3) {
+            0 => vec![Dim::sym("T"), (2 + self.random.below(2)).into()],
+            1 => vec![(1 + self.random.below(3)).into(), Dim::sym("T"), Dim::Const(2)],
+            _ => vec![Dim::Const(2), Dim::Const(3)],
+        };
+        let mut x = self.value(dtype, outer.iter().cloned().chain([width.into()]).collect())?;
+        for _ in 0..1 + self.random.below(3) {
+            let shape = self.graph.type_of(x).shape.clone();
+            let axis = self.random.below(shape.len() as u64 - 1) as usize;
+            x = match (self.random.below(5), shape[axis].constant()) {
+                (0, Some(n)) if n > 1 => {
+                    let start = self.random.below(n - 1) as i64;
+                    self.push(Op::Slice { axis: axis as i64, start: start + 1, end: n as i64 }, &[x])?
+                }
+                (1, _) if shape.len() > 2 => {
+                    let mut permutation: Vec<i64> = (0..shape.len() as i64).collect();
+                    permutation.swap(axis, shape.len() - 2);
+                    self.push(Op::Transpose { permutation }, &[x])?
+                }
+                (2, Some(1)) => {
+                    let repeated = shape.iter().enumerate();
+                    let shape = repeated.map(|(i, d)| if i == axis { Dim::Const(2) } else { d.clone() }).collect();
+                    self.push(Op::Broadcast { shape }, &[x])?
+                }
+                // One dim of 1 more, up to the rank that the ops behind this leave room for.
+                _ if shape.len() < 5 => {
+                    let mut shape = shape;
+                    shape.insert(axis + self.random.below(2) as usize, Dim::Const(1));
+                    self.push(Op::Reshape { shape }, &[x])?
+                }
+                _ => x,
+            };
+        }
+        Ok((x, self.graph.type_of(x).clone()))
+    }
+
+    fn strided_rows(&mut self) -> Result<(), Stop> {
+        let (dtype, width, features) = (self.compute(), self.width(), self.width());
+        let (x, t) = self.strided(dtype, width)?;
+        let last = t.rank() as i64 - 1;
+        let y = match self.random.below(8) {
+            0 => self.push(Op::Softmax {}, &[x])?,
+            1 => self.push(Op::ReduceSum { axis: last }, &[x])?,
+            2 => {
+                let (w, eps) = (self.value(F32, vec![width.into()])?, self.epsilon());
+                let dtype = self.compute();
+                self.push(Op::RmsNorm { eps, dtype }, &[x, w])?
+            }
+            3 => self.quantised(x, &t, false)?[1],
+            _ => {
+                let w = if self.random.one_in(2) {
+                    self.weight(dtype, &[features, width])?
+                } else {
+                    self.value(dtype, vec![features.into(), width.into()])?
+                };
+                self.push(Op::Matmul { dtype }, &[x, w])?
+            }
+        };
+        // The result is written beside another, or meets one that lies at strides of its own.
+        let t = self.graph.type_of(y).clone();
+        let constant: Vec<usize> = (0..t.rank()).filter(|i| t.shape[*i].constant().is_some()).collect();
+        match (self.random.below(3), self.random.pick(&constant).copied()) {
+            (0, Some(axis)) => {
+                let other = self.value(t.dtype, t.shape.clone())?;
+                let parts = if self.random.one_in(2) { [y, other] } else { [other, y] };
+                self.push(Op::Concat { axis: axis as i64 }, &parts).map(drop)
+            }
+            (1, _) => {
+                let other = self.value(t.dtype, t.shape)?;
+                self.push(Op::Add {}, &[other, y]).map(drop)
+            }
+            _ => Ok(()),
+        }
     }
 
     fn turned(&mut self) -> Result<(), Stop> {

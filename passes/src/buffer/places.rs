@@ -177,6 +177,7 @@ fn fixed(graph: &Graph) -> Vec<bool> {
         let node = graph.node(id);
         let from_step = matches!(node.op, Op::Input { .. } | Op::State { .. })
             || node.op.kind().info().category == Category::StateWrite
+            || node.op.communicates()
             || node.types.iter().any(|t| t.constant_shape().is_none());
         fixed.push(!from_step && node.operands.iter().all(|v| fixed[v.node.index()]));
     }

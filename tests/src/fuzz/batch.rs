@@ -2,7 +2,7 @@
 
 use super::bounded::Bound;
 use super::case::Case;
-use crate::execute::{Static, Values};
+use crate::execute::{Static, Stored, Values};
 use crate::host::Loaded;
 use indexmap::IndexMap;
 use weldment_codegen::llvm::Emit;
@@ -25,7 +25,7 @@ pub struct Planned {
 }
 
 /// Why a case was not compiled.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Invalid {
     /// Place in the run.
     pub index: u64,
@@ -57,6 +57,30 @@ pub fn plan(target: &Target, case: Case, sabotage: &dyn Fn(Graph) -> Graph) -> R
     let graph = sabotage(optimised.graph);
     let plan = bufferise(&graph, &library).map_err(|e| invalid(format!("bufferise: {e}")))?;
     Ok(Planned { case, graph, rules, plan })
+}
+
+/// Plans a case and builds its kernels, without code.
+///
+/// # Errors
+/// The stage's message.
+pub fn kernels(target: &Target, case: Case) -> Result<(), String> {
+    let planned = plan(target, case, &|graph| graph).map_err(|e| e.message)?;
+    let zeros = zeros(&planned.graph);
+    prepared(target, &[planned], &mut Static::new(&zeros)).map(drop)
+}
+
+/// Zeros for every weight: what is computed from them must be there, whatever it is.
+fn zeros(graph: &Graph) -> Values {
+    let mut weights = Values::new();
+    for id in graph.ids() {
+        if let (Op::Weight { name, dtype, .. }, Some(shape)) =
+            (&graph.node(id).op, graph.node(id).types.first().and_then(|t| t.constant_shape()))
+        {
+            let bytes = vec![0; dtype.byte_size(&shape).unwrap_or(0) as usize];
+            weights.insert(name.to_string(), Stored { dtype: *dtype, shape, bytes });
+        }
+    }
+    weights
 }
 
 /// Compiles cases into one module and runs each; those without a kernel come back as invalid.

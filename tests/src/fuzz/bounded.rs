@@ -260,7 +260,8 @@ impl Domain for Bounded {
     fn rope(spec: &RopeSpec, row: usize, column: usize, factor: Option<Bound>) -> Bound {
         let value = F64::rope(spec, row, column, factor.map(|f| f.value));
         // Frequencies are at most 1 / factor, and angles change as they do.
-        let propagated = factor.map_or(0.0, |f| row as f64 * f.error / (f.value * f.value).abs());
+        // A table by factors of the step is computed in f32.
+        let propagated = factor.map_or(0.0, |f| row as f64 * f.error / (f.value * f.value).abs() + 8.0 * UNIT);
         Bound::computed(value, propagated, 1.0)
     }
     fn same(a: Bound, b: Bound) -> bool {

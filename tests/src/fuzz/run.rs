@@ -2,12 +2,15 @@
 
 use super::batch::{self, Invalid, Outcome};
 use super::case::{self, BATCH, Lost};
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Range;
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
-use weldment_codegen::target::Target;
 use weldment_ir::{Graph, OpKind};
 
 /// Drawing, optimising and planning one graph takes milliseconds on an idle machine; longer than this counts as timed out.
@@ -27,7 +30,7 @@ pub struct Settings {
 }
 
 /// What came of a run.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Tally {
     /// Cases drawn.
     pub graphs: u64,
@@ -48,9 +51,9 @@ pub struct Tally {
     /// Cases whose results are wrong, with what is wrong.
     pub mismatches: Vec<(u64, String)>,
     /// Nodes by op, before any pass.
-    pub ops: BTreeMap<&'static str, u64>,
+    pub ops: BTreeMap<String, u64>,
     /// Nodes by op after the passes: what was compiled.
-    pub compiled: BTreeMap<&'static str, u64>,
+    pub compiled: BTreeMap<String, u64>,
     /// Cases in which a rule fired, by rule.
     pub rules: BTreeMap<String, u64>,
 }
@@ -78,30 +81,32 @@ impl Tally {
     }
 }
 
-fn count_ops(graph: &Graph, into: &mut BTreeMap<&'static str, u64>) {
+fn count_ops(graph: &Graph, into: &mut BTreeMap<String, u64>) {
     for id in graph.ids() {
-        *into.entry(graph.node(id).op.kind().info().name).or_default() += 1;
+        *into.entry(graph.node(id).op.kind().info().name.to_owned()).or_default() += 1;
     }
 }
 
-/// Runs cases; `progress` is called after every batch with the tally so far.
+/// Runs cases, each batch in a process of `program`, the `fuzz` binary: a crash ends its batch alone, and is found by halving it.
+/// `progress` is called after every batch with the tally so far.
 ///
 /// # Errors
-/// What no single case is to blame for: LLVM, the linker, the driver.
-pub fn run(target: &Target, settings: &Settings, progress: &(dyn Fn(&Tally) + Sync)) -> Result<Tally, String> {
-    let batches = settings.count.div_ceil(BATCH);
-    let (next, total, failed) = (AtomicU64::new(0), Mutex::new(Tally::default()), Mutex::new(None));
+/// What no single case is to blame for: a process that cannot be started.
+pub fn run(program: &Path, settings: &Settings, progress: &(dyn Fn(&Tally) + Sync)) -> Result<Tally, String> {
+    let first = settings.first / BATCH;
+    let last = (settings.first + settings.count).div_ceil(BATCH);
+    let (next, total, failed) = (AtomicU64::new(first), Mutex::new(Tally::default()), Mutex::new(None));
     std::thread::scope(|scope| {
         for _ in 0..settings.jobs.max(1) {
             scope.spawn(|| {
                 loop {
                     let batch = next.fetch_add(1, Ordering::Relaxed);
-                    if batch >= batches {
+                    if batch >= last {
                         return;
                     }
-                    let start = batch * BATCH;
-                    let range = settings.first + start..settings.first + settings.count.min(start + BATCH);
-                    match run_batch(target, settings.seed, range.clone()) {
+                    let start = (batch * BATCH).max(settings.first);
+                    let end = (settings.first + settings.count).min((batch + 1) * BATCH);
+                    match run_apart(program, settings.seed, start..end) {
                         Ok(tally) => {
                             let mut total = total.lock().unwrap_or_else(PoisonError::into_inner);
                             total.add(tally);
@@ -109,11 +114,8 @@ pub fn run(target: &Target, settings: &Settings, progress: &(dyn Fn(&Tally) + Sy
                         }
                         Err(e) => {
                             let mut failed = failed.lock().unwrap_or_else(PoisonError::into_inner);
-                            failed.get_or_insert(format!(
-                                "cases {}..{} of seed {}: {e}",
-                                range.start, range.end, settings.seed
-                            ));
-                            next.store(batches, Ordering::Relaxed);
+                            failed.get_or_insert(format!("cases {start}..{end} of seed {}: {e}", settings.seed));
+                            next.store(last, Ordering::Relaxed);
                         }
                     }
                 }
@@ -131,21 +133,75 @@ pub fn run(target: &Target, settings: &Settings, progress: &(dyn Fn(&Tally) + Sy
     Ok(total)
 }
 
-fn run_batch(target: &Target, seed: u64, indices: std::ops::Range<u64>) -> Result<Tally, String> {
+/// Cases of one batch in a process of their own; those that end it are mismatches.
+fn run_apart(program: &Path, seed: u64, indices: Range<u64>) -> Result<Tally, String> {
+    let count = indices.end - indices.start;
+    let ended = match in_process(program, seed, &indices)? {
+        Ok(tally) => return Ok(tally),
+        Err(ended) => ended,
+    };
     let mut tally = Tally::default();
+    if count == 1 {
+        tally.graphs = 1;
+        tally.mismatches.push((indices.start, ended));
+        return Ok(tally);
+    }
+    let middle = indices.start + count / 2;
+    for half in [indices.start..middle, middle..indices.end] {
+        tally.add(run_apart(program, seed, half)?);
+    }
+    Ok(tally)
+}
+
+/// The tally of a process that runs these cases, or how it ended.
+fn in_process(program: &Path, seed: u64, indices: &Range<u64>) -> Result<Result<Tally, String>, String> {
+    let count = indices.end - indices.start;
+    let mut command = Command::new(program);
+    for (option, value) in [("--seed", seed), ("--first", indices.start), ("--batch", count)] {
+        command.arg(option).arg(value.to_string());
+    }
+    let file = tempfile::NamedTempFile::new().map_err(|e| e.to_string())?;
+    let output = file.reopen().map_err(|e| e.to_string())?;
+    let mut child =
+        command.stdout(output).stderr(Stdio::null()).spawn().map_err(|e| format!("{}: {e}", program.display()))?;
+    let deadline = Instant::now() + PATIENCE.mul_f64(2.0 + count as f64 / 4.0);
+    let status = loop {
+        if let Some(status) = child.try_wait().map_err(|e| e.to_string())? {
+            break status;
+        }
+        if Instant::now() > deadline {
+            child.kill().and_then(|()| child.wait()).map_err(|e| e.to_string())?;
+            return Ok(Err("the process did not end".to_owned()));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    let text = std::fs::read(file.path()).map_err(|e| e.to_string())?;
+    Ok(match serde_json::from_slice(&text) {
+        Ok(tally) if status.success() => Ok(tally),
+        _ => Err(format!("the process ended: {status}")),
+    })
+}
+
+/// Cases of one batch, in this process: drawn for [`case::TARGET`], compiled for [`case::compiled`].
+///
+/// # Errors
+/// What no single case is to blame for: LLVM, the linker, the driver.
+pub fn run_batch(seed: u64, indices: Range<u64>) -> Result<Tally, String> {
+    let mut tally = Tally::default();
+    let (drawn, target) = (case::machine()?, case::compiled(seed, indices.start)?);
     // One thread and several alternate.
     let threads = 1 + (indices.start / BATCH % 2) as usize;
     let mut planned = Vec::new();
     for index in indices {
         let started = Instant::now();
         tally.graphs += 1;
-        match case::draw(target, seed, index) {
+        match case::draw(&drawn, seed, index) {
             Err(Lost::Broken(message)) => tally.mismatches.push((index, message)),
             Err(Lost::Undecided { draws }) => {
                 tally.redrawn += draws;
                 tally.invalid.push(Invalid { index, message: "no draw could be decided".to_owned() });
             }
-            Ok(case) => match batch::plan(target, case, &|graph| graph) {
+            Ok(case) => match batch::plan(&target, case, &|graph| graph) {
                 Ok(case) => planned.push(case),
                 Err(invalid) => tally.invalid.push(invalid),
             },
@@ -154,7 +210,7 @@ fn run_batch(target: &Target, seed: u64, indices: std::ops::Range<u64>) -> Resul
             tally.slow.push(index);
         }
     }
-    let (done, invalid) = batch::run(target, planned, threads)?;
+    let (done, invalid) = batch::run(&target, planned, threads)?;
     tally.invalid.extend(invalid);
     for (planned, outcome) in done {
         let bounds = planned.case.expected.values().flatten();
@@ -186,7 +242,7 @@ impl fmt::Display for Tally {
         let (refused, slow) = (self.invalid.len(), self.slow.len());
         writeln!(f, "{:<26}{refused} and {slow} ({:.3} %)", "invalid, timed out", 100.0 * self.invalid_rate())?;
         writeln!(f, "{:<26}{}", "mismatches", self.mismatches.len())?;
-        let unmade = OpKind::ALL.iter().map(|k| k.info().name).filter(|name| !self.ops.contains_key(name));
+        let unmade = OpKind::ALL.iter().map(|k| k.info().name).filter(|name| !self.ops.contains_key(*name));
         let unmade: Vec<&str> = unmade.collect();
         writeln!(f, "{:<26}{} of {}; missing: {unmade:?}", "ops", self.ops.len(), OpKind::ALL.len())?;
         for (op, n) in &self.ops {

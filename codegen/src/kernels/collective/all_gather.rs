@@ -1,26 +1,49 @@
-//! All-gather along the last dim: every rank pushes its columns, and each puts all of them side by side.
+//! All-gather: every rank pushes its part, and each puts all of them side by side.
 
 use super::columns::Columns;
-use super::{NAN, check_rows, world};
-use crate::kernels::row::elem_of;
+use super::{NAN, elements, in_bytes, in_rows, row_at, world};
 use crate::kernels::schedule::{Piece, param};
-use crate::kernels::{Argument, Built, Request, RowSpace, last_dim, require, row_stride};
-use crate::tile::{Access, Builder, Compare, Elem, Param, V};
+use crate::kernels::{Argument, Built, Request, RowSpace, Tensor, refuse};
+use crate::tile::{Access, Builder, Compare, Conversion, Elem, Param, V};
 use weldment_ir::Op;
 use weldment_passes::target::Refusal;
+
+/// A request by rows.
+struct Parts {
+    x: Tensor,
+    /// The result's strides, at the places of this rank's part.
+    out: Tensor,
+    /// Bytes of the result from one rank's part to the next's.
+    step: i64,
+    /// Bytes, widened one by one: those of dtypes other than floats may be any, and no value of theirs can stand for nothing.
+    bytes: bool,
+}
+
+fn parts(r: &Request<'_>) -> Result<Parts, Refusal> {
+    let Op::AllGather { axis, .. } = r.op else { return refuse("op", r.op.kind(), "all_gather") };
+    let (x, out) = (&r.operands[0], &r.results[0]);
+    let bytes = !x.ty.dtype.is_compute_float();
+    let (mut x, mut out) = if bytes { (in_bytes(x)?, in_bytes(out)?) } else { (in_rows(x), in_rows(out)) };
+    if x.ty.rank() != out.ty.rank() {
+        let (from, to) = (&r.operands[0], &r.results[0]);
+        (x, out) =
+            if bytes { (in_bytes(&from.points())?, in_bytes(&to.points())?) } else { (from.points(), to.points()) };
+    }
+    let axis = axis.unsigned_abs() as usize;
+    let Some(size) = x.ty.shape[axis].constant() else { return refuse("axis", &x.ty, "a constant dim") };
+    let step = size as i64 * out.byte_stride(axis);
+    let out = Tensor { ty: x.ty.clone(), ..out };
+    Ok(Parts { x, out, step, bytes })
+}
 
 /// Preconditions of the family.
 ///
 /// # Errors
 /// The first that fails.
 pub fn check(r: &Request<'_>) -> Result<(), Refusal> {
-    let x = &r.operands[0];
     world(r)?;
-    let axis = if let Op::AllGather { axis, .. } = r.op { *axis } else { -1 };
-    require(axis + 1 == x.ty.rank() as i64, "axis", axis, "the last")?;
-    last_dim(x)?;
-    require(x.ty.dtype.is_compute_float(), "dtype", x.ty.dtype, "f32, f16 or bf16")?;
-    check_rows(std::iter::once(x).chain(&r.results))
+    elements(&parts(r)?.x)?;
+    Ok(())
 }
 
 /// The kernel of a request that passed [`check`].
@@ -28,22 +51,27 @@ pub fn check(r: &Request<'_>) -> Result<(), Refusal> {
 /// # Errors
 /// As [`check`].
 pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
-    check(r)?;
-    let (x, out) = (&r.operands[0], &r.results[0]);
-    let (n, world) = (last_dim(x)?, world(r)?);
-    // Bits move as they are.
-    let elem = if x.ty.dtype.block_bytes() == 2 { Elem::I16 } else { Elem::I32 };
-    debug_assert_eq!(elem_of(x.ty.dtype).map(Elem::bytes), Some(elem.bytes()));
-    let rows = RowSpace::of(&x.ty.shape[..x.ty.rank() - 1])?;
+    let Parts { x, out, step, bytes } = &parts(r)?;
+    let (n, world) = (elements(x)?, world(r)?);
+    // Bits of floats move as they are.
+    let stored = match x.ty.dtype.block_bytes() {
+        1 => Elem::I8,
+        2 => Elem::I16,
+        _ => Elem::I32,
+    };
+    let elem = if *bytes { Elem::I32 } else { stored };
+    let rows = RowSpace::every(&x.ty.shape[..x.ty.rank() - 1]);
     let mut b = Builder::new("all_gather");
     let mut arguments = vec![Argument::Operand(0), Argument::Result(0)];
     let x_param = param(&mut b, r.target, "x", x, Access::Read);
     let out_param = param(&mut b, r.target, "out", out, Access::Write);
     let columns = Columns::new(&mut b, r, world, &rows, (n, elem), NAN);
-    let (x_stride, out_stride) = (row_stride(x)?, row_stride(out)?);
-    let size = elem.bytes() as i64;
+    let size = stored.bytes() as i64;
     let own = |b: &mut Builder, row: V, piece: &Piece| -> V {
-        let v = load(b, x_param, piece, row, x_stride, elem);
+        let v = load(b, x_param, x, piece, row, stored);
+        if *bytes {
+            return b.convert(Conversion::Unsigned, v, Elem::I32);
+        }
         // The NaN that stands for nothing travels as its neighbour; every other value keeps its bits, -0.0 too.
         let empty = b.int_of(elem, &[], -1);
         let other = b.int_of(elem, &[], -2);
@@ -61,7 +89,7 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
         },
         |b, exchange, row, piece| {
             let v = own(b, row, piece);
-            let base = b.scale(row, out_stride);
+            let base = row_at(b, out, row);
             let at = b.scale(piece.at, size);
             let base = b.add(base, at);
             exchange.gather(
@@ -70,19 +98,20 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
                 v,
                 |_, v| v,
                 |b, source, v| {
-                    let at = b.offset(base, i64::from(source) * n as i64 * size);
-                    piece.store_elements(b, out_param, at, [out_stride, size], v);
+                    let at = b.offset(base, i64::from(source) * step);
+                    let v = b.convert(Conversion::Signed, v, stored);
+                    piece.store_elements(b, out_param, at, [0, size], v);
                 },
             );
         },
     );
-    let summary = format!("all_gather of {n} {} over {world} ranks", x.ty.dtype);
+    let summary = format!("all_gather of {n} {} over {world} ranks", r.operands[0].ty.dtype);
     Ok(Built { kernel: b.finish(String::new()), arguments, summary, then: None })
 }
 
-fn load(b: &mut Builder, param: Param, piece: &Piece, row: V, stride: i64, elem: Elem) -> V {
-    let base = b.scale(row, stride);
+fn load(b: &mut Builder, param: Param, x: &Tensor, piece: &Piece, row: V, elem: Elem) -> V {
+    let base = row_at(b, x, row);
     let at = b.scale(piece.at, elem.bytes() as i64);
     let at = b.add(base, at);
-    piece.load_elements(b, param, at, elem, [stride, elem.bytes() as i64])
+    piece.load_elements(b, param, at, elem, [0, elem.bytes() as i64])
 }

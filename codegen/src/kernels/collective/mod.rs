@@ -10,10 +10,11 @@ mod mailbox;
 mod peers;
 pub mod reduce_scatter;
 
-use super::{Request, RowSpace, Tensor, contiguous_last, last_dim, require, row_stride};
+use super::pointwise::{coordinates, row_base};
+use super::{Request, RowSpace, Tensor, bytes_of, contiguous_last, last_dim, refuse, require, row_stride};
 use crate::target::Target;
 use crate::tile::{Access, Builder, Elem, Param, V};
-use weldment_ir::{DType, Op};
+use weldment_ir::{DType, Dim, Op};
 use weldment_passes::target::Refusal;
 use weldment_runtime::artifact::comm_table;
 
@@ -23,7 +24,7 @@ const PROGRAMS_HOST: u64 = 32;
 /// Bytes of the slab that a channel of a GPU may take: a thousandth of what the machines have that hold such models.
 const CHANNEL_BYTES: u64 = 128 << 20;
 
-/// Elements of which a row is made whole: 16 bytes of the widest tiles, on every target.
+/// Elements of which a fused row is made whole: 16 bytes of the widest tiles, on every target.
 const PACK: u64 = 8;
 
 /// Ranks of a collective op.
@@ -73,6 +74,7 @@ struct Programs {
 fn programs(b: &mut Builder, r: &Request<'_>, space: &RowSpace, most: u64) -> Programs {
     // Of symbols other than tokens and logit rows no bound is known here.
     let bound = match space.symbol.as_deref() {
+        _ if !space.others.is_empty() => None,
         None => Some(space.mul),
         Some("T" | "R") => space.mul.checked_mul(r.max_tokens),
         Some(_) => None,
@@ -106,17 +108,54 @@ const NAN: u32 = 0xffff_ffff;
 
 /// Preconditions of everything whose rows are exchanged.
 fn check_rows<'t>(tensors: impl IntoIterator<Item = &'t Tensor>) -> Result<(), Refusal> {
-    for t in tensors {
-        contiguous_last(t)?;
-        row_stride(t)?;
-        RowSpace::of(&t.ty.shape[..t.ty.rank().saturating_sub(1)])?;
-    }
-    Ok(())
+    tensors.into_iter().try_for_each(contiguous_last)
 }
 
-/// The last dim, in whole packs.
-fn packs(t: &Tensor) -> Result<u64, Refusal> {
+/// `t` as rows of contiguous elements, which a dim of 1 behind the others makes of any tensor.
+fn in_rows(t: &Tensor) -> Tensor {
+    let whole = t.ty.last_constant().is_some() && contiguous_last(t).is_ok();
+    if whole { t.clone() } else { t.points() }
+}
+
+/// `t` as the bytes of its rows.
+fn in_bytes(t: &Tensor) -> Result<Tensor, Refusal> {
+    let mut t = if t.ty.dtype.block_elements() > 1 { t.clone() } else { in_rows(t) };
+    let dtype = std::mem::replace(&mut t.ty.dtype, DType::U8);
+    contiguous_last(&t)?;
+    let blocks = |n: u64| n.is_multiple_of(dtype.block_elements() as u64).then(|| bytes_of(dtype, n) as u64);
+    let (Some(last), Some((inner, outer))) = (t.ty.last_constant().and_then(blocks), t.strides.split_last_mut()) else {
+        return refuse("last dim", &t.ty, "whole blocks, a constant number of them");
+    };
+    *inner = 1;
+    for stride in outer {
+        *stride = blocks(*stride).map_or_else(|| refuse("row stride", *stride, "whole blocks"), Ok)?;
+    }
+    if let Some(dim) = t.ty.shape.last_mut() {
+        *dim = Dim::Const(last);
+    }
+    Ok(t)
+}
+
+/// Byte at which row `row` of `t` starts, its rows being those of all leading dims in turn.
+fn row_at(b: &mut Builder, t: &Tensor, row: V) -> V {
+    if let Ok(stride) = row_stride(t) {
+        return b.scale(row, stride);
+    }
+    let lead = &t.ty.shape[..t.ty.rank() - 1];
+    let index = coordinates(b, row, lead);
+    let strides: Vec<i64> = (0..lead.len()).map(|axis| t.byte_stride(axis)).collect();
+    row_base(b, &index, &strides)
+}
+
+/// Elements of a row; none at all cannot be waited for.
+fn elements(t: &Tensor) -> Result<u64, Refusal> {
     let n = last_dim(t)?;
-    require(n > 0 && n.is_multiple_of(PACK), "hidden size", n, format!("a multiple of {PACK}"))?;
+    require(n > 0, "hidden size", n, "1 or more")?;
     Ok(n)
+}
+
+/// What a sum that is fused with what follows asks of its rows: whole packs.
+fn whole_packs(t: &Tensor) -> Result<(), Refusal> {
+    let n = last_dim(t)?;
+    require(n > 0 && n.is_multiple_of(PACK), "hidden size", n, format!("a multiple of {PACK}"))
 }

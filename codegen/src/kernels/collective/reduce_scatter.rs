@@ -1,27 +1,37 @@
-//! Reduce-scatter along the last dim: every rank pushes to each other that one's columns, and sums what arrives in f32 in the
-//! order of ranks, rounded once.
+//! Reduce-scatter: every rank pushes to each other that one's part, and sums what arrives in f32 in the order of ranks, rounded
+//! once.
 
 use super::columns::Columns;
-use super::{check_rows, negative_zero, packs, world};
+use super::{elements, in_rows, negative_zero, row_at, world};
 use crate::kernels::row::elem_of;
 use crate::kernels::schedule::{Piece, param};
-use crate::kernels::{Argument, Built, Request, RowSpace, require, row_stride};
+use crate::kernels::{Argument, Built, Request, RowSpace, Tensor, refuse, require};
 use crate::tile::{Access, Builder, Conversion, Elem, V};
 use weldment_ir::Op;
 use weldment_passes::target::Refusal;
+
+/// A request by rows: the operand's strides at the places of a part, the result, and bytes from one rank's part to the next's.
+fn parts(r: &Request<'_>) -> Result<(Tensor, Tensor, i64), Refusal> {
+    let Op::ReduceScatter { axis, .. } = r.op else { return refuse("op", r.op.kind(), "reduce_scatter") };
+    let (mut x, mut out) = (in_rows(&r.operands[0]), in_rows(&r.results[0]));
+    if x.ty.rank() != out.ty.rank() {
+        (x, out) = (r.operands[0].points(), r.results[0].points());
+    }
+    let axis = axis.unsigned_abs() as usize;
+    let Some(size) = out.ty.shape[axis].constant() else { return refuse("axis", &out.ty, "a constant dim") };
+    let step = size as i64 * x.byte_stride(axis);
+    Ok((Tensor { ty: out.ty.clone(), ..x }, out, step))
+}
 
 /// Preconditions of the family.
 ///
 /// # Errors
 /// The first that fails.
 pub fn check(r: &Request<'_>) -> Result<(), Refusal> {
-    let (x, out) = (&r.operands[0], &r.results[0]);
+    let (x, out, _) = parts(r)?;
     world(r)?;
-    let axis = if let Op::ReduceScatter { axis, .. } = r.op { *axis } else { -1 };
-    require(axis + 1 == x.ty.rank() as i64, "axis", axis, "the last")?;
-    packs(out)?;
-    require(x.ty.dtype.is_compute_float(), "activation dtype", x.ty.dtype, "f32, f16 or bf16")?;
-    check_rows([x, out])
+    elements(&out)?;
+    require(x.ty.dtype.is_compute_float(), "activation dtype", x.ty.dtype, "f32, f16 or bf16")
 }
 
 /// The kernel of a request that passed [`check`].
@@ -30,22 +40,21 @@ pub fn check(r: &Request<'_>) -> Result<(), Refusal> {
 /// As [`check`].
 pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
     check(r)?;
-    let (x, out) = (&r.operands[0], &r.results[0]);
-    let (n, world) = (packs(out)?, world(r)?);
+    let (x, out, step) = &parts(r)?;
+    let (n, world) = (elements(out)?, world(r)?);
     let (dtype, elem) = (x.ty.dtype, elem_of(x.ty.dtype).unwrap_or(Elem::F32));
-    let rows = RowSpace::of(&x.ty.shape[..x.ty.rank() - 1])?;
+    let rows = RowSpace::every(&out.ty.shape[..out.ty.rank() - 1]);
     let mut b = Builder::new("reduce_scatter");
     let mut arguments = vec![Argument::Operand(0), Argument::Result(0)];
     let x_param = param(&mut b, r.target, "x", x, Access::Read);
     let out_param = param(&mut b, r.target, "out", out, Access::Write);
     let columns = Columns::new(&mut b, r, world, &rows, (n, elem), negative_zero(dtype));
-    let (x_stride, out_stride) = (row_stride(x)?, row_stride(out)?);
-    // A piece of the columns of rank `of`, without negative zeros.
+    // A piece of the part of rank `of`, without negative zeros.
     let part = |b: &mut Builder, row: V, piece: &Piece, of: V| -> V {
-        let base = b.scale(row, x_stride);
-        let start = b.scale(of, n as i64 * elem.bytes() as i64);
+        let base = row_at(b, x, row);
+        let start = b.scale(of, *step);
         let base = b.add(base, start);
-        let v = piece.load(b, x_param, base, dtype, x_stride);
+        let v = piece.load(b, x_param, base, dtype, 0);
         let zero = b.float(0.0);
         b.add(v, zero)
     };
@@ -66,8 +75,8 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
             exchange.gather(b, piece, own, Builder::to_f32, |b, _, v| {
                 total = Some(total.map_or(v, |t| b.add(t, v)));
             });
-            let base = b.scale(row, out_stride);
-            piece.store(b, out_param, base, dtype, out_stride, total.unwrap_or(own));
+            let base = row_at(b, out, row);
+            piece.store(b, out_param, base, dtype, 0, total.unwrap_or(own));
         },
     );
     let summary = format!("reduce_scatter of {world} x {n} {dtype}");

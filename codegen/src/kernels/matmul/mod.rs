@@ -17,7 +17,6 @@ use super::{Argument, Built, Request, RowSpace, contiguous_last, last_dim, requi
 use crate::target::{GpuArch, Target};
 use crate::tile::{Access, Builder, Conversion, Elem, Param, V};
 use weldment_ir::{DType, Op, TensorType};
-use weldment_passes::buffer::ROW_MULTIPLE;
 use weldment_passes::target::Refusal;
 use weldment_runtime::artifact::Layout;
 
@@ -236,8 +235,7 @@ fn build_gpu(r: &Request<'_>, arch: GpuArch) -> Result<Built, Refusal> {
         b.reshape(mask, &[1, n_tile])
     });
     // Bufferisation leaves room for a multiple of 16 tokens.
-    let room = space.symbol.as_deref() == Some("T")
-        && most.next_multiple_of(u64::from(m_tile)) <= r.max_tokens.next_multiple_of(ROW_MULTIPLE) * space.mul;
+    let room = space.symbol.as_deref() == Some("T") && super::has_room(&space, r.max_tokens, most, m_tile);
     let right = Right::new(&mut b, r, &bound, [column, first_column], matrices)?;
     let share = |b: &mut Builder, first_row: V| -> Result<(), Refusal> {
         let ragged = m_tile > 1 && (space.symbol.is_some() || !space.mul.is_multiple_of(u64::from(m_tile)));

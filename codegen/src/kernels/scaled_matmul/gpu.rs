@@ -6,7 +6,6 @@ use crate::kernels::schedule::{self, all_of, below, steps};
 use crate::kernels::{Built, Request, RowSpace, last_dim, row_stride};
 use crate::target::GpuArch;
 use crate::tile::{Builder, Conversion, Elem, Reduction, V};
-use weldment_passes::buffer::ROW_MULTIPLE;
 use weldment_passes::target::Refusal;
 
 /// Rows of x up to which partial sums are kept apart.
@@ -48,7 +47,7 @@ impl Plan {
                 few: true,
             };
         }
-        let m = most.next_power_of_two().clamp(16, 32) as u32;
+        let m = most.clamp(16, 32).next_power_of_two() as u32;
         let n = 64.min(apart).min(shape.n.next_power_of_two().max(16)) as u32;
         let threads = (n / 16 * arch.wave()).clamp(64, 256);
         Plan { m, last_row: m - 1, n, k: k.clamp(16, 64) as u32, threads, few: false }
@@ -85,8 +84,7 @@ pub fn build(r: &Request<'_>, arch: GpuArch) -> Result<Built, Refusal> {
         schedule::present(&mut b, first[0], count, plan.m)
     });
     // Bufferisation leaves room for a multiple of 16 tokens: nothing comes of surplus rows that are read.
-    let room = space.symbol.as_deref() == Some("T")
-        && most.next_multiple_of(u64::from(plan.m)) <= r.max_tokens.next_multiple_of(ROW_MULTIPLE) * space.mul;
+    let room = space.symbol.as_deref() == Some("T") && crate::kernels::has_room(&space, r.max_tokens, most, plan.m);
     let tile = Tile { plan: &plan, first, rows: rows.filter(|_| !room), columns };
     let value = if plan.few { few(&mut b, r, &bound, &tile)? } else { many(&mut b, r, &bound, &tile)? };
     let mask = all_of(&mut b, &[rows, columns], &[plan.m, plan.n]);

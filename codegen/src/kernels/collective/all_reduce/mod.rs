@@ -6,12 +6,12 @@
 mod one_stage;
 mod two_stage;
 
-use super::{check_rows, packs, world};
+use super::{check_rows, elements, in_rows, row_at, whole_packs, world};
 use crate::kernels::minifloat::MiniFloat;
 use crate::kernels::quantise::{Sink, format};
 use crate::kernels::row::elem_of;
 use crate::kernels::schedule::{Piece, Walk, param};
-use crate::kernels::{Argument, Built, Request, RowSpace, Tensor, require, row_stride};
+use crate::kernels::{Argument, Built, Request, RowSpace, Tensor, require};
 use crate::select::stages::{self, Stages};
 use crate::tile::{Access, Builder, Conversion, Elem, Param, Reduction, V};
 use weldment_ir::{DType, Op};
@@ -55,14 +55,43 @@ fn parts<'r>(r: &'r Request<'_>) -> Parts<'r> {
     }
 }
 
-/// Preconditions of the family.
+/// What a rule asks before it fuses: what [`build`] asks, and whole packs, without which nothing is gained.
 ///
 /// # Errors
 /// The first that fails.
 pub fn check(r: &Request<'_>) -> Result<(), Refusal> {
     let p = parts(r);
+    match stages::fixed(r.target) {
+        Some(Stages::Unfused | Stages::Library) if p.norm.is_some() => {
+            require(false, "all_reduce", "0 or 3", "1 or 2: --set all_reduce=0 or 3 keeps norms apart")?;
+        }
+        _ if p.norm.is_some() => whole_packs(p.x)?,
+        _ => {}
+    }
+    admit(&rowed(r))
+}
+
+/// The request by rows: where there is no norm any tensor is as good as rows of one element.
+fn rowed<'r>(r: &Request<'r>) -> Request<'r> {
+    let mut r = r.clone();
+    if !matches!(r.op, Op::AllReduce { .. }) {
+        return r;
+    }
+    let both = || r.operands.iter().chain(&r.results);
+    let rows: Vec<Tensor> = both().map(in_rows).collect();
+    let alike = rows.iter().all(|t| t.ty.rank() == rows[0].ty.rank());
+    let tensors: Vec<Tensor> = if alike { rows } else { both().map(Tensor::points).collect() };
+    if let [x, sum] = &tensors[..] {
+        (r.operands[0], r.results[0]) = (x.clone(), sum.clone());
+    }
+    r
+}
+
+/// Preconditions of the family.
+fn admit(r: &Request<'_>) -> Result<(), Refusal> {
+    let p = parts(r);
     let world = world(r)?;
-    let d = packs(p.x)?;
+    let d = elements(p.x)?;
     require(p.x.ty.dtype.is_compute_float(), "activation dtype", p.x.ty.dtype, "f32, f16 or bf16")?;
     check_rows(std::iter::once(p.x).chain(p.residual).chain(&r.results))?;
     if let Some((weight, _)) = p.norm {
@@ -81,57 +110,52 @@ pub fn check(r: &Request<'_>) -> Result<(), Refusal> {
     }
     let addend = p.residual.map_or(p.x.ty.dtype, |t| t.ty.dtype);
     require(sum == addend, "sum dtype", sum, format!("{addend}, to which the sum is rounded"))?;
-    match stages::fixed(r.target) {
-        Some(Stages::Unfused | Stages::Library) if p.norm.is_some() => {
-            require(false, "all_reduce", "0 or 3", "1 or 2: --set all_reduce=0 or 3 keeps norms apart")
-        }
-        Some(Stages::Two) => stages::check_two(d, world),
-        _ => Ok(()),
-    }
+    if stages::fixed(r.target) == Some(Stages::Two) { stages::check_two(d, world) } else { Ok(()) }
 }
 
-/// The kernel of a request that passed [`check`].
+/// The kernel of a request.
 ///
 /// # Errors
-/// As [`check`].
+/// The first precondition that fails.
 pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
-    check(r)?;
+    let r = &rowed(r);
+    admit(r)?;
     let x = parts(r).x;
-    let (d, world) = (packs(x)?, world(r)?);
-    let rows = RowSpace::of(&x.ty.shape[..x.ty.rank() - 1])?;
+    let (d, world) = (elements(x)?, world(r)?);
+    let rows = RowSpace::every(&x.ty.shape[..x.ty.rank() - 1]);
     let tokens = if rows.symbol.is_some() { rows.mul.saturating_mul(r.max_tokens) } else { rows.mul };
-    let bytes = d * x.ty.dtype.block_bytes() as u64 * tokens;
+    let bytes = (d * x.ty.dtype.block_bytes() as u64).saturating_mul(tokens);
     match stages::choose(r.target, world, d, bytes) {
         Stages::Two => two_stage::build(r),
         _ => one_stage::build(r),
     }
 }
 
-/// A tensor's parameter, dtype and the bytes from row to row.
+/// A tensor, its parameter and dtype. A program has a row at a time, so that no stride from row to row matters.
 #[derive(Clone, Copy)]
-struct Place {
+struct Place<'r> {
     param: Param,
     dtype: DType,
-    stride: i64,
+    tensor: &'r Tensor,
 }
 
-impl Place {
+impl Place<'_> {
     fn load(self, b: &mut Builder, piece: &Piece, row: V) -> V {
-        let base = b.scale(row, self.stride);
-        piece.load(b, self.param, base, self.dtype, self.stride)
+        let base = row_at(b, self.tensor, row);
+        piece.load(b, self.param, base, self.dtype, 0)
     }
 
     fn store(self, b: &mut Builder, piece: &Piece, row: V, v: V) {
-        let base = b.scale(row, self.stride);
-        piece.store(b, self.param, base, self.dtype, self.stride, v);
+        let base = row_at(b, self.tensor, row);
+        piece.store(b, self.param, base, self.dtype, 0, v);
     }
 
     /// The piece of `n` columns of rank `of`.
     fn load_part(self, b: &mut Builder, piece: &Piece, row: V, (of, n): (V, u64)) -> V {
-        let base = b.scale(row, self.stride);
+        let base = row_at(b, self.tensor, row);
         let start = b.scale(of, crate::kernels::bytes_of(self.dtype, n));
         let base = b.add(base, start);
-        piece.load(b, self.param, base, self.dtype, self.stride)
+        piece.load(b, self.param, base, self.dtype, 0)
     }
 }
 
@@ -142,63 +166,62 @@ fn clean(b: &mut Builder, v: V) -> V {
 }
 
 /// The tensors of a kernel.
-struct Tensors {
-    x: Place,
-    residual: Option<Place>,
-    norm: Option<Norm>,
-    sum: Place,
+struct Tensors<'r> {
+    x: Place<'r>,
+    residual: Option<Place<'r>>,
+    norm: Option<Norm<'r>>,
+    sum: Place<'r>,
     d: u64,
 }
 
 /// The norm that follows a sum.
 #[derive(Clone, Copy)]
-struct Norm {
-    weight: Place,
+struct Norm<'r> {
+    weight: Place<'r>,
     eps: f64,
     /// Where it goes, unless its codes are all that is read.
-    out: Option<Place>,
-    codes: Option<Codes>,
+    out: Option<Place<'r>>,
+    codes: Option<Codes<'r>>,
 }
 
 /// Codes of a norm and their scales.
 #[derive(Clone, Copy)]
-struct Codes {
+struct Codes<'r> {
     dtype: DType,
     format: MiniFloat,
     group: u64,
-    places: [Place; 2],
+    places: [Place<'r>; 2],
 }
 
 /// Declares the parameters of a request's tensors.
-fn tensors(b: &mut Builder, r: &Request<'_>, arguments: &mut Vec<Argument>) -> Result<Tensors, Refusal> {
+fn tensors<'r>(b: &mut Builder, r: &'r Request<'_>, arguments: &mut Vec<Argument>) -> Result<Tensors<'r>, Refusal> {
     let p = parts(r);
-    let mut place = |b: &mut Builder, name: &str, t: &Tensor, access: Access, argument: Argument| {
+    let mut place = |b: &mut Builder, name: &str, tensor: &'r Tensor, access: Access, argument: Argument| {
         arguments.push(argument);
-        let stride = row_stride(t)?;
-        Ok::<_, Refusal>(Place { param: param(b, r.target, name, t, access), dtype: t.ty.dtype, stride })
+        Place { param: param(b, r.target, name, tensor, access), dtype: tensor.ty.dtype, tensor }
     };
-    let x = place(b, "x", p.x, Access::Read, Argument::Operand(0))?;
-    let residual = p.residual.map(|t| place(b, "residual", t, Access::Read, Argument::Operand(1))).transpose()?;
+    let x = place(b, "x", p.x, Access::Read, Argument::Operand(0));
+    let residual = p.residual.map(|t| place(b, "residual", t, Access::Read, Argument::Operand(1)));
     let norm = match p.norm {
         None => None,
         Some((w, eps)) => {
-            let weight = place(b, "w", w, Access::Read, Argument::Operand(r.operands.len() - 1))?;
+            let weight = place(b, "w", w, Access::Read, Argument::Operand(r.operands.len() - 1));
             let t = &r.results[p.normed];
             let wanted = p.codes.is_none() || !t.is_unread;
-            let out = wanted.then(|| place(b, "norm", t, Access::Write, Argument::Result(p.normed))).transpose()?;
+            let out = wanted.then(|| place(b, "norm", t, Access::Write, Argument::Result(p.normed)));
             let codes = match p.codes {
                 None => None,
                 Some((dtype, group)) => {
-                    let codes = place(b, "codes", &r.results[0], Access::Write, Argument::Result(0))?;
-                    let scales = place(b, "scales", &r.results[1], Access::Write, Argument::Result(1))?;
+                    let codes = place(b, "codes", &r.results[0], Access::Write, Argument::Result(0));
+                    let scales = place(b, "scales", &r.results[1], Access::Write, Argument::Result(1));
                     Some(Codes { dtype, format: format(dtype)?, group, places: [codes, scales] })
                 }
             };
             Some(Norm { weight, eps, out, codes })
         }
     };
-    let sum = place(b, "sum", &r.results[p.sum], Access::Write, Argument::Result(p.sum))?;
-    Ok(Tensors { x, residual, norm, sum, d: packs(p.x)? })
+    let sum = place(b, "sum", &r.results[p.sum], Access::Write, Argument::Result(p.sum));
+    Ok(Tensors { x, residual, norm, sum, d: elements(p.x)? })
 }
 
 /// Width of the pieces of a row of `d`, and threads of a program. Two vectors of 16 bytes a thread: a program of half as many warps
@@ -208,7 +231,7 @@ fn width(r: &Request<'_>, d: u64) -> (u64, u32) {
     (width, (width / 16).clamp(64, MOST_THREADS) as u32)
 }
 
-impl Tensors {
+impl Tensors<'_> {
     /// The norm's weights, where a row is one piece: they need not wait for the launch before.
     fn early_weights(&self, b: &mut Builder, walk: &Walk) -> Option<V> {
         let norm = self.norm.filter(|_| walk.is_single())?;
@@ -270,9 +293,8 @@ impl Tensors {
             });
         }
         if let Some(Codes { dtype, format, group, places }) = codes {
-            let bases = places.map(|p| b.scale(row, p.stride));
-            let (params, strides) = (places.map(|p| p.param), places.map(|p| p.stride));
-            Sink { n: self.d, group, dtype, format, params, bases, strides }.store(b, walk, normed);
+            let (bases, params) = (places.map(|p| row_at(b, p.tensor, row)), places.map(|p| p.param));
+            Sink { n: self.d, group, dtype, format, params, bases, strides: [0, 0] }.store(b, walk, normed);
         }
     }
 }

@@ -18,7 +18,7 @@ use weldment_passes::target::Refusal;
 pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
     let ty = &parts(r).x.ty;
     let (dtype, elem, world) = (ty.dtype, elem_of(ty.dtype).unwrap_or(Elem::F32), world(r)?);
-    let rows = RowSpace::of(&ty.shape[..ty.rank() - 1])?;
+    let rows = RowSpace::every(&ty.shape[..ty.rank() - 1]);
     let mut b = Builder::new("all_reduce");
     let mut arguments = Vec::new();
     let t = tensors(&mut b, r, &mut arguments)?;
