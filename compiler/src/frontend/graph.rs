@@ -8,7 +8,8 @@ use std::path::Path;
 use weldment_ir::{DType, Graph, Op};
 
 /// The checkpoint of a graph that was read from `path`: every weight it names, random from `seed`. Its config has the graph's
-/// vocabulary (the width of its first result), positions and dtype; what only a model definition would read is 0.
+/// vocabulary (the width of its first result, or 1 if that has none), positions and dtype; what only a model definition would
+/// read is 0.
 ///
 /// # Errors
 /// If a weight has a symbolic shape, or two have one name and different types.
@@ -26,7 +27,8 @@ pub fn random(graph: &Graph, path: &Path, seed: u64) -> Result<Checkpoint, Front
         tensors.insert(name.to_string(), Entry { dtype: *dtype, shape, place: EntryPlace::Random { seed } });
     }
     let first = graph.outputs().iter().find(|o| o.kind == weldment_ir::OutputKind::Result);
-    let vocab = first.and_then(|o| graph.type_of(o.value).last_constant()).unwrap_or(0);
+    // A first result that is no logits leaves a vocabulary that nothing reads; a manifest asks for one that fits token ids.
+    let vocab = first.and_then(|o| graph.type_of(o.value).last_constant()).unwrap_or(1).clamp(1, i32::MAX as u64);
     let config = ModelConfig {
         architecture: Architecture::Graph,
         hidden: 0,
