@@ -3,6 +3,7 @@
 use super::{Body, Found, Numerics, Premises, Proposal, Rule, rule};
 use crate::egraph::{ENode, Net, Term};
 use egg::Id;
+use std::collections::BTreeMap;
 use weldment_ir::{Attr, OpKind};
 
 pub(super) fn rules() -> Vec<Rule> {
@@ -165,30 +166,29 @@ pub(super) fn nodes_of(net: &Net, kind: OpKind) -> impl Iterator<Item = (Id, &EN
     })
 }
 
-/// Of the slices that the inner value is, the one of the largest value is looked through: in a chain of slices each is then known
-/// as a slice of a value twice as far up after each round, and not as one of every value before it.
+/// Of all values that a slice can be seen to be a slice of, the largest is taken: in a chain of slices each is then known as one of
+/// a value twice as far up after each round, and not as one of every value before it.
 fn slice_of_slice(net: &Net, ask: &Premises) -> Found {
-    let mut found = Found::default();
+    let mut best: BTreeMap<(Id, i64), (u64, Proposal)> = BTreeMap::new();
     for (root, node) in nodes_of(net, OpKind::Slice) {
         let ([inner], [axis, start, end]) = node.split() else { continue };
         let (Some(axis), Some(start), Some(end)) = (int(net, *axis), int(net, *start), int(net, *end)) else {
             continue;
         };
-        let slices = net[*inner].iter().filter_map(|n| match (n, n.split()) {
-            (ENode::Op(OpKind::Slice, _), ([x], [a, first, _]))
-                if ask.hold(SAME_AXIS, int(net, *a) == Some(axis)) && net.find(*x) != net.find(*inner) =>
-            {
-                Some((extent(net, *x, axis), n, *x, int(net, *first)?))
+        for outer in net[*inner].iter().filter(|n| matches!(n, ENode::Op(OpKind::Slice, _))) {
+            let ([x], [a, first, _]) = outer.split() else { continue };
+            let (Some(first), Some(size)) = (int(net, *first), extent(net, *x, axis)) else { continue };
+            let larger = best.get(&(root, axis)).is_none_or(|(known, _)| size > *known);
+            if !larger || !ask.hold(SAME_AXIS, int(net, *a) == Some(axis)) {
+                continue;
             }
-            _ => None,
-        });
-        let Some((_, inner, x, first)) = slices.max_by_key(|(extent, ..)| *extent) else { continue };
-        let (Some(start), Some(end)) = (first.checked_add(start), first.checked_add(end)) else { continue };
-        let term = Term::op(OpKind::Slice, vec![Term::Class(x)], [axis, start, end].map(Attr::Int).to_vec());
-        let from = vec![inner.clone(), node.clone()];
-        found.proposals.push(Proposal { root, equal: vec![(root, term)], from });
+            let (Some(start), Some(end)) = (first.checked_add(start), first.checked_add(end)) else { continue };
+            let term = Term::op(OpKind::Slice, vec![Term::Class(*x)], [axis, start, end].map(Attr::Int).to_vec());
+            let from = vec![outer.clone(), node.clone()];
+            best.insert((root, axis), (size, Proposal { root, equal: vec![(root, term)], from }));
+        }
     }
-    found
+    Found { proposals: best.into_values().map(|(_, proposal)| proposal).collect(), ..Found::default() }
 }
 
 /// The size of a value along an axis.
