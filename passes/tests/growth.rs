@@ -6,8 +6,7 @@ use std::fmt::Write;
 use std::time::{Duration, Instant};
 use support::{TINY, assert_ring_equal, optimise};
 use weldment_ir::{Graph, text};
-use weldment_passes::report::Reason;
-use weldment_passes::report::{Outcome, Report};
+use weldment_passes::report::{Outcome, Reason, Report};
 use weldment_passes::{Numerics, Options};
 
 const HEAD: &str = "graph @g (T: 1..64) {
@@ -100,8 +99,26 @@ fn casts_there_and_back() {
     }
 }
 
+/// The source path of a part of a layer.
+type Path<'a> = &'a dyn Fn(usize, &str) -> String;
+
+/// Slices of slices: each is known as a slice of the first value, and of few of those between.
+#[test]
+fn slices_of_slices() {
+    const SLICES: usize = 120;
+    let mut lines = "  %wide = concat(%h, %h, %h, %h, %h) {axis: 1}\n  %s0 = tanh(%wide)\n".to_owned();
+    for i in 1..=SLICES {
+        let size = 320 - 2 * i;
+        let _ = writeln!(lines, "  %s{i} = slice(%s{}) {{axis: 1, start: 1, end: {}}}", i - 1, size + 1);
+    }
+    let _ = writeln!(lines, "  %y = tanh(%s{SLICES})");
+    let report = soon(&graph(&lines));
+    assert!(report.limits().is_empty() && report.units[0].e_nodes < 40 * SLICES, "{:?}", report.units);
+    assert_eq!(report.nodes.iter().filter(|n| n.op == "slice").count(), 1, "{report}");
+}
+
 /// Layers of a norm, a product and a residual add, with a batch dim of 1 in front.
-fn layers(count: usize, path: &dyn Fn(usize, &str) -> String) -> Graph {
+fn layers(count: usize, path: Path<'_>) -> Graph {
     let mut lines = "  %v0 = reshape(%h) {shape: [1, T, 64]} @ \"batch\"\n".to_owned();
     for i in 0..count {
         let _ = writeln!(
@@ -123,7 +140,7 @@ fn layers(count: usize, path: &dyn Fn(usize, &str) -> String) -> Graph {
 #[test]
 fn names_do_not_matter() {
     let named = |i: usize, part: &str| format!("layers.{i}.{part}");
-    let others: [&dyn Fn(usize, &str) -> String; 4] = [
+    let others: [Path<'_>; 4] = [
         &|i, part| format!("model.layers.{i}.{part}"),
         &|i, part| format!("transformer.h.{i}.{part}"),
         &|_, part| part.to_owned(),

@@ -29,12 +29,12 @@ pub(super) enum Tree {
 /// The left side of every pattern rule, by name.
 pub(super) fn trees<'r>(rules: impl Iterator<Item = &'r Rule>) -> BTreeMap<&'static str, Tree> {
     let mut count = 0;
-    let mut tree = |rule: &Rule| {
+    let tree = |rule: &'r Rule| {
         let Body::Rewrite { sources, .. } = &rule.body else { return None };
         let (name, root) = sources.first()?;
         Some((rule.name, grow(sources, *name, root, Id::from(root.len().checked_sub(1)?), &mut count)))
     };
-    rules.filter_map(|rule| tree(rule)).collect()
+    rules.filter_map(tree).collect()
 }
 
 impl Tree {
