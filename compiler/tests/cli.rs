@@ -259,6 +259,36 @@ fn the_text_example_optimises() {
     place.ok(&["opt", "again.wir"]);
 }
 
+/// Graphs at the edge of what a manifest can say compile, or are refused by their own fault: no artifact is called corrupt that
+/// was never written.
+#[test]
+fn odd_graphs_are_never_a_corrupt_manifest() {
+    let place = Place::new();
+    let graph = |range: &str, ty: &str, op: &str| {
+        format!(
+            "graph @g (C: 1..8, P: 1..1, T: {range}) {{\n  %x = input {{name: \"x\", dtype: f32, shape: {ty}}} @ \"x\"\n  \
+             %y = {op} @ \"y\"\n  output result \"y\" = %y\n}}\n"
+        )
+    };
+    let cases = [
+        (graph("1..4", "[T, 0]", "neg(%x)"), ""),
+        (graph("1..4", "[]", "neg(%x)"), ""),
+        (graph("1..4", "[T, 64]", "reshape(%x) {shape: [64, T]}"), ""),
+        (graph("1..4", "[64, T]", "neg(%x)"), ""),
+        (graph("1..1000000000000", "[T, 64]", "neg(%x)"), "T: 1..1000000000000; dims up to 2147483648 are accepted"),
+    ];
+    for (text, fault) in cases {
+        std::fs::write(place.path("g.wir"), &text).unwrap();
+        let out = place.run(&["compile", "g.wir", "--weights", "random:1", "-o", "g.weld"]);
+        let said = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert!(!said.contains("manifest") && !said.contains("panicked"), "{text}{said}");
+        match fault.is_empty() {
+            true => assert!(out.status.success(), "{text}{said}"),
+            false => assert!(out.status.code() == Some(2) && said.contains(fault), "{text}{said}"),
+        }
+    }
+}
+
 #[test]
 fn bad_usage_is_named() {
     let place = Place::new();

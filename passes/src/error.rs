@@ -9,18 +9,6 @@ pub enum PassError {
     /// A graph or type rule.
     #[error(transparent)]
     Ir(#[from] IrError),
-    /// Saturation grew past its limit.
-    #[error(
-        "saturation reached its limit of {limit}; rule {rule} matched most often ({matches} times): switch it off with --disable {rule}"
-    )]
-    Limit {
-        /// The limit.
-        limit: String,
-        /// The rule with most matches.
-        rule: &'static str,
-        /// How many.
-        matches: usize,
-    },
     /// A rule said that values of different types are equal: a bug in the compiler.
     #[error("a rewrite is unsound: {message}; please report it")]
     Unsound {
@@ -50,7 +38,7 @@ pub enum PassError {
         message: String,
     },
     /// A `--require` that does not parse.
-    #[error("`{0}`; FUSION=N, FUSION>=N or FUSION=all is accepted")]
+    #[error("`{0}`; FUSION=N, FUSION>=N, FUSION=all or FUSION=none is accepted")]
     BadRequirement(String),
     /// A `--require` that does not hold.
     #[error("required {required}, found {found}")]

@@ -4,6 +4,7 @@
 
 pub mod buffer;
 mod correspondence;
+mod cut;
 pub mod egraph;
 pub mod error;
 pub mod extract;

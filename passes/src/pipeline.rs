@@ -1,14 +1,15 @@
 //! The order of passes, in one function.
 
 use crate::correspondence::Correspondence;
+use crate::cut::cut;
 use crate::egraph::Limits;
 use crate::error::PassError;
 use crate::probe::{Probe, Rewrite};
-use crate::report::{AnchorReport, Origin, Outcome, Place, Report, UnitReport, graph_nodes, node_reports};
+use crate::report::{AnchorReport, LimitReport, Origin, Outcome, Place, Report, UnitReport, graph_nodes, node_reports};
 use crate::rules::{self, GROUPS, Numerics, Rule};
 use crate::solve::{Recipe, Solver, Source};
 use crate::target::TargetModel;
-use crate::units::{Carried, Instance, Unit, cut, describe, is_shared_leaf};
+use crate::units::{Carried, Instance, Unit, describe, is_shared_leaf};
 use indexmap::IndexMap;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -31,7 +32,7 @@ pub struct Options {
     pub chaos: Option<u64>,
     /// Rewrites that may happen, counted over the distinct units in the order in which they are solved.
     pub fuel: Option<u64>,
-    /// Where saturation gives up.
+    /// Where saturation stops, with the best form found by then.
     pub limits: Limits,
 }
 
@@ -69,7 +70,7 @@ pub struct Optimised {
 /// extracted, stamped, compacted, verified.
 ///
 /// # Errors
-/// Unknown names in `options.disabled`; a saturation limit; graph errors, which would be bugs.
+/// Unknown names in `options.disabled`; graph errors, which would be bugs.
 pub fn optimise(graph: &Graph, target: &dyn TargetModel, options: &Options) -> Result<Optimised, PassError> {
     optimise_by(graph, target, options, &rules::all())
 }
@@ -399,9 +400,16 @@ fn lost(name: &str) -> PassError {
 /// Units and anchors, as the report has them.
 fn account(report: &mut Report, before: &Graph, units: &Units) {
     for (i, (unit, recipe)) in units.recipes.iter().enumerate() {
-        let instances = units.placed.iter().filter(|(_, r)| *r == i).count();
+        let mut instances = units.placed.iter().filter(|(_, r)| *r == i).map(|(instance, _)| instance);
+        let first = instances.next();
         report.units.push(UnitReport {
-            instances,
+            instances: usize::from(first.is_some()) + instances.count(),
+            limit: recipe.limit.clone().map(|reached| LimitReport {
+                reached,
+                at: first
+                    .and_then(|f| f.nodes.iter().find_map(|id| before.node(*id).sources.iter().next()))
+                    .map_or_else(String::new, ToString::to_string),
+            }),
             nodes_before: unit.nodes.len(),
             nodes_after: recipe.steps.len(),
             e_nodes: recipe.e_nodes,

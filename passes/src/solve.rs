@@ -45,6 +45,8 @@ pub(crate) struct Recipe {
     pub sites: Vec<(Site, Outcome)>,
     pub e_nodes: usize,
     pub iterations: usize,
+    /// The limit that saturation reached.
+    pub limit: Option<String>,
     pub matches: BTreeMap<&'static str, usize>,
 }
 
@@ -148,7 +150,7 @@ impl Solver<'_> {
     /// Optimises one unit.
     ///
     /// # Errors
-    /// At a saturation limit, or if a rule is unsound.
+    /// If a rule is unsound.
     pub fn solve(&self, unit: &Unit) -> Result<Recipe, PassError> {
         let (mut net, classes, roots) = ingest(unit);
         let log = saturate(&mut net, &self.rules, self.target, &self.limits, self.probe, unit.nodes.len())?;
@@ -165,7 +167,8 @@ impl Solver<'_> {
         let mut solved = Solved { unit, net, log, extraction, classes, owner, steps };
         let unneeded = dead_nodes(&solved);
         let owners = attribute(&mut solved, &unneeded);
-        let ground = Ground::new(&solved.net, unit, &solved.classes);
+        let rules = self.rules.iter().copied().chain(self.barred.iter().map(|(r, _)| *r));
+        let ground = Ground::new(&solved.net, unit, &solved.classes, rules);
         let told = |a: Anchor| (a.site(), outcome(self, &solved, &ground, &owners, &a));
         let sites = anchors(unit).into_iter().map(told).collect();
         let matches = solved.log.matches.iter().filter_map(|(i, n)| Some((self.rules.get(*i)?.name, *n))).collect();
@@ -176,6 +179,7 @@ impl Solver<'_> {
             sites,
             e_nodes: solved.net.total_number_of_nodes(),
             iterations: solved.log.iterations,
+            limit: solved.log.limit,
             matches,
         })
     }

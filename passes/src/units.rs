@@ -1,14 +1,13 @@
 //! Stamping: layers of the same shape are optimised once.
 //!
-//! The graph is cut into a prologue, one unit a layer (`layers.N.` of the source path) and whatever follows the last.
-//! The leading norm of layer N+1 belongs to layer N's unit, so a unit starts and ends at the (normed, residual) pair.
-//! A unit refers to weights, states, inputs and other units' values by slot; units that are equal as such are solved once.
+//! The graph is cut into units at its borders ([`crate::cut`]). A unit refers to weights, states, inputs and other units'
+//! values by slot; units that are equal as such are solved once.
 //! Units are solved last to first: what a unit does first to a value it is given (a cast) becomes a demand on the unit
 //! that computes it, so casts fuse into their producers across a border as they do within a unit.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use weldment_ir::{Category, DType, Graph, Node, NodeId, Op, OpKind, Range, TensorType, Value};
+use weldment_ir::{DType, Graph, NodeId, Op, OpKind, Range, TensorType, Value};
 
 /// The form in which a value crosses a border.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -76,82 +75,9 @@ pub struct Instance {
     pub outputs: Vec<(Value, Carried)>,
 }
 
-/// The layer of a node: `layers.N.` at the start of its smallest such source path.
-pub(crate) fn layer_of(node: &Node) -> Option<u32> {
-    node.sources
-        .iter()
-        .filter_map(|s| {
-            let rest = s.strip_prefix("layers.")?;
-            rest.split('.').next()?.parse::<u32>().ok()
-        })
-        .min()
-}
-
 /// Leaves are shared by all units and belong to none.
 pub(crate) fn is_shared_leaf(op: &Op) -> bool {
     matches!(op, Op::Input { .. } | Op::Weight { .. } | Op::State { .. })
-}
-
-/// Cuts the graph: the live nodes of each unit in topological order, first unit first. One unit if not `stamping`.
-pub fn cut(graph: &Graph, stamping: bool) -> Vec<Vec<NodeId>> {
-    let live = graph.live();
-    let nodes: Vec<NodeId> =
-        graph.ids().filter(|id| live[id.index()] && !is_shared_leaf(&graph.node(*id).op)).collect();
-    if !stamping {
-        return vec![nodes];
-    }
-    let heads = heads(graph, &nodes);
-    let mut units: BTreeMap<u32, Vec<NodeId>> = BTreeMap::new();
-    let mut unit_of: Vec<u32> = vec![0; graph.len()];
-    for id in nodes {
-        let node = graph.node(id);
-        let own = layer_of(node).map_or(0, |l| l.saturating_add(1));
-        let own = if heads.get(&own).is_some_and(|h| h.contains(&id)) { own - 1 } else { own };
-        let unit = node.operands.iter().map(|v| unit_of[v.node.index()]).fold(own, u32::max);
-        unit_of[id.index()] = unit;
-        units.entry(unit).or_default().push(id);
-    }
-    units.into_values().collect()
-}
-
-/// For each layer's unit number: the layer's leading nodes up to its first contraction, indexed op or state write, if they hold a
-/// norm: whatever stands between the residual sum and the norm is in one unit with both. Views and casts behind the last of the
-/// others stay in the layer, with what reads them.
-fn heads(graph: &Graph, nodes: &[NodeId]) -> BTreeMap<u32, Vec<NodeId>> {
-    #[derive(Default)]
-    struct Head {
-        nodes: Vec<NodeId>,
-        /// Views and casts since the last of `nodes`.
-        renamed: Vec<NodeId>,
-        closed: bool,
-    }
-    let mut heads: BTreeMap<u32, Head> = BTreeMap::new();
-    for id in nodes {
-        let node = graph.node(*id);
-        let Some(unit) = layer_of(node).map(|l| l.saturating_add(1)) else { continue };
-        let head = heads.entry(unit).or_default();
-        if head.closed {
-            continue;
-        }
-        let (kind, category) = (node.op.kind(), node.op.kind().info().category);
-        // A rank's part of a weight stands beside what reads it.
-        if kind == OpKind::Shard {
-            continue;
-        }
-        if category == Category::View || kind == OpKind::Cast {
-            head.renamed.push(*id);
-        } else if matches!(category, Category::Contraction | Category::Indexed | Category::StateWrite) {
-            head.closed = true;
-        } else {
-            head.nodes.append(&mut head.renamed);
-            head.nodes.push(*id);
-        }
-    }
-    heads
-        .into_iter()
-        .map(|(unit, head)| (unit, head.nodes))
-        .filter(|(_, head)| head.iter().any(|id| matches!(graph.node(*id).op.kind(), OpKind::RmsNorm | OpKind::Rsqrt)))
-        .collect()
 }
 
 /// Describes the unit of `nodes`, whose values `demands` wants carried out of it.
@@ -258,18 +184,5 @@ impl Unit {
             }
         }
         (0..self.nodes.len() as u32).filter(|i| !needed[*i as usize]).collect()
-    }
-
-    /// The node that an operand's value comes from, through views and casts that only rename.
-    pub fn origin(&self, mut operand: Operand) -> Option<u32> {
-        loop {
-            let Operand::Local(i, _) = operand else { return None };
-            let node = &self.nodes[i as usize];
-            let passes = node.op.kind().info().category == Category::View || node.op.kind() == OpKind::Cast;
-            match (passes, node.operands.as_slice()) {
-                (true, [only]) => operand = *only,
-                _ => return Some(i),
-            }
-        }
     }
 }

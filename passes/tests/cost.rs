@@ -152,10 +152,21 @@ fn best(graph: &Graph, runs: u32) -> Duration {
 
 #[test]
 fn depth_costs_little() {
+    let units = |layers| {
+        let out = optimise(&deepseek(layers), &ReferenceTarget::default(), &Options::default());
+        out.unwrap_or_else(|e| panic!("{e}"))
+            .report
+            .units
+            .into_iter()
+            .map(|u| (u.nodes_before, u.e_nodes))
+            .collect::<Vec<_>>()
+    };
+    // Nothing is solved for the layers that are more.
+    assert_eq!(units(LAYERS), units(4));
     let (short, deep) = (best(&deepseek(4), 12), best(&deepseek(LAYERS), 12));
     println!("4 layers {short:?}, {LAYERS} layers {deep:?}");
-    // Fifteen times as many layers: were each optimised for itself, it would be fifteen times the time.
-    assert!(deep < short * 10, "{deep:?} for {LAYERS} layers, {short:?} for 4");
+    // Fifteen times as many layers to stamp and to report: in proportion, with room for other work on the machine.
+    assert!(deep < short * 30, "{deep:?} for {LAYERS} layers, {short:?} for 4");
 }
 
 /// `cargo test --release -p weldment-passes --test cost -- --ignored --nocapture`

@@ -18,7 +18,7 @@ fn seeds() -> u64 {
 
 /// Places fused, fused as the fusion's own op, and counted, by fusion; launches.
 fn coverage(report: &Report) -> (BTreeMap<String, [usize; 3]>, usize) {
-    let row = |g: &weldment_passes::report::GroupReport| (g.name.clone(), [g.fused(), g.own(), g.anchors.len()]);
+    let row = |g: &weldment_passes::report::GroupReport| (g.name.clone(), [g.gone(), g.fused(), g.anchors.len()]);
     (report.groups.iter().map(row).collect(), report.launches_after)
 }
 

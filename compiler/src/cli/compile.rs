@@ -220,7 +220,11 @@ fn summary(
             "stages": times,
             "fusions": reports.iter().map(|(variant, r)| {
                 let groups = r.groups.iter().filter(|g| !g.anchors.is_empty());
-                (variant.clone(), groups.map(|g| (g.name.clone(), json!([g.fused(), g.anchors.len()]))).collect())
+                let counts = groups.map(|g| {
+                    let value = json!({"places": g.anchors.len(), "fused": g.fused(), "absorbed": g.absorbed()});
+                    (g.name.clone(), value)
+                });
+                (variant.clone(), counts.collect())
             }).collect::<serde_json::Map<String, serde_json::Value>>(),
         });
         return put(&format!("{value:#}\n"));

@@ -122,7 +122,10 @@ pub fn graph(model: &Path, checkpoint: &Checkpoint, build: &BuildArgs) -> Result
 /// As [`read_wir`] and [`driver::shard_graph`]; a range outside the declared one.
 pub fn ranged_wir(path: &Path, build: &BuildArgs) -> Result<Graph, CompileError> {
     driver::check_limits(build.tp, build.kv_block)?;
-    driver::shard_graph(ranged(read_wir(path)?, build)?, build.tp)
+    let graph = ranged(read_wir(path)?, build)?;
+    let place = |message| CompileError::option(path.display().to_string(), message);
+    driver::check_symbols(&graph).map_err(place)?;
+    driver::shard_graph(graph, build.tp)
 }
 
 /// A text graph with the ranges given: inside those that it declares.

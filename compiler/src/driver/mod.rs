@@ -199,6 +199,22 @@ pub fn open(model: &Path, weights: WeightSource) -> Result<Checkpoint, CompileEr
     Ok(Checkpoint::open(model, weights)?)
 }
 
+/// Refuses ranges that no artifact can declare.
+///
+/// # Errors
+/// Names the symbol, its range and what is accepted.
+pub fn check_symbols(graph: &Graph) -> Result<(), String> {
+    use weldment_runtime::artifact::limits::{MAX_SYMBOL_VALUE, MAX_SYMBOLS};
+    let count = graph.symbols().len();
+    if count > MAX_SYMBOLS {
+        return Err(format!("{count} symbolic dims; up to {MAX_SYMBOLS} are accepted"));
+    }
+    match graph.symbols().iter().find(|(_, range)| range.max > MAX_SYMBOL_VALUE) {
+        Some((name, r)) => Err(format!("{name}: {}..{}; dims up to {MAX_SYMBOL_VALUE} are accepted", r.min, r.max)),
+        None => Ok(()),
+    }
+}
+
 /// Checks options that this build accepts in one form only.
 ///
 /// # Errors

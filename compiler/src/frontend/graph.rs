@@ -8,7 +8,8 @@ use std::path::Path;
 use weldment_ir::{DType, Graph, Op};
 
 /// The checkpoint of a graph that was read from `path`: every weight it names, random from `seed`. Its config has the graph's
-/// vocabulary (the width of its first result), positions and dtype; what only a model definition would read is 0.
+/// vocabulary (the width of its first result, or 1 if that has none), positions and dtype; what only a model definition would
+/// read is 0.
 ///
 /// # Errors
 /// If a weight has a symbolic shape, or two have one name and different types.

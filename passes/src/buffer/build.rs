@@ -13,8 +13,8 @@ struct Builder<'d, 'a> {
     providers: Vec<BTreeSet<usize>>,
     /// For each node, the state version whose memory its result is.
     versions: Vec<Option<Value>>,
-    /// Contiguous copies made for kernels that refuse a view.
-    materialised: BTreeMap<Value, Read>,
+    /// Contiguous copies made for kernels that refuse a view, with their steps.
+    materialised: BTreeMap<Value, (Read, usize)>,
     /// Versions that a write has already taken over.
     taken: BTreeSet<Value>,
     /// States that get their final value by a copy.
@@ -191,16 +191,13 @@ impl Builder<'_, '_> {
         reason: &str,
     ) -> Result<(Read, usize), BufferError> {
         if let Some(known) = self.materialised.get(&read.value) {
-            let writer = self.draft.steps.iter().position(|s| s.writes.iter().any(|w| w.buffer == known.slot.buffer));
-            if let Some(step) = writer {
-                return Ok((known.clone(), step));
-            }
+            return Ok(known.clone());
         }
         let slot = self.draft.buffer(Region::Arena, &read.ty, Padding::Every)?;
         let copied = Read { slot: slot.clone(), version: None, ..read.clone() };
         let source = self.draft.source(id);
         let step = self.copy(read, slot, source, format!("operand {operand}: {reason}"))?;
-        self.materialised.insert(copied.value, copied.clone());
+        self.materialised.insert(copied.value, (copied.clone(), step));
         Ok((copied, step))
     }
 

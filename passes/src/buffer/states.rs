@@ -44,7 +44,7 @@ fn finals(draft: &mut Draft<'_>) {
 }
 
 /// Does `step` come after `earlier`?
-pub(super) fn depends(steps: &[DraftStep], step: usize, earlier: usize) -> bool {
+fn depends(steps: &[DraftStep], step: usize, earlier: usize) -> bool {
     let mut seen = BTreeSet::new();
     let mut stack = vec![step];
     while let Some(at) = stack.pop() {

@@ -1,5 +1,5 @@
 //! The saturation loop: every rule is searched, every match applied, until nothing changes. Limits count nodes and
-//! iterations, never time, so that output cannot depend on the machine; reaching one is an error.
+//! iterations, never time, so that output cannot depend on the machine. At a limit the loop ends with what it has found.
 
 use super::facts::Net;
 use super::language::ENode;
@@ -14,7 +14,7 @@ use indexmap::{IndexMap, IndexSet};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use weldment_ir::Attr;
 
-/// Where saturation stops with an error.
+/// Where saturation stops, finished or not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// E-nodes a node of the graph.
@@ -45,6 +45,8 @@ pub struct Log {
     pub matches: BTreeMap<usize, usize>,
     /// Rounds.
     pub iterations: usize,
+    /// The limit that ended the search before it was finished, and the rule that matched most often.
+    pub limit: Option<String>,
 }
 
 /// What tells a match from others: rule, root class, classes bound.
@@ -59,10 +61,10 @@ struct Match {
     from: Vec<ENode>,
 }
 
-/// Applies `rules` until nothing changes, or the probe's fuel is spent.
+/// Applies `rules` until nothing changes, a limit is reached, or the probe's fuel is spent.
 ///
 /// # Errors
-/// At a limit, naming the rule with most matches; if a rule merges values of different types.
+/// If a rule merges values of different types.
 pub fn saturate(
     net: &mut Net,
     rules: &[&Rule],
@@ -73,7 +75,7 @@ pub fn saturate(
 ) -> Result<Log, PassError> {
     let mut log = Log::default();
     let mut done: IndexSet<Key> = IndexSet::new();
-    let budget = limits.nodes + limits.nodes_per_node * graph_nodes;
+    let budget = limits.nodes.saturating_add(limits.nodes_per_node.saturating_mul(graph_nodes));
     net.rebuild();
     let mut provenance = Provenance::new(net);
     let mut distinct: IndexSet<Key> = IndexSet::new();
@@ -81,9 +83,10 @@ pub fn saturate(
     loop {
         let mut matches = search(net, rules, &done);
         probe.shuffle(&mut matches, log.iterations);
-        let mut changed = false;
+        let (mut changed, mut full) = (false, false);
         for m in matches {
-            if probe.is_spent() {
+            full = net.total_size() > budget;
+            if full || probe.is_spent() {
                 break;
             }
             let (rule, root) = (m.key.0, m.key.1);
@@ -101,7 +104,6 @@ pub fn saturate(
             return Err(PassError::Unsound { message });
         }
         log.iterations += 1;
-        let full = net.total_number_of_nodes() > budget;
         if changed && !full && log.iterations < limits.iterations {
             continue;
         }
@@ -118,17 +120,21 @@ pub fn saturate(
                 log.dropped.entry(net.find(root)).or_default().insert(net.find(value));
             }
         }
-        if !changed {
-            log.made = provenance.chains(net, rules);
-            return Ok(log);
+        if changed || full {
+            log.limit = Some(reached(&log, rules, limits, full.then_some(budget)));
         }
-        let name = |rule: &usize| rules.get(*rule).map_or("none", |r| r.name);
-        let most = log.matches.iter().max_by_key(|(rule, n)| (**n, std::cmp::Reverse(name(rule))));
-        return Err(PassError::Limit {
-            limit: if full { format!("{budget} e-nodes") } else { format!("{} iterations", limits.iterations) },
-            rule: most.map_or("none", |(rule, _)| name(rule)),
-            matches: most.map_or(0, |(_, n)| *n),
-        });
+        log.made = provenance.chains(net, rules);
+        return Ok(log);
+    }
+}
+
+/// What a limit says of itself.
+fn reached(log: &Log, rules: &[&Rule], limits: &Limits, budget: Option<usize>) -> String {
+    let name = |rule: &usize| rules.get(*rule).map_or("none", |r| r.name);
+    let limit = budget.map_or_else(|| format!("{} iterations", limits.iterations), |n| format!("{n} e-nodes"));
+    match log.matches.iter().max_by_key(|(rule, n)| (**n, std::cmp::Reverse(name(rule)))) {
+        Some((rule, n)) => format!("{limit}; {} matched most often ({n} times)", name(rule)),
+        None => limit,
     }
 }
 

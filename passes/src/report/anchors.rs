@@ -3,10 +3,11 @@
 use super::Outcome;
 use super::near::Ground;
 use super::reasons::reason;
+use super::traces::Traces;
 use crate::solve::{Solved, Solver, Source, gates};
 use crate::units::{Operand, Unit};
 use std::collections::{BTreeMap, BTreeSet};
-use weldment_ir::{Attr, Category, DType, Op, OpKind, TensorType};
+use weldment_ir::{Attr, Category, DType, Op, OpKind};
 
 /// An anchor's place in a unit.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,110 +76,10 @@ impl Anchor {
     }
 }
 
-/// The type of an operand, where it is a view of a slot.
-fn slot_type(unit: &Unit, operand: Option<&Operand>) -> Option<(TensorType, bool)> {
-    match operand.map(|o| through_views(unit, *o)) {
-        Some(Operand::Slot(i)) => unit.slots.get(i as usize).map(|s| (s.ty.clone(), s.fixed)),
-        _ => None,
-    }
-}
-
-/// What a matmul's operand is, apart from its dtype and the shape of its rows.
-fn operand_root(unit: &Unit, mut operand: Operand) -> Operand {
-    while let Operand::Local(i, _) = operand {
-        let node = &unit.nodes[i as usize];
-        let renames = node.op.kind().info().category == Category::View || node.op.kind() == OpKind::Cast;
-        match (renames, node.operands.as_slice()) {
-            (true, [only]) => operand = *only,
-            _ => break,
-        }
-    }
-    operand
-}
-
-/// The node of this kind that an operand comes from: through views, casts and at most one other op that hands its operand on,
-/// which is in the way of a fusion and does not make the place another one.
-fn comes_from(unit: &Unit, operand: Operand, kind: OpKind) -> Option<u32> {
-    let is = |n: &u32| unit.nodes[*n as usize].op.kind() == kind;
-    let near = unit.origin(operand)?;
-    if is(&near) {
-        return Some(near);
-    }
-    let between = &unit.nodes[near as usize];
-    let category = between.op.kind().info().category;
-    let passes = matches!(category, Category::Elementwise | Category::View | Category::Reduction)
-        && !matches!(between.op.kind(), OpKind::Add | OpKind::RmsNorm | OpKind::AddRmsNorm);
-    between.operands.iter().filter(|_| passes).find_map(|o| unit.origin(*o).filter(is))
-}
-
-/// The value whose mean square a root is taken of: the operand of the nearest product of a value with itself.
-fn squared(unit: &Unit, root: u32) -> Option<Operand> {
-    let mut open = vec![(root, 0)];
-    while let Some((node, depth)) = open.pop() {
-        let local = &unit.nodes[node as usize];
-        if let (OpKind::Mul, [a, b]) = (local.op.kind(), local.operands.as_slice())
-            && a == b
-        {
-            return Some(*a);
-        }
-        // Root, epsilon, mean, product, with room for a view or a cast.
-        let next = local.operands.iter().filter_map(|o| unit.origin(*o));
-        open.extend(next.filter(|_| depth < 5).map(|n| (n, depth + 1)));
-    }
-    None
-}
-
-/// An operand with views of one operand and casts that lose nothing taken off.
-fn through_views(unit: &Unit, mut operand: Operand) -> Operand {
-    while let Operand::Local(i, _) = operand {
-        let node = &unit.nodes[i as usize];
-        match (node.op.kind().info().category, &node.op, node.operands.as_slice()) {
-            // A rank's part of a weight is a part of a weight.
-            (Category::View, _, [only]) | (_, Op::Shard { .. }, [only]) => operand = *only,
-            (_, Op::Cast { dtype }, [only]) if dtype_of(unit, *only) == Some(*dtype) => operand = *only,
-            (_, Op::Cast { dtype }, [only]) => match widened(unit, through_views(unit, *only)) {
-                Some(inner) if dtype_of(unit, inner) == Some(*dtype) => operand = inner,
-                _ => break,
-            },
-            _ => break,
-        }
-    }
-    operand
-}
-
-/// The 16-bit value that an operand is a cast to f32 of.
-fn widened(unit: &Unit, operand: Operand) -> Option<Operand> {
-    let Operand::Local(i, _) = operand else { return None };
-    let node = &unit.nodes[i as usize];
-    let half = |o: &Operand| matches!(dtype_of(unit, *o), Some(DType::F16 | DType::BF16));
-    match (&node.op, node.operands.as_slice()) {
-        (Op::Cast { dtype: DType::F32 }, [only]) if half(only) => Some(*only),
-        _ => None,
-    }
-}
-
-/// The dtype that an operand's op names, or else that of its own first operand.
-fn dtype_of(unit: &Unit, mut operand: Operand) -> Option<DType> {
-    loop {
-        let node = match operand {
-            Operand::Slot(i) => return unit.slots.get(i as usize).map(|s| s.ty.dtype),
-            Operand::Local(i, _) => unit.nodes.get(i as usize)?,
-        };
-        let named = node.op.attrs().into_iter().find_map(|a| match a {
-            Attr::DType(d) => Some(d),
-            _ => None,
-        });
-        if named.is_some() {
-            return named;
-        }
-        operand = *node.operands.first()?;
-    }
-}
-
 /// Every anchor of a unit, by node order.
 pub(crate) fn anchors(unit: &Unit) -> Vec<Anchor> {
     let mut out = Vec::new();
-    let users = unit.users();
+    let (users, traces) = (unit.users(), Traces::new(unit));
     let feeds = |i: u32, kinds: &[OpKind]| {
         users[i as usize].iter().any(|(u, _)| kinds.contains(&unit.nodes[*u as usize].op.kind()))
     };
@@ -195,14 +96,14 @@ pub(crate) fn anchors(unit: &Unit) -> Vec<Anchor> {
     let mut sets: BTreeMap<(Operand, bool), Vec<u32>> = BTreeMap::new();
     for (i, node) in unit.nodes.iter().enumerate() {
         let i = i as u32;
-        let behind = |operand: usize, kind| node.operands.get(operand).and_then(|o| comes_from(unit, *o, kind));
+        let behind = |operand: usize, kind| node.operands.get(operand).and_then(|o| traces.comes_from(*o, kind));
         let mut add = |group, at: Vec<u32>, absorbed: u32, kinds: &'static [OpKind]| {
             out.push(Anchor { group, at, absorbed: vec![absorbed], test: Test::Absorbed(kinds) });
         };
         match node.op.kind() {
             OpKind::Rsqrt => {
                 add("rms_norm", vec![i], i, NORMS);
-                if let Some(sum) = squared(unit, i).and_then(|x| comes_from(unit, x, OpKind::Add)) {
+                if let Some(sum) = traces.squared(i).and_then(|x| traces.comes_from(x, OpKind::Add)) {
                     add("add_rms_norm", vec![i], sum, RESIDUAL_NORMS);
                 }
             }
@@ -211,8 +112,8 @@ pub(crate) fn anchors(unit: &Unit) -> Vec<Anchor> {
                     add("add_rms_norm", vec![i], sum, RESIDUAL_NORMS);
                 }
             }
-            // Every one, whatever reads it.
-            OpKind::AllReduce => {
+            // Every one that has ranks to wait for, whatever reads it.
+            OpKind::AllReduce if node.op.world() != Some(1) => {
                 add("allreduce_rms_norm", vec![i], i, REDUCED_NORMS);
             }
             OpKind::Quantise if [OpKind::RmsNorm, OpKind::AddRmsNorm].iter().any(|kind| behind(0, *kind).is_some()) => {
@@ -243,13 +144,13 @@ pub(crate) fn anchors(unit: &Unit) -> Vec<Anchor> {
                     let computes = !matches!(made.kind(), OpKind::Cast | OpKind::Constant);
                     computes && wanted.is_some() && named(made).is_some_and(|d| Some(d) != wanted)
                 };
-                let producer = node.operands.first().map(|o| through_views(unit, *o));
+                let producer = node.operands.first().map(|o| traces.through_views(*o));
                 // An elementwise op of one operand may stand between.
                 let near = producer.and_then(|p| {
                     let Operand::Local(n, _) = p else { return None };
                     let between = &unit.nodes[n as usize];
                     match (between.op.kind().info().category, between.operands.as_slice()) {
-                        (Category::Elementwise, [only]) => Some(through_views(unit, *only)),
+                        (Category::Elementwise, [only]) => Some(traces.through_views(*only)),
                         _ => None,
                     }
                 });
@@ -259,14 +160,14 @@ pub(crate) fn anchors(unit: &Unit) -> Vec<Anchor> {
             }
             OpKind::ScaledMatmul => {
                 if let Some(x) = node.operands.first() {
-                    sets.entry((operand_root(unit, *x), scoring.contains(&i))).or_default().push(i);
+                    sets.entry((traces.root(*x), scoring.contains(&i))).or_default().push(i);
                 }
             }
             OpKind::Matmul => {
                 if let Some(x) = node.operands.first() {
-                    sets.entry((operand_root(unit, *x), scoring.contains(&i))).or_default().push(i);
+                    sets.entry((traces.root(*x), scoring.contains(&i))).or_default().push(i);
                 }
-                if slot_type(unit, node.operands.get(1)).is_some_and(|(w, _)| w.dtype.is_block()) {
+                if traces.slot_type(node.operands.get(1)).is_some_and(|(w, _)| w.dtype.is_block()) {
                     out.push(Anchor { group: "int8_activations", at: vec![i], absorbed: vec![i], test: Test::Int8 });
                 }
             }
@@ -274,7 +175,7 @@ pub(crate) fn anchors(unit: &Unit) -> Vec<Anchor> {
         }
     }
     for members in sets.into_values().filter(|m| m.len() > 1) {
-        let subjects: Vec<u32> = members.iter().map(|m| biased(unit, &users, *m)).collect();
+        let subjects: Vec<u32> = members.iter().map(|m| biased(&traces, &users, *m)).collect();
         let gate = subjects.iter().chain(&members).any(|m| gates[*m as usize]);
         let group = if gate { "merged_gate_up" } else { "merged_qkv" };
         out.push(Anchor { group, at: members, absorbed: subjects, test: Test::Joined });
@@ -284,11 +185,12 @@ pub(crate) fn anchors(unit: &Unit) -> Vec<Anchor> {
 }
 
 /// The sum of a matmul and its static bias, or the matmul.
-fn biased(unit: &Unit, users: &[Vec<(u32, u32)>], matmul: u32) -> u32 {
+fn biased(traces: &Traces<'_>, users: &[Vec<(u32, u32)>], matmul: u32) -> u32 {
+    let unit = traces.unit;
     match users[matmul as usize].as_slice() {
         [(user, position)] if unit.nodes[*user as usize].op.kind() == OpKind::Add => {
             let other = unit.nodes[*user as usize].operands.get(1 - (*position as usize).min(1));
-            match slot_type(unit, other) {
+            match traces.slot_type(other) {
                 Some((t, true)) if t.rank() == 1 => *user,
                 _ => matmul,
             }
@@ -328,7 +230,7 @@ pub(crate) fn outcome(
         class.is_some_and(|step| kind(*step) == solved.unit.nodes[*node as usize].op.kind())
     };
     if into.is_empty() && anchor.test != Test::Dropped {
-        return Outcome::Elsewhere { into: "nothing".into() };
+        return Outcome::Absorbed { by: "nothing".into() };
     }
     let fused = match anchor.test {
         Test::Dropped => !anchor.absorbed.iter().any(standing),
@@ -341,7 +243,7 @@ pub(crate) fn outcome(
                 last.is_some_and(|name| solver.rules.iter().any(|r| r.name == *name && r.group == Some(anchor.group)))
             });
             if elsewhere && !half_way {
-                return Outcome::Elsewhere { into: names };
+                return Outcome::Absorbed { by: names };
             }
             gone && !elsewhere
         }

@@ -3,7 +3,6 @@
 
 use crate::rules::Rule;
 use crate::target::traffic;
-use crate::units::layer_of;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use weldment_ir::{Category, Graph, Node, NodeId, OpKind};
@@ -109,6 +108,17 @@ pub(crate) struct Origin {
     pub stands_for: BTreeSet<NodeId>,
     /// Names of the rewrites that led to it, in order.
     pub chain: Vec<&'static str>,
+}
+
+/// The layer of a node: `layers.N.` at the start of its smallest such source path.
+fn layer_of(node: &Node) -> Option<u32> {
+    node.sources
+        .iter()
+        .filter_map(|s| {
+            let rest = s.strip_prefix("layers.")?;
+            rest.split('.').next()?.parse::<u32>().ok()
+        })
+        .min()
 }
 
 /// Given from outside: not a node of a report.

@@ -8,6 +8,7 @@ mod place;
 mod reasons;
 mod render;
 mod table;
+mod traces;
 
 pub(crate) use anchors::{Anchor, Site, anchors, outcome};
 pub use compare::{Change, FusionChange, compare};
@@ -30,10 +31,10 @@ pub enum Outcome {
         /// The op.
         into: String,
     },
-    /// Absorbed by another fusion: nothing is left to fuse.
-    Elsewhere {
+    /// Part of another op: nothing is left to fuse here.
+    Absorbed {
         /// The op.
-        into: String,
+        by: String,
     },
     /// Left as it was.
     Kept {
@@ -151,6 +152,18 @@ pub struct UnitReport {
     pub iterations: usize,
     /// Matches applied, by rule.
     pub matches: BTreeMap<String, usize>,
+    /// The limit of saturation, where it was reached: the best form found by then is used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<LimitReport>,
+}
+
+/// A limit of saturation that a unit reached.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LimitReport {
+    /// The limit, and the rule that matched most often.
+    pub reached: String,
+    /// Source path of the unit's first node, where the unit stands first.
+    pub at: String,
 }
 
 /// The report of one compile; the same for the same graph, target and options.

@@ -98,9 +98,9 @@ fn unchosen(
         let change = format!("let nothing but the fusion read it: {}", list(&by));
         return Reason::AlsoRead { by, change };
     }
-    let places = standing(solved, &anchor.absorbed).into_iter().chain(root);
-    let costs = places.filter(|class| !taken(*class)).filter_map(|class| solved.extraction.cost_with(class, &made));
-    let extra = costs.min().unwrap_or(solved.extraction.cost).saturating_sub(solved.extraction.cost);
+    let places = standing(solved, ground, &anchor.absorbed).into_iter().chain(root);
+    let cost = solved.extraction.cost_with(places.filter(|class| !taken(*class)), &made);
+    let extra = cost.unwrap_or(solved.extraction.cost).saturating_sub(solved.extraction.cost);
     let steps = into.iter().map(|s| &solved.steps[*s as usize]);
     let names: BTreeSet<&str> = steps.clone().map(|s| s.op.kind().info().name).collect();
     let competing: BTreeSet<&str> = steps
@@ -140,8 +140,7 @@ fn other_readers(ground: &Ground<'_>, found: &Closest<'_>) -> BTreeSet<String> {
 }
 
 /// The classes, computed in the end, that nodes went into: their own, or those of their nearest readers.
-fn standing(solved: &Solved<'_>, nodes: &[u32]) -> BTreeSet<Id> {
-    let users = solved.unit.users();
+fn standing(solved: &Solved<'_>, ground: &Ground<'_>, nodes: &[u32]) -> BTreeSet<Id> {
     let mut open: Vec<u32> = nodes.to_vec();
     let mut seen: BTreeSet<u32> = nodes.iter().copied().collect();
     let mut out = BTreeSet::new();
@@ -150,7 +149,7 @@ fn standing(solved: &Solved<'_>, nodes: &[u32]) -> BTreeSet<Id> {
             Some(class) => {
                 out.insert(class);
             }
-            None => open.extend(users[node as usize].iter().map(|u| u.0).filter(|u| seen.insert(*u))),
+            None => open.extend(ground.users[node as usize].iter().map(|u| u.0).filter(|u| seen.insert(*u))),
         }
     }
     out

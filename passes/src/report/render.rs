@@ -1,6 +1,6 @@
 //! The report as text, and `--require`.
 
-use super::{GroupReport, Outcome, Reason, Report};
+use super::{GroupReport, LimitReport, Outcome, Reason, Report, UnitReport};
 use crate::error::PassError;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -37,7 +37,7 @@ impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Outcome::Fused { into } => write!(f, "fused into {into}"),
-            Outcome::Elsewhere { into } => write!(f, "absorbed by {into}"),
+            Outcome::Absorbed { by } => write!(f, "absorbed by {by}"),
             Outcome::Kept { reason } => write!(f, "kept: {reason}"),
         }
     }
@@ -76,36 +76,45 @@ impl GroupReport {
         kept.into_iter().map(shown).collect()
     }
 
-    /// Anchors absorbed, by this fusion or another.
+    /// Places that this fusion made one op of.
     pub fn fused(&self) -> usize {
+        self.anchors.iter().filter(|a| matches!(a.outcome, Outcome::Fused { .. })).count()
+    }
+
+    /// Places that became part of other ops, by op.
+    pub fn absorbed(&self) -> BTreeMap<&str, usize> {
+        let mut by: BTreeMap<&str, usize> = BTreeMap::new();
+        for anchor in &self.anchors {
+            if let Outcome::Absorbed { by: op } = &anchor.outcome {
+                *by.entry(op).or_default() += 1;
+            }
+        }
+        by
+    }
+
+    /// Places that are no more: fused, or absorbed.
+    pub fn gone(&self) -> usize {
         self.anchors.iter().filter(|a| !matches!(a.outcome, Outcome::Kept { .. })).count()
     }
 
-    /// Anchors absorbed by this fusion itself.
-    pub fn own(&self) -> usize {
-        self.anchors.iter().filter(|a| matches!(a.outcome, Outcome::Fused { .. })).count()
+    /// `30 fused`, `28 fused, 2 kept`, `60 absorbed`.
+    pub fn counts(&self) -> String {
+        let (fused, gone, total) = (self.fused(), self.gone(), self.anchors.len());
+        let counts = [(fused, "fused"), (gone - fused, "absorbed"), (total - gone, "kept")];
+        counts.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} {what}")).collect::<Vec<_>>().join(", ")
     }
 }
 
 impl fmt::Display for GroupReport {
-    /// `silu_mul: all: 30 of 30 (30 in matmul_silu_mul)`, or `... 28 of 30; 2 kept: layers.0.mlp.act_fn: reason`.
+    /// `silu_mul: 30 places: 30 absorbed (30 by matmul_silu_mul)`, or `... 28 fused, 2 kept` and why.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (fused, total) = (self.fused(), self.anchors.len());
-        let all = if fused == total { "all: " } else { "" };
-        write!(f, "{}: {all}{fused} of {total}", self.name)?;
-        let mut elsewhere: BTreeMap<&str, usize> = BTreeMap::new();
-        for a in &self.anchors {
-            match &a.outcome {
-                Outcome::Fused { .. } | Outcome::Kept { .. } => {}
-                Outcome::Elsewhere { into } => *elsewhere.entry(into).or_default() += 1,
-            }
+        match self.anchors.len() {
+            0 => return write!(f, "{}: no places", self.name),
+            n => write!(f, "{}: {n} place{}: {}", self.name, if n == 1 { "" } else { "s" }, self.counts())?,
         }
-        if !elsewhere.is_empty() {
-            let list: Vec<String> = elsewhere.iter().map(|(op, n)| format!("{n} in {op}")).collect();
-            write!(f, " ({})", list.join(", "))?;
-        }
-        if fused != total {
-            write!(f, "; {} kept", total - fused)?;
+        let by: Vec<String> = self.absorbed().iter().map(|(op, n)| format!("{n} by {op}")).collect();
+        if !by.is_empty() {
+            write!(f, " ({})", by.join(", "))?;
         }
         for (reason, paths) in &self.kept() {
             let first = paths.first().map_or("", String::as_str);
@@ -126,13 +135,23 @@ impl fmt::Display for Report {
         for g in self.groups.iter().filter(|g| !g.anchors.is_empty()) {
             writeln!(f, "{g}")?;
         }
-        Ok(())
+        f.write_str(&self.limits().concat())
     }
 }
 
 impl Report {
-    /// Checks `FUSION=N`, `FUSION>=N` or `FUSION=all`: places absorbed (by the fusion or another that left nothing to
-    /// fuse).
+    /// A line for each distinct unit whose saturation reached a limit.
+    pub fn limits(&self) -> Vec<String> {
+        let line = |unit: &UnitReport| {
+            let LimitReport { reached, at } = unit.limit.as_ref()?;
+            let more = if unit.instances > 1 { format!(" and {} more", unit.instances - 1) } else { String::new() };
+            Some(format!("saturation at {at}{more} stopped at its limit of {reached}; the best form so far is used\n"))
+        };
+        self.units.iter().filter_map(line).collect()
+    }
+
+    /// Checks `FUSION=N`, `FUSION>=N` (places fused or absorbed), `FUSION=all` (there are some, and none is kept) or
+    /// `FUSION=none` (there is no place).
     ///
     /// # Errors
     /// If it does not parse, names no fusion, or does not hold.
@@ -147,12 +166,13 @@ impl Report {
             name: name.trim().to_owned(),
             accepted: self.groups.iter().map(|g| g.name.as_str()).collect::<Vec<_>>().join(", "),
         })?;
-        let fused = group.fused();
+        let (gone, places) = (group.gone(), group.anchors.len());
         let holds = match (wanted.trim(), at_least) {
-            ("all", false) => fused == group.anchors.len(),
+            ("all", false) => places > 0 && gone == places,
+            ("none", false) => places == 0,
             (n, _) => {
                 let n: usize = n.parse().map_err(|_| bad())?;
-                if at_least { fused >= n } else { fused == n }
+                if at_least { gone >= n } else { gone == n }
             }
         };
         match holds {

@@ -15,8 +15,9 @@ pub fn size(bytes: u64) -> String {
     format!("{n:.1} TiB")
 }
 
-/// A table with a column a variant (name, ranges of the symbols that tell variants apart), a row a fusion (places fused
-/// of all places), and the launches and bytes of a step; then every reason for which places were left, with its variants.
+/// A table with a column a variant (name, ranges of the symbols that tell variants apart), a row a fusion (places fused,
+/// absorbed by other ops, and kept), and the launches and bytes of a step; then what absorbed places, every reason for which
+/// places were left, and limits that were reached, each with its variants.
 pub fn coverage(reports: &[(&str, &Report)]) -> String {
     let mut rows: Vec<Vec<String>> =
         vec![[String::new()].into_iter().chain(reports.iter().map(|(name, _)| (*name).to_owned())).collect()];
@@ -41,7 +42,7 @@ pub fn coverage(reports: &[(&str, &Report)]) -> String {
     for name in names {
         row(name, &|r| {
             let group = r.group(name).filter(|g| !g.anchors.is_empty());
-            group.map_or_else(|| "-".into(), |g| format!("{} of {}", g.fused(), g.anchors.len()))
+            group.map_or_else(|| "-".into(), super::GroupReport::counts)
         });
     }
     row("launches", &|r| format!("{} -> {}", r.launches_before, r.launches_after));
@@ -61,7 +62,7 @@ pub fn coverage(reports: &[(&str, &Report)]) -> String {
             out.push('\n');
         }
     }
-    out + &kept(reports)
+    out + &absorbed(reports) + &kept(reports) + &limits(reports)
 }
 
 /// Symbols whose ranges are not the same in every variant.
@@ -71,16 +72,43 @@ fn distinguishing(reports: &[(&str, &Report)]) -> Vec<String> {
     first.ranges.keys().filter(differs).cloned().collect()
 }
 
+/// Which ops absorbed the places of each fusion.
+fn absorbed(reports: &[(&str, &Report)]) -> String {
+    let mut lines: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+    for (variant, report) in reports {
+        for group in &report.groups {
+            for (op, n) in group.absorbed() {
+                lines.entry(format!("{} absorbed by {op}: {n}", group.name)).or_default().push(variant);
+            }
+        }
+    }
+    lines.iter().map(|(line, variants)| format!("{line}{}\n", whose(variants, reports))).collect()
+}
+
+/// Units whose saturation reached a limit.
+fn limits(reports: &[(&str, &Report)]) -> String {
+    let mut lines: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+    for (variant, report) in reports {
+        report.limits().into_iter().for_each(|line| lines.entry(line).or_default().push(variant));
+    }
+    lines.iter().map(|(line, variants)| format!("{}{}\n", line.trim_end(), whose(variants, reports))).collect()
+}
+
+/// The variants that a line is about, if not all.
+fn whose(variants: &[&str], reports: &[(&str, &Report)]) -> String {
+    if variants.len() == reports.len() { String::new() } else { format!(" ({})", variants.join(", ")) }
+}
+
 /// Fusion, reason with layers left open, and what is known of each.
-type Reasons = BTreeMap<(String, String), (Vec<String>, Vec<String>)>;
+type Reasons<'r> = BTreeMap<(String, String), (Vec<&'r str>, Vec<String>)>;
 
 fn kept(reports: &[(&str, &Report)]) -> String {
-    let mut reasons: Reasons = BTreeMap::new();
+    let mut reasons: Reasons<'_> = BTreeMap::new();
     for (variant, report) in reports {
         for group in &report.groups {
             for (text, paths) in group.kept() {
                 let (variants, places) = reasons.entry((group.name.clone(), text)).or_default();
-                variants.push((*variant).to_owned());
+                variants.push(variant);
                 places.extend(paths.into_iter().filter(|p| !places.contains(p)).collect::<Vec<_>>());
             }
         }
@@ -89,8 +117,7 @@ fn kept(reports: &[(&str, &Report)]) -> String {
     for ((fusion, reason), (variants, places)) in reasons {
         let more = if places.len() > 1 { format!(" and {} more", places.len() - 1) } else { String::new() };
         let place = places.first().map_or("", String::as_str);
-        let whose = if variants.len() == reports.len() { String::new() } else { format!(" ({})", variants.join(", ")) };
-        out += &format!("{fusion} kept at {place}{more}{whose}: {reason}\n");
+        out += &format!("{fusion} kept at {place}{more}{}: {reason}\n", whose(&variants, reports));
     }
     out
 }

@@ -87,6 +87,10 @@ pub(super) fn rules() -> Vec<Rule> {
                 (result0 (add_rms_norm ?x ?r ?w ?eps ?dtype)) => (rms_norm (add ?x ?r) ?w ?eps ?dtype)
         },
         rule! {
+            /// The sum over one rank is what that rank has.
+            all_reduce_of_one [Bitwise]: (all_reduce ?x 1) => (?x)
+        },
+        rule! {
             /// Ranks add element by element: a reshaped sum is the sum of reshaped parts.
             reshape_into_all_reduce [Bitwise]:
                 (reshape (all_reduce ?x ?world) ?s) => (all_reduce (reshape ?x ?s) ?world)

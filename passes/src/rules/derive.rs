@@ -19,11 +19,6 @@ fn shape_of(net: &Net, ids: &[Id], i: usize) -> Option<Shape> {
     net[*ids.get(i)?].data.ty().map(|t| t.shape.clone())
 }
 
-/// The sum of two integers.
-pub fn sum(net: &Net, ids: &[Id]) -> Option<Attr> {
-    int(net, ids, 0)?.checked_add(int(net, ids, 1)?).map(Attr::Int)
-}
-
 /// inner, outer: the permutation of transposing by `inner`, then by `outer`.
 pub fn compose(net: &Net, ids: &[Id]) -> Option<Attr> {
     let (Attr::Ints(inner), Attr::Ints(outer)) = (attr(net, ids, 0)?, attr(net, ids, 1)?) else { return None };

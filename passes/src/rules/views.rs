@@ -3,6 +3,7 @@
 use super::{Body, Found, Numerics, Premises, Proposal, Rule, rule};
 use crate::egraph::{ENode, Net, Term};
 use egg::Id;
+use std::collections::BTreeMap;
 use weldment_ir::{Attr, OpKind};
 
 pub(super) fn rules() -> Vec<Rule> {
@@ -27,12 +28,6 @@ pub(super) fn rules() -> Vec<Rule> {
         rule! {
             /// A slice of a whole axis is nothing.
             slice_identity [Bitwise]: (slice ?x ?axis ?start ?end) => (?x) if whole_axis(?x, ?axis, ?start, ?end)
-        },
-        rule! {
-            /// A slice of a slice along the same axis is one slice.
-            slice_of_slice [Bitwise]:
-                (slice (slice ?x ?axis ?a ?b) ?axis ?c ?d) => (slice ?x ?axis ?start ?end)
-                where ?start = sum(?a, ?c), ?end = sum(?a, ?d)
         },
         rule! {
             /// A broadcast to the operand's own shape is nothing.
@@ -122,6 +117,14 @@ pub(super) fn rules() -> Vec<Rule> {
         },
     ];
     rules.push(Rule {
+        name: "slice_of_slice",
+        doc: "A slice of a slice along the same axis is one slice.\n",
+        class: Numerics::Bitwise,
+        group: None,
+        text: "(slice (slice ?x ?axis ?a ?b) ?axis ?c ?d) => (slice ?x ?axis ?a+?c ?a+?d), of the largest ?x".into(),
+        body: Body::Custom { find: slice_of_slice, premises: &[SAME_AXIS] },
+    });
+    rules.push(Rule {
         name: "slice_of_concat",
         doc: "A slice that lies inside one part of a concatenation is a slice of that part.\n",
         class: Numerics::Bitwise,
@@ -163,6 +166,36 @@ pub(super) fn nodes_of(net: &Net, kind: OpKind) -> impl Iterator<Item = (Id, &EN
     })
 }
 
+/// Of all values that a slice can be seen to be a slice of, the largest is taken: in a chain of slices each is then known as one of
+/// a value twice as far up after each round, and not as one of every value before it.
+fn slice_of_slice(net: &Net, ask: &Premises) -> Found {
+    let mut best: BTreeMap<(Id, i64), (u64, Proposal)> = BTreeMap::new();
+    for (root, node) in nodes_of(net, OpKind::Slice) {
+        let ([inner], [axis, start, end]) = node.split() else { continue };
+        let (Some(axis), Some(start), Some(end)) = (int(net, *axis), int(net, *start), int(net, *end)) else {
+            continue;
+        };
+        for outer in net[*inner].iter().filter(|n| matches!(n, ENode::Op(OpKind::Slice, _))) {
+            let ([x], [a, first, _]) = outer.split() else { continue };
+            let (Some(first), Some(size)) = (int(net, *first), extent(net, *x, axis)) else { continue };
+            let larger = best.get(&(root, axis)).is_none_or(|(known, _)| size > *known);
+            if !larger || !ask.hold(SAME_AXIS, int(net, *a) == Some(axis)) {
+                continue;
+            }
+            let (Some(start), Some(end)) = (first.checked_add(start), first.checked_add(end)) else { continue };
+            let term = Term::op(OpKind::Slice, vec![Term::Class(*x)], [axis, start, end].map(Attr::Int).to_vec());
+            let from = vec![outer.clone(), node.clone()];
+            best.insert((root, axis), (size, Proposal { root, equal: vec![(root, term)], from }));
+        }
+    }
+    Found { proposals: best.into_values().map(|(_, proposal)| proposal).collect(), ..Found::default() }
+}
+
+/// The size of a value along an axis.
+fn extent(net: &Net, value: Id, axis: i64) -> Option<u64> {
+    net[value].data.ty()?.shape.get(usize::try_from(axis).ok()?)?.constant()
+}
+
 fn slice_of_concat(net: &Net, ask: &Premises) -> Found {
     let mut found = Found::default();
     for (root, node) in nodes_of(net, OpKind::Slice) {
@@ -177,10 +210,7 @@ fn slice_of_concat(net: &Net, ask: &Premises) -> Found {
             }
             let mut offset = 0i64;
             for part in parts {
-                let size = usize::try_from(axis)
-                    .ok()
-                    .and_then(|a| net[*part].data.ty()?.shape.get(a)?.constant())
-                    .and_then(|n| i64::try_from(n).ok());
+                let size = extent(net, *part, axis).and_then(|n| i64::try_from(n).ok());
                 let Some(size) = size else { break };
                 if ask.hold(STARTS_INSIDE, start >= offset) && ask.hold(ENDS_INSIDE, end <= offset + size) {
                     let attrs = [axis, start - offset, end - offset].map(Attr::Int).to_vec();

@@ -48,12 +48,13 @@ struct VariantData {
     sections: Vec<Section>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 struct Counts {
     total: usize,
     fused: usize,
+    /// By op.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    elsewhere: BTreeMap<String, usize>,
+    absorbed: BTreeMap<String, usize>,
 }
 
 /// Equal layers, or what is outside all.
@@ -321,7 +322,7 @@ impl<'a> Folder<'a> {
         let anchors = members.anchors.iter().map(|(fusion, anchor)| {
             let (outcome, into, reason) = match &anchor.outcome {
                 Outcome::Fused { into } => ("fused", Some(into.clone()), None),
-                Outcome::Elsewhere { into } => ("elsewhere", Some(into.clone()), None),
+                Outcome::Absorbed { by } => ("absorbed", Some(by.clone()), None),
                 Outcome::Kept { reason } => ("kept", None, Some(self.reason(reason, place))),
             };
             let nodes = references(&self.before, &anchor.nodes);
@@ -377,14 +378,11 @@ impl PageData {
 
 fn variant(name: &str, report: &Report, fusions: &[String], rules: &mut Rules) -> VariantData {
     let counts = |fusion: &String| {
-        let anchors = report.group(fusion).map_or(&[][..], |g| &g.anchors);
-        let mut elsewhere: BTreeMap<String, usize> = BTreeMap::new();
-        for anchor in anchors {
-            if let Outcome::Elsewhere { into } = &anchor.outcome {
-                *elsewhere.entry(into.clone()).or_default() += 1;
-            }
-        }
-        Counts { total: anchors.len(), fused: report.group(fusion).map_or(0, |g| g.fused()), elsewhere }
+        report.group(fusion).map(|g| Counts {
+            total: g.anchors.len(),
+            fused: g.fused(),
+            absorbed: g.absorbed().into_iter().map(|(op, n)| (op.to_owned(), n)).collect(),
+        })
     };
     VariantData {
         name: name.to_owned(),
@@ -394,7 +392,7 @@ fn variant(name: &str, report: &Report, fusions: &[String], rules: &mut Rules) -
         ranges: report.ranges.iter().map(|(symbol, (min, max))| (symbol.clone(), [*min, *max])).collect(),
         launches: [report.launches_before, report.launches_after],
         bytes: [report.bytes_before, report.bytes_after],
-        fusions: fusions.iter().map(counts).collect(),
+        fusions: fusions.iter().map(|f| counts(f).unwrap_or_default()).collect(),
         sections: Folder::new(report, fusions).sections(rules),
     }
 }

@@ -171,12 +171,19 @@
 
   function cell(counts) {
     if (!counts || counts.total === 0) return el("span", { class: "soft" }, "-");
-    const elsewhere = Object.entries(counts.elsewhere ?? {}).map(([op, n]) => `${n} in ${op}`);
-    const rest = elsewhere.length ? ` (${elsewhere.join(", ")})` : "";
-    const kept = counts.total - counts.fused;
-    return el("span", {}, `${counts.fused} of ${counts.total}${rest}`,
-      kept ? el("span", { class: "alarm" }, `; ${kept} kept`) : null);
+    const kept = keptOf(counts);
+    const done = [counts.fused ? `${counts.fused} fused` : "",
+      ...Object.entries(counts.absorbed ?? {}).map(([op, n]) => `${n} absorbed by ${op}`)].filter(Boolean).join(", ");
+    return el("span", {}, done, kept ? el("span", { class: "alarm" }, `${done ? ", " : ""}${kept} kept`) : null);
   }
+
+  const absorbedOf = (counts) => Object.values(counts.absorbed ?? {}).reduce((sum, n) => sum + n, 0);
+
+  const keptOf = (counts) => counts.total - counts.fused - absorbedOf(counts);
+
+  /** `28 fused, 2 kept`. */
+  const summary = (counts) => [[counts.fused, "fused"], [absorbedOf(counts), "absorbed"], [keptOf(counts), "kept"]]
+    .filter(([n]) => n).map(([n, what]) => `${n} ${what}`).join(", ");
 
   /** `T 2..512`: the ranges that tell a variant from others. */
   const rangesOf = (v) => Object.entries(v.ranges ?? {})
@@ -192,7 +199,7 @@
         if (!counts || counts.total === 0) return el("td", {}, cell(counts));
         const label = `${name} in ${v.name}`;
         const show = () => { state.fusion = i; go({ variant: v.name }); drawVariant(); };
-        return el("td", {}, el("button", { type: "button", "aria-label": `${label}: ${counts.fused} of ${counts.total}`, click: show }, cell(counts)));
+        return el("td", {}, el("button", { type: "button", "aria-label": `${label}: ${summary(counts)}`, click: show }, cell(counts)));
       })));
     const total = el("tr", {}, el("th", { scope: "row" }, "launches a step"),
       data.variants.map((v) => el("td", {}, `${v.launches[0]} before, ${v.launches[1]} after`)));
@@ -223,7 +230,7 @@
       ? el("button", {
         type: "button", "aria-pressed": state.fusion === i ? "true" : "false", "data-fusion": fusionName(i),
         click: () => { state.fusion = state.fusion === i ? null : i; drawLegend(); mark(); },
-      }, swatch(i), fusionName(i), " ", el("span", { class: "soft" }, `${counts.fused} of ${counts.total}`))
+      }, swatch(i), fusionName(i), " ", el("span", { class: "soft" }, summary(counts)))
       : null);
     byId("legend").replaceChildren(...buttons.filter(Boolean));
   }
@@ -470,7 +477,7 @@
     const { place } = found;
     const head = [swatch(place.fusion), el("b", {}, fusionName(place.fusion)), ": "];
     if (place.outcome === "fused") return el("li", {}, head, `fused into ${place.into}`);
-    if (place.outcome === "elsewhere") return el("li", {}, head, `nothing left to fuse, absorbed by ${place.into}`);
+    if (place.outcome === "absorbed") return el("li", {}, head, `nothing left to fuse, absorbed by ${place.into}`);
     return el("li", {}, head, el("span", { class: "alarm" }, "left as it was"), reasonBox(found));
   }
 

@@ -79,6 +79,11 @@ impl Footprint {
         self.loops.iter().try_fold(self.width, |n, (count, stride)| n.checked_add((count - 1).checked_mul(*stride)?))
     }
 
+    /// The first byte.
+    pub fn start(&self) -> u64 {
+        self.base
+    }
+
     /// One past the last byte.
     pub fn end(&self) -> u64 {
         if self.width == 0 { 0 } else { self.reach().and_then(|n| n.checked_add(self.base)).unwrap_or(u64::MAX) }

@@ -402,14 +402,9 @@ impl<'a> Checker<'a> {
             let fault = Fault::Collectives { other: a.path.clone() };
             return Err(Violation { path: b.path.clone(), step: Some(b.index), fault });
         }
-        for (i, a) in epoch.iter().enumerate() {
-            for (j, b) in epoch.iter().enumerate() {
-                let before = j < i;
-                if i != j && disturbs(a, b, before) {
-                    let fault = Fault::Race { other: b.path.clone() };
-                    return Err(Violation { path: a.path.clone(), step: Some(a.index), fault });
-                }
-            }
+        if let Some((a, b)) = race(epoch) {
+            let fault = Fault::Race { other: b.path.clone() };
+            return Err(Violation { path: a.path.clone(), step: Some(a.index), fault });
         }
         for step in epoch {
             if let (Some(scratch), Some(held)) = (&step.scratch, self.held.get_mut(&Region::Arena)) {
@@ -544,16 +539,40 @@ impl<'a> Checker<'a> {
     }
 }
 
-/// Does `a` write where `b` reads or writes? Writes are compared once, with `before` telling which side asks.
-fn disturbs(a: &StepAccess<'_>, b: &StepAccess<'_>, before: bool) -> bool {
-    let writes = |s: &StepAccess<'_>| {
-        let scratch = s.scratch.clone().map(|f| (Region::Arena, f));
-        s.writes.iter().map(|w| (w.view.region.clone(), w.surplus.clone())).chain(scratch).collect::<Vec<_>>()
-    };
-    let (mine, theirs) = (writes(a), if before { Vec::new() } else { writes(b) });
-    let reads = b.reads.iter().map(|r| (&r.view.region, &r.exact));
-    let touched: Vec<(&Region, &Footprint)> = reads.chain(theirs.iter().map(|(r, f)| (r, f))).collect();
-    mine.iter().any(|(region, f)| touched.iter().any(|(other, g)| region == *other && f.meets(g)))
+/// Bytes that a step of an epoch touches.
+struct Touch<'s> {
+    step: usize,
+    writes: bool,
+    bytes: &'s Footprint,
+}
+
+/// The first step of an epoch that writes where another reads or writes, and the other.
+fn race<'e, 'v>(epoch: &'e [StepAccess<'v>]) -> Option<(&'e StepAccess<'v>, &'e StepAccess<'v>)> {
+    let mut touched: BTreeMap<&Region, Vec<Touch<'_>>> = BTreeMap::new();
+    for (step, access) in epoch.iter().enumerate() {
+        let reads = access.reads.iter().map(|r| (&r.view.region, false, &r.exact));
+        let writes = access.writes.iter().map(|w| (&w.view.region, true, &w.surplus));
+        let scratch = access.scratch.iter().map(|f| (&Region::Arena, true, f));
+        for (region, writes, bytes) in reads.chain(writes).chain(scratch) {
+            touched.entry(region).or_default().push(Touch { step, writes, bytes });
+        }
+    }
+    let mut first: Option<(usize, usize)> = None;
+    for list in touched.values_mut() {
+        list.sort_by_key(|t| t.bytes.start());
+        for (i, a) in list.iter().enumerate() {
+            let end = a.bytes.end();
+            // Those further on start behind this one's end.
+            for b in list[i + 1..].iter().take_while(|b| b.bytes.start() < end) {
+                if a.step != b.step && (a.writes || b.writes) && a.bytes.meets(b.bytes) {
+                    let by_writes = [(a, b), (b, a)].into_iter().filter(|(x, _)| x.writes);
+                    let pair = by_writes.map(|(x, y)| (x.step, y.step)).min();
+                    first = [first, pair].into_iter().flatten().min();
+                }
+            }
+        }
+    }
+    first.map(|(a, b)| (&epoch[a], &epoch[b]))
 }
 
 fn show(view: &View) -> String {

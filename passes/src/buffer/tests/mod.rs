@@ -352,3 +352,34 @@ fn ranks_meet_in_one_collective_after_the_other() {
     let fault = check(&g, &wrong, &AnyStrides).unwrap_err().fault;
     assert_eq!(fault, Fault::Collectives { other: "all_reduce".into() });
 }
+
+/// Chains in which every result takes the bytes of the value before, some of which are read beside the chain: what takes a
+/// step's time by its neighbours takes seconds for all.
+#[test]
+fn long_chains_are_placed_soon() {
+    const LINKS: usize = 4000;
+    for beside in [0, 7] {
+        let mut g = graph();
+        let x = input(&mut g, "x", DType::F32, "T 64");
+        let y = input(&mut g, "y", DType::F32, "T 64");
+        let mut at = op(&mut g, Op::Neg {}, &[x]);
+        let mut other = at;
+        for i in 1..LINKS {
+            at = match i.checked_rem(beside) {
+                Some(0) => op(&mut g, Op::Add {}, &[at, other]),
+                _ if i % 2 == 0 => op(&mut g, Op::Neg {}, &[at]),
+                _ => op(&mut g, Op::Add {}, &[at, y]),
+            };
+            if i.checked_rem(beside) == Some(3) {
+                other = at;
+            }
+        }
+        g.output("out", OutputKind::Result, at);
+        let start = std::time::Instant::now();
+        let plan = bufferise(&g, &AnyStrides).unwrap();
+        assert!(start.elapsed().as_secs() < 100, "{:?}", start.elapsed());
+        assert_eq!((plan.steps.len(), plan.copies.len()), (LINKS, 0));
+        // One value, and the one read beside it.
+        assert!(plan.arena_bytes <= 3 * 32 * 64 * 4, "{}", plan.arena_bytes);
+    }
+}

@@ -2,6 +2,7 @@
 //! values, and the smallest change that would let the rule match.
 
 mod merge;
+mod partial;
 mod pattern;
 mod search;
 mod words;
@@ -11,9 +12,9 @@ use crate::rules::{Answer, Body, Condition, Rule};
 use crate::solve::{Solved, Solver};
 use egg::{Id, Subst};
 pub(crate) use merge::merge_obstacle;
+use partial::{Edit, Partial};
 use pattern::Tree;
 pub(crate) use search::Ground;
-use search::{Edit, Partial};
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
 use weldment_ir::OpKind;
@@ -116,13 +117,13 @@ fn best_of<'a>(
 ) -> Option<Closest<'a>> {
     let mut found: Vec<Closest<'a>> = Vec::new();
     for (rule, barred) in rules {
-        let Some(tree) = Tree::of(rule) else { continue };
+        let Some(tree) = ground.tree(rule) else { continue };
         for (class, kind) in places {
             for way in tree.ways_to(*kind) {
                 let Some(inner) = tree.at(&way) else { continue };
-                let below = ground.down(inner, *class, None, &Partial::default());
-                for partial in below.iter().flat_map(|p| ground.up(&tree, &way, *class, p, 2)) {
-                    found.push(judge(solver, ground, rule, *barred, &tree, partial));
+                let below = ground.down(inner, *class, None);
+                for partial in below.iter().flat_map(|p| ground.up(tree, &way, *class, p)) {
+                    found.push(judge(solver, ground, rule, *barred, tree, partial));
                 }
             }
         }
@@ -189,7 +190,9 @@ fn judge<'a>(
 fn subst_of(partial: &Partial) -> Subst {
     let mut subst = Subst::with_capacity(partial.bound.len());
     for (v, id, _) in &partial.bound {
-        subst.insert(*v, *id);
+        if subst.get(*v).is_none() {
+            subst.insert(*v, *id);
+        }
     }
     subst
 }
@@ -234,8 +237,8 @@ fn explain_step(solver: &Solver<'_>, ground: &Ground<'_>, edit: &Edit) -> Option
     let Edit::Between { by, reader, class, .. } = edit else { return None };
     let by_kind = ground.kind(*by);
     let helpers = everything(solver).filter_map(|(rule, barred)| {
-        let tree = Tree::of(rule)?;
-        let direct = matches!(&tree, Tree::Op { kind, children, .. }
+        let tree = ground.tree(rule)?;
+        let direct = matches!(tree, Tree::Op { kind, children, .. }
             if *kind == *reader && children.iter().any(|c| c.kind() == Some(by_kind)));
         direct.then_some((rule, barred, tree))
     });
@@ -246,8 +249,8 @@ fn explain_step(solver: &Solver<'_>, ground: &Ground<'_>, edit: &Edit) -> Option
     let mut found: Vec<words::Stays> = Vec::new();
     for (rule, barred, tree) in helpers {
         for class in &readers {
-            for partial in ground.down(&tree, *class, None, &Partial::default()).into_iter().filter(|p| p.cost == 0) {
-                let subst = subst_of(&partial);
+            for partial in ground.down(tree, *class, None).iter().filter(|p| p.cost == 0) {
+                let subst = subst_of(partial);
                 let failed = conditions(rule, ground, &subst).into_iter().next();
                 let why = match (failed, barred) {
                     (Some((c, (found, accepted))), _) => format!("{} is {found}, {accepted} is accepted", c.predicate),

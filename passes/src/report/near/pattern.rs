@@ -3,6 +3,7 @@
 use crate::egraph::ENode;
 use crate::rules::{Body, Rule};
 use egg::{ENodeOrVar, Id, PatternAst, Var};
+use std::collections::BTreeMap;
 use weldment_ir::{Attr, OpKind};
 
 /// A pattern.
@@ -18,17 +19,30 @@ pub(super) enum Tree {
         children: Vec<Tree>,
         /// The variable that names the op's class.
         name: Option<Var>,
+        /// Tells it from every other op of the patterns.
+        number: usize,
     },
     /// One result of an op that has several.
     Result(u32, Box<Tree>),
 }
 
-impl Tree {
-    /// The left side of a pattern rule; `None` for a custom rule.
-    pub fn of(rule: &Rule) -> Option<Tree> {
+/// The left side of every pattern rule, by name.
+pub(super) fn trees<'r>(rules: impl Iterator<Item = &'r Rule>) -> BTreeMap<&'static str, Tree> {
+    let mut count = 0;
+    let tree = |rule: &'r Rule| {
         let Body::Rewrite { sources, .. } = &rule.body else { return None };
         let (name, root) = sources.first()?;
-        Some(grow(sources, *name, root, Id::from(root.len().checked_sub(1)?)))
+        Some((rule.name, grow(sources, *name, root, Id::from(root.len().checked_sub(1)?), &mut count)))
+    };
+    rules.filter_map(tree).collect()
+}
+
+impl Tree {
+    /// The patterns of an op's operands, and the size of those of its attributes.
+    pub fn split(&self) -> (&[Tree], usize) {
+        let Tree::Op { kind, children, .. } = self else { return (&[], 0) };
+        let (operands, attrs) = children.split_at(children.len().saturating_sub(kind.info().attrs.len()));
+        (operands, attrs.iter().map(Tree::size).sum())
     }
 
     /// Ops and attribute values to match.
@@ -78,12 +92,18 @@ impl Tree {
     }
 }
 
-fn grow(sources: &[(Option<Var>, PatternAst<ENode>)], name: Option<Var>, pattern: &PatternAst<ENode>, at: Id) -> Tree {
+fn grow(
+    sources: &[(Option<Var>, PatternAst<ENode>)],
+    name: Option<Var>,
+    pattern: &PatternAst<ENode>,
+    at: Id,
+    count: &mut usize,
+) -> Tree {
     match &pattern[at] {
         ENodeOrVar::Var(v) => match sources.iter().skip(1).find(|(named, _)| *named == Some(*v)) {
             // Rules name each class once, so this ends.
             Some((named, other)) if *named != name && !other.is_empty() => {
-                grow(sources, *named, other, Id::from(other.len() - 1))
+                grow(sources, *named, other, Id::from(other.len() - 1), count)
             }
             _ => Tree::Var(*v),
         },
@@ -91,11 +111,13 @@ fn grow(sources: &[(Option<Var>, PatternAst<ENode>)], name: Option<Var>, pattern
         // No rule names a leaf; one would match nothing.
         ENodeOrVar::ENode(ENode::Leaf(i)) => Tree::Attr(Attr::Int(i64::from(*i))),
         ENodeOrVar::ENode(ENode::Op(kind, children)) => {
-            let children = children.iter().map(|c| grow(sources, None, pattern, *c)).collect();
-            Tree::Op { kind: *kind, children, name }
+            *count += 1;
+            let number = *count;
+            let children = children.iter().map(|c| grow(sources, None, pattern, *c, count)).collect();
+            Tree::Op { kind: *kind, children, name, number }
         }
         ENodeOrVar::ENode(ENode::Result(i, [child])) => {
-            Tree::Result(*i, Box::new(grow(sources, None, pattern, *child)))
+            Tree::Result(*i, Box::new(grow(sources, None, pattern, *child, count)))
         }
     }
 }

@@ -1,7 +1,8 @@
 //! Near misses in words: what was found, what is accepted, and what to do about it.
 
 use super::Obstacle;
-use super::search::{Edit, Ground, Role};
+use super::partial::{Edit, Role};
+use super::search::Ground;
 use crate::egraph::Data;
 use crate::rules::Condition;
 use egg::Id;

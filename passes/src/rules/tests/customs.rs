@@ -14,6 +14,7 @@ pub(super) fn draw(rule: &str, random: &mut Random) -> Option<Instance> {
         "merge_gate_up" => projections(&mut instance, random, true)?,
         "merge_scaled_qkv" => products_of_codes(&mut instance, random, false)?,
         "merge_scaled_gate_up" => products_of_codes(&mut instance, random, true)?,
+        "slice_of_slice" => slice_of_slice(&mut instance, random)?,
         "slice_of_concat" => slice_of_concat(&mut instance, random)?,
         "concat_of_slices" => concat_of_slices(&mut instance, random)?,
         _ => panic!("custom rule {rule} has no instances: add a function that draws them to `customs.rs`"),
@@ -38,6 +39,22 @@ fn shape(random: &mut Random) -> (Vec<Dim>, usize) {
 /// The axis, or now and then another one.
 fn near(random: &mut Random, axis: usize, rank: usize) -> i64 {
     (if random.below(4) == 0 { random.below(rank as u64) } else { axis as u64 }) as i64
+}
+
+fn slice_of_slice(instance: &mut Instance, random: &mut Random) -> Option<()> {
+    let (mut dims, axis) = shape(random);
+    dims[axis] = Dim::Const(4 + random.below(5));
+    let dtype = pick(random, &[DType::F32, DType::F32, DType::BF16, DType::I32]);
+    let mut at = instance.leaf(Leaf::Input, TensorType::new(dtype, dims.clone()))?;
+    for _ in 0..2 + random.below(2) {
+        let axis = near(random, axis, dims.len());
+        let size = instance.ty(at)?.shape[axis as usize].constant()?;
+        let start = random.below(size);
+        let end = start + 1 + random.below(size - start);
+        at = instance.op(OpKind::Slice, &[at], &[axis, start as i64, end as i64].map(Attr::Int))?;
+    }
+    instance.root = at;
+    Some(())
 }
 
 fn slice_of_concat(instance: &mut Instance, random: &mut Random) -> Option<()> {
