@@ -296,7 +296,8 @@ fn multiply(state: &State<'_, '_>, a: Value, b: Value) -> Result<Value, Error> {
 fn concat(state: &State<'_, '_>, a: Value, b: Value) -> Result<Value, Error> {
     let budget = Budget::of(state);
     // Weighed first: writing out recurses.
-    (budget.weight(&a)?, budget.weight(&b)?);
+    budget.weight(&a)?;
+    budget.weight(&b)?;
     let mut out = Bounded { text: String::new(), limit: VALUE_BYTES };
     write!(out, "{a}{b}").map_err(|_| too_large())?;
     budget.charge(out.text.len() as u64)?;

@@ -148,10 +148,9 @@ fn expr<'a>(e: &Expr<'a>) -> Expr<'a> {
             guard(span, names::SLICE, Some(expr(&s.expr)), args)
         }
         Expr::UnaryOp(u) => {
-            let op = match u.op {
-                ast::UnaryOpKind::Not => ast::UnaryOpKind::Not,
-                ast::UnaryOpKind::Neg => ast::UnaryOpKind::Neg,
-            };
+            // It is no `Copy`.
+            let not = matches!(u.op, ast::UnaryOpKind::Not);
+            let op = if not { ast::UnaryOpKind::Not } else { ast::UnaryOpKind::Neg };
             Expr::UnaryOp(at(span, ast::UnaryOp { op, expr: expr(&u.expr) }))
         }
         Expr::BinOp(b) => {
