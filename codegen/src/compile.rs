@@ -470,7 +470,7 @@ impl<'v> State<'_, 'v> {
             });
             next = self.units[index].then;
         }
-        if self.target.choices().record_results == Some(1)
+        if self.target.choices().record_results != Some(0)
             && let Some(last) = launches.last_mut()
         {
             for (ty, view) in result_types.iter().zip(&step.writes) {

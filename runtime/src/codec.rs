@@ -9,10 +9,19 @@ pub trait TextCodec {
     ///
     /// # Errors
     /// If the template or the tokenizer refuses.
-    fn encode_prompt(&self, prompt: &str, raw: bool) -> Result<Vec<u32>>;
+    fn encode_prompt(&self, prompt: &str, raw: bool) -> Result<EncodedPrompt>;
 
-    /// A decoder that is fed generated ids one at a time.
-    fn decoder(&self) -> Box<dyn TextDecoder + '_>;
+    /// A decoder that is fed generated ids one at a time. Its text continues that of the ids `before`, and starts anew without them.
+    fn decoder(&self, before: &[u32]) -> Box<dyn TextDecoder + '_>;
+}
+
+/// A prompt in ids.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EncodedPrompt {
+    /// The ids.
+    pub ids: Vec<u32>,
+    /// What follows is an answer, a text of its own; otherwise it continues the prompt.
+    pub is_turn: bool,
 }
 
 /// Text from ids as they come.
@@ -53,7 +62,7 @@ pub fn open(_artifact: &Artifact) -> Result<Option<Box<dyn TextCodec>>> {
 
 #[cfg(feature = "tokenizer")]
 mod with_tokenizer {
-    use super::{TextCodec, TextDecoder};
+    use super::{EncodedPrompt, TextCodec, TextDecoder};
     use crate::artifact::{Artifact, TOKENIZER_SECTION};
     use crate::error::{Error, Result};
     use crate::text::{ChatTemplate, Message, TextError, TokenStream, Tokenizer};
@@ -72,30 +81,28 @@ mod with_tokenizer {
         let corrupt = |e: TextError| Error::corrupt(artifact.path(), "tokenizer", e.to_string());
         let tokenizer = Tokenizer::from_json(section).map_err(corrupt)?;
         let manifest = artifact.manifest();
-        let token = |id: Option<u32>| id.and_then(|id| tokenizer.token_of(id));
-        let bos = token(manifest.model.bos_id);
-        let eos = token(manifest.model.eos_ids.first().copied());
         let template = match &manifest.chat_template {
-            Some(source) => Some(ChatTemplate::new(source, bos.as_deref(), eos.as_deref()).map_err(corrupt)?),
+            Some(source) => Some(ChatTemplate::new(source, manifest.special_tokens.clone()).map_err(corrupt)?),
             None => None,
         };
         Ok(Some(Box::new(Codec { tokenizer, template })))
     }
 
     impl TextCodec for Codec {
-        fn encode_prompt(&self, prompt: &str, raw: bool) -> Result<Vec<u32>> {
+        fn encode_prompt(&self, prompt: &str, raw: bool) -> Result<EncodedPrompt> {
             match &self.template {
                 Some(template) if !raw => {
                     let text = template.render(&[Message::new("user", prompt)], true).map_err(invalid)?;
                     // The template writes the special tokens itself.
-                    self.tokenizer.encode(&text, false).map_err(invalid)
+                    let ids = self.tokenizer.encode(&text, false).map_err(invalid)?;
+                    Ok(EncodedPrompt { ids, is_turn: true })
                 }
-                _ => self.tokenizer.encode(prompt, true).map_err(invalid),
+                _ => Ok(EncodedPrompt { ids: self.tokenizer.encode(prompt, true).map_err(invalid)?, is_turn: false }),
             }
         }
 
-        fn decoder(&self) -> Box<dyn TextDecoder + '_> {
-            Box::new(Decoder { stream: self.tokenizer.stream(true) })
+        fn decoder(&self, before: &[u32]) -> Box<dyn TextDecoder + '_> {
+            Box::new(Decoder { stream: self.tokenizer.stream_after(before, true) })
         }
     }
 

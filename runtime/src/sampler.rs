@@ -42,18 +42,21 @@ impl Sampler {
         Ok(Sampler { sampling, state: sampling.seed, order: Vec::new() })
     }
 
-    /// The next token for `logits` of `[vocab]`. Ties go to the lower id; NaN never wins.
+    /// The next token for `logits` of `[vocab]`. Ties go to the lower id; NaN never wins, and plus infinity leaves nothing to others.
     ///
     /// # Errors
-    /// [`Error::InvalidInput`] if no logit is finite.
+    /// [`Error::InvalidInput`] if no logit is greater than minus infinity.
     pub fn next(&mut self, logits: &[f32]) -> Result<u32> {
-        let best = argmax(logits).ok_or_else(|| Error::InvalidInput("no logit is finite".into()))?;
+        let best =
+            argmax(logits).ok_or_else(|| Error::InvalidInput("no logit is greater than minus infinity".into()))?;
         if self.sampling.temperature == 0.0 {
             return Ok(best as u32);
         }
-        let (max, scale) = (logits[best], 1.0 / self.sampling.temperature);
+        let (max, temperature) = (logits[best], self.sampling.temperature);
         self.order.clear();
-        let weights = logits.iter().zip(0u32..).map(|(x, id)| (((x - max) * scale).exp(), id));
+        // The best weighs 1 whatever the temperature: its reciprocal may be infinite, and so may be the best logit itself.
+        let weight = |x: f32| if x == max { 1.0 } else { ((x - max) / temperature).exp() };
+        let weights = logits.iter().zip(0u32..).map(|(x, id)| (weight(*x), id));
         // Below 1e-12 of the best: out of reach of any sum of a vocabulary's worth.
         self.order.extend(weights.filter(|(w, _)| *w > 1e-12));
         self.order.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
@@ -134,6 +137,27 @@ mod tests {
         }
         let mut nucleus = Sampler::new(Sampling { temperature: 1.0, top_p: 0.5, seed: 7 }).unwrap();
         assert!((0..1000).all(|_| nucleus.next(&logits).unwrap() == 2));
+    }
+
+    #[test]
+    fn extreme_temperatures_and_logits_leave_the_best() {
+        let ends = [f32::MIN, -1.0, 0.5, f32::NAN, f32::NEG_INFINITY, 0.25];
+        for temperature in [f32::from_bits(1), 1e-39, f32::MIN_POSITIVE, 1e-6] {
+            let mut sampler = Sampler::new(Sampling { temperature, top_p: 1.0, seed: 3 }).unwrap();
+            assert!((0..100).all(|_| sampler.next(&ends).unwrap() == 2), "{temperature}");
+        }
+        let infinite = [f32::MAX, f32::INFINITY, f32::NAN, 0.0, f32::INFINITY, f32::NEG_INFINITY];
+        for temperature in [1e-39, 1.0, f32::MAX] {
+            let mut sampler = Sampler::new(Sampling { temperature, top_p: 0.9, seed: 3 }).unwrap();
+            let drawn: Vec<u32> = (0..200).map(|_| sampler.next(&infinite).unwrap()).collect();
+            assert!(
+                drawn.iter().all(|id| [1, 4].contains(id)) && drawn.contains(&1) && drawn.contains(&4),
+                "{temperature}"
+            );
+        }
+        let mut greedy = Sampler::new(Sampling::default()).unwrap();
+        assert_eq!(greedy.next(&infinite).unwrap(), 1);
+        assert!(greedy.next(&[f32::NAN, f32::NEG_INFINITY]).is_err());
     }
 
     #[test]

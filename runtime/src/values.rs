@@ -91,7 +91,7 @@ impl ValueLog {
         let variants: Vec<_> = entry.map_or(&[][..], |e| &e.variants).iter().map(launches).collect();
         if variants.iter().flat_map(|(_, launches)| launches).all(|l| l.results.is_empty()) {
             let message =
-                "the artifact does not say what its launches leave behind; compile it with --set record_results=1";
+                "the artifact does not say what its launches leave behind; compile it without --set record_results=0";
             return Err(Error::Unsupported(message.into()));
         }
         Ok(ValueLog { path, variants })

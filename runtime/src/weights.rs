@@ -8,11 +8,14 @@ use crate::artifact::{
     Artifact, Manifest, Program, Section, TensorPlace, WEIGHTS_SECTION, WeightMode, write_atomically,
 };
 use crate::driver::{Allocator, Buffer, Driver, Placement, SharedBytes};
+use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::log::{self, Level};
 use crate::map::{FileMap, MappedRange};
 use crate::pack::{Packer, TensorSource, for_each_parallel};
+use half::{bf16, f16};
 use std::io::Write;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
@@ -90,6 +93,11 @@ pub fn load(
     allocator: Option<&Arc<dyn Allocator>>,
 ) -> Result<Buffer> {
     let manifest = artifact.manifest();
+    // A file that the caller names must be there and be the right one, whether or not anything is read from it.
+    let given = options.weights_file.as_deref().map(|_| Source::find(artifact, options)).transpose()?;
+    if let Some(source) = &given {
+        source.check(options)?;
+    }
     if program.pack.bytes == 0 {
         return driver.allocate(0, Placement::Weights, allocator);
     }
@@ -104,8 +112,14 @@ pub fn load(
     let bytes = usize::try_from(program.pack.bytes)
         .map_err(|_| Error::Unsupported("the weights are larger than this machine addresses".into()))?;
     let mut buffer = driver.allocate(bytes, Placement::Weights, allocator)?;
-    let source = Source::find(artifact, options)?;
-    source.verify(options.threads)?;
+    let source = match given {
+        Some(source) => source,
+        None => {
+            let found = Source::find(artifact, options)?;
+            found.check(options)?;
+            found
+        }
+    };
     let packer = Packer::new(manifest, program, rank, &source)?;
     let ranges = packer.ranges(driver.staging_bytes().unwrap_or(usize::MAX));
     driver.fill(&mut buffer, &ranges, &mut |range, out| packer.pack(range, out, options.threads))?;
@@ -148,6 +162,30 @@ fn embedded(artifact: &Artifact, program: &Program, rank: u32) -> Result<Arc<dyn
 pub struct Source<'a> {
     artifact: &'a Artifact,
     files: Vec<FileMap>,
+    /// Where each file is, and its state when it was opened.
+    places: Vec<(PathBuf, Option<Stamp>)>,
+}
+
+/// What changes with a file's content: device, inode, size, and times of modification and change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Stamp(String);
+
+impl Stamp {
+    /// The stamp of the file at `path`; none for one that was changed so lately that another change might not show.
+    fn of(path: &Path) -> Option<Stamp> {
+        let m = std::fs::metadata(path).ok()?;
+        let changed = u64::try_from(m.ctime()).ok()?.max(u64::try_from(m.mtime()).ok()?);
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).ok()?.as_secs();
+        let times = format!("{}.{} {}.{}", m.mtime(), m.mtime_nsec(), m.ctime(), m.ctime_nsec());
+        (now > changed + 2).then(|| Stamp(format!("{} {} {} {times}", m.dev(), m.ino(), m.len())))
+    }
+
+    /// Where the cache notes that the file at `path` was found to be the checkpoint file `id`.
+    fn note(cache: &Path, path: &Path, id: &str) -> Option<PathBuf> {
+        let path = std::path::absolute(path).ok()?;
+        let name = blake3::hash(&[id.as_bytes(), b"\0", path.as_os_str().as_encoded_bytes()].concat()).to_hex();
+        Some(cache.join("verified").join(name.as_str()))
+    }
 }
 
 impl<'a> Source<'a> {
@@ -158,10 +196,65 @@ impl<'a> Source<'a> {
     pub fn find(artifact: &'a Artifact, options: &WeightOptions) -> Result<Source<'a>> {
         let weights = &artifact.manifest().weights;
         let mut files = Vec::with_capacity(weights.files.len());
-        for index in 0..weights.files.len() {
-            files.push(find_file(artifact, index, options)?);
+        let mut places = Vec::with_capacity(weights.files.len());
+        if let (true, Some(given)) = (weights.files.is_empty(), &options.weights_file) {
+            std::fs::metadata(given).map_err(|e| Error::io(given, "cannot open", e))?;
         }
-        Ok(Source { artifact, files })
+        for index in 0..weights.files.len() {
+            let (path, file) = find_file(artifact, index, options)?;
+            let stamp = Stamp::of(&path);
+            places.push((path, stamp));
+            files.push(file);
+        }
+        Ok(Source { artifact, files, places })
+    }
+
+    /// As [`Source::verify`], but a file that was found right before and has not been touched since is not read again.
+    ///
+    /// # Errors
+    /// As [`Source::verify`].
+    pub fn check(&self, options: &WeightOptions) -> Result<()> {
+        let files = &self.artifact.manifest().weights.files;
+        let note = |index: usize| {
+            let (path, stamp) = self.places.get(index)?;
+            let note = Stamp::note(options.cache.as_deref()?, path, &files.get(index)?.id)?;
+            Some((note, stamp.clone()?))
+        };
+        let notes: Vec<_> = (0..files.len()).map(note).collect();
+        let known = |note: &Option<(PathBuf, Stamp)>| {
+            let found = note.as_ref().and_then(|(path, stamp)| Some((std::fs::read_to_string(path).ok()?, stamp)));
+            found.is_some_and(|(text, stamp)| text == stamp.0)
+        };
+        if notes.iter().all(known) {
+            return Ok(());
+        }
+        self.verify(options.threads)?;
+        for (path, stamp) in notes.into_iter().flatten() {
+            // A note that cannot be left costs the next start its time.
+            if path.parent().is_some_and(|folder| std::fs::create_dir_all(folder).is_ok()) {
+                let _ = write_atomically(&path, |out| out.write_all(stamp.0.as_bytes()));
+            }
+        }
+        Ok(())
+    }
+
+    /// The first tensor of a float dtype that holds something else than finite numbers.
+    pub fn first_not_finite(&self, threads: usize) -> Option<&str> {
+        let tensors = &self.artifact.manifest().weights.tensors;
+        let first = Mutex::new(None::<usize>);
+        for_each_parallel(tensors.len(), threads, |index| {
+            let (dtype, Ok(bytes)) = (tensors[index].dtype, self.tensor(index as u32)) else { return };
+            let finite = match dtype {
+                DType::F32 => bytes.as_chunks::<4>().0.iter().all(|b| f32::from_le_bytes(*b).is_finite()),
+                DType::F16 => bytes.as_chunks::<2>().0.iter().all(|b| f16::from_le_bytes(*b).is_finite()),
+                DType::BF16 => bytes.as_chunks::<2>().0.iter().all(|b| bf16::from_le_bytes(*b).is_finite()),
+                _ => true,
+            };
+            if !finite && let Ok(mut first) = first.lock() {
+                *first = Some(first.map_or(index, |i| i.min(index)));
+            }
+        });
+        first.into_inner().ok()?.map(|index| tensors[index].name.as_str())
     }
 
     /// Hashes every tensor that comes from a file against the manifest. Constants are hashed with their section.
@@ -219,7 +312,7 @@ pub fn source_file(artifact: &Artifact, cache: Option<&Path>) -> Option<PathBuf>
     beside.into_iter().chain(registered).find(fits)
 }
 
-fn find_file(artifact: &Artifact, index: usize, options: &WeightOptions) -> Result<FileMap> {
+fn find_file(artifact: &Artifact, index: usize, options: &WeightOptions) -> Result<(PathBuf, FileMap)> {
     let weights = &artifact.manifest().weights;
     let file = &weights.files[index];
     if let Some(given) = &options.weights_file {
@@ -230,7 +323,7 @@ fn find_file(artifact: &Artifact, index: usize, options: &WeightOptions) -> Resu
         };
         let map = FileMap::open(&path)?;
         if map.len() as u64 == file.bytes {
-            return Ok(map);
+            return Ok((path, map));
         }
         let path = path.display();
         return Err(Error::Weights(format!(
@@ -247,12 +340,12 @@ fn find_file(artifact: &Artifact, index: usize, options: &WeightOptions) -> Resu
     let mut candidates = vec![folder.join(&file.name)];
     candidates.extend(files_of_size(folder, file.bytes));
     candidates.extend(options.cache.as_deref().and_then(|cache| registered_source(cache, &file.id)));
-    for path in &candidates {
-        if let Ok(map) = FileMap::open(path)
+    for path in candidates {
+        if let Ok(map) = FileMap::open(&path)
             && map.len() as u64 == file.bytes
             && first_tensor_matches(artifact.manifest(), index, &map)
         {
-            return Ok(map);
+            return Ok((path, map));
         }
     }
     Err(Error::Weights(format!(

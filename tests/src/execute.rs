@@ -393,6 +393,7 @@ pub(crate) fn packed(
         programs: Vec::new(),
         options: Vec::new(),
         chat_template: None,
+        special_tokens: Default::default(),
         sections: Vec::new(),
     };
     let mut pack = vec![0u8; bytes as usize];

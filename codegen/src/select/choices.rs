@@ -136,8 +136,8 @@ choices! {
     saturation_rounds: Within(1, 1000), "40";
     /// 1 lets sparse attention become dense attention where a window fits its top-k: another order of sums.
     dense_window: OneOf(&[0, 1]), "0";
-    /// 1 records in the artifact what each launch leaves behind, for `--values`.
-    record_results: OneOf(&[0, 1]), "0";
+    /// 1 records in the artifact what each launch leaves behind, for `--values` and to name the op that made a NaN.
+    record_results: OneOf(&[0, 1]), "1";
     /// 1 accepts GPU kernels that need scratch memory or spill registers.
     allow_scratch: OneOf(&[0, 1]), "0, an error";
 }

@@ -174,7 +174,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "FILE")]
     pub shapes: Option<PathBuf>,
     /// Writes statistics and a histogram of what each launch left behind, when the session closes: for the host, with
-    /// --uncaptured and an artifact compiled with --set record_results=1.
+    /// --uncaptured and an artifact compiled without --set record_results=0.
     #[arg(long, value_name = "FILE")]
     pub values: Option<PathBuf>,
     /// Runs the launches of a step one by one instead of as one captured graph.
@@ -212,7 +212,7 @@ pub struct EvalArgs {
     #[arg(long, value_name = "FILE")]
     pub shapes: Option<PathBuf>,
     /// Writes statistics and a histogram of what each launch left behind, when the session closes: for the host, with
-    /// --uncaptured and an artifact compiled with --set record_results=1.
+    /// --uncaptured and an artifact compiled without --set record_results=0.
     #[arg(long, value_name = "FILE")]
     pub values: Option<PathBuf>,
     /// Runs the launches of a step one by one instead of as one captured graph.

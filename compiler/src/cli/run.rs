@@ -135,5 +135,12 @@ fn eval_reference(args: &EvalArgs) -> Result<(), CompileError> {
     for part in tokens.chunks(if args.stepwise { 1 } else { tokens.len().max(1) }) {
         logits.extend(as_f32(&reference.step(part)?));
     }
-    Ok(cli::files::write_logits(&args.logits, &logits, vocab)?)
+    cli::files::write_logits(&args.logits, &logits, vocab)?;
+    match logits.iter().filter(|x| x.is_nan()).count() {
+        0 => Ok(()),
+        count => {
+            let message = format!("{count} logits are NaN, interpreted; they are in {}", args.logits.display());
+            Err(weldment_runtime::Error::CheckFailed(message).into())
+        }
+    }
 }

@@ -229,6 +229,7 @@ pub fn build_artifact(
         programs,
         options: options.recorded.clone(),
         chat_template: tokenizer.and_then(|t| t.chat_template.clone()),
+        special_tokens: tokenizer.map(|t| t.special_tokens.clone()).unwrap_or_default(),
         sections: Vec::new(),
     };
     let mut packed = Vec::new();

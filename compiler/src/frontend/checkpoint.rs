@@ -157,7 +157,34 @@ impl Checkpoint {
         tensors: IndexMap<String, Entry>,
     ) -> Checkpoint {
         let files = files.into_iter().map(Arc::new).collect();
-        Checkpoint { config, tokenizer, path: path.to_owned(), files, tensors }
+        let mut checkpoint = Checkpoint { config, tokenizer, path: path.to_owned(), files, tensors };
+        checkpoint.settle_output();
+        checkpoint
+    }
+
+    /// Reads a config that ties the output projection to the embedding by what the files hold: one table under either name is both,
+    /// and an output projection of its own is used, as transformers does.
+    fn settle_output(&mut self) {
+        const EMBEDDING: &str = "model.embed_tokens.weight";
+        const OUTPUT: &str = "lm_head.weight";
+        if !self.config.tied_embeddings {
+            return;
+        }
+        match (self.tensor(EMBEDDING), self.tensor(OUTPUT)) {
+            (None, Some(_)) => {
+                if let Some(table) = self.tensors.get(OUTPUT).cloned() {
+                    self.tensors.insert(EMBEDDING.to_owned(), table);
+                }
+            }
+            (Some(table), Some(output)) if table.dtype != output.dtype || table.bytes() != output.bytes() => {
+                tracing::warn!(
+                    "{}: the config ties {OUTPUT} to {EMBEDDING}, but the files hold two that differ: {OUTPUT} is used as it is",
+                    self.path.display()
+                );
+                self.config.tied_embeddings = false;
+            }
+            _ => {}
+        }
     }
 
     /// A checkpoint of generated tensors, in the config's dtype.

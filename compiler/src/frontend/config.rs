@@ -50,6 +50,11 @@ impl fmt::Display for Architecture {
 pub enum RopeKind {
     /// They do not.
     Default,
+    /// All are divided by one factor.
+    Linear {
+        /// The factor.
+        factor: f64,
+    },
     /// Llama 3.1's scaling by wavelength (see the `rope_table` op).
     Llama3 {
         /// Divides the frequency of long wavelengths.
@@ -162,6 +167,11 @@ impl ModelConfig {
         }
         if !(self.rope.theta.is_finite() && self.rope.theta > 0.0) {
             return wrong("rope_theta", format!("{}; a finite number > 0 is expected", self.rope.theta));
+        }
+        if let RopeKind::Linear { factor } = self.rope.kind
+            && !(factor.is_finite() && factor > 0.0)
+        {
+            return wrong("rope_scaling", format!("factor {factor}; a finite number > 0 is expected"));
         }
         if let RopeKind::Llama3 { factor, low, high, original } = self.rope.kind {
             let sound = factor.is_finite()

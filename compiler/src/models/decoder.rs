@@ -246,6 +246,8 @@ impl<'a> Builder<'a> {
         let rope = &self.config.rope;
         let (factor, low, high, original) = match rope.kind {
             RopeKind::Llama3 { factor, low, high, original } => (factor, low, high, original),
+            // Every wavelength, 2 pi or more, is long beside an original context of one position.
+            RopeKind::Linear { factor } => (factor, 1.0, 2.0, 1),
             RopeKind::Default | RopeKind::Factors => (1.0, 1.0, 1.0, 0),
         };
         let op = Op::RopeTable {

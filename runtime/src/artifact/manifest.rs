@@ -3,6 +3,7 @@
 use super::layout::Layout;
 use crate::dtype::DType;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// The root of the manifest. Holds no path, time or machine name: the same input gives the same bytes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -36,6 +37,9 @@ pub struct Manifest {
     /// Chat template (Jinja), if the checkpoint has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chat_template: Option<String>,
+    /// What the template prints by name: `bos_token`, `eos_token`, ... and their texts, those that the checkpoint's tokenizer has.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub special_tokens: BTreeMap<String, String>,
     /// The sections that follow. Filled by the writer.
     #[serde(default)]
     pub sections: Vec<Section>,

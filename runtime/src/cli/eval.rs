@@ -1,6 +1,6 @@
 //! `eval`: the logits of every position, as a file.
 
-use super::{SessionArgs, files};
+use super::{SessionArgs, files, nan};
 use crate::artifact::Artifact;
 use crate::error::{Error, Result};
 use crate::session::Session;
@@ -43,7 +43,7 @@ fn repeat(session: &mut Session, ids: &[i32], options: &EvalOptions, first: &[f3
 /// Evaluates the tokens and writes their logits.
 ///
 /// # Errors
-/// Bad input of any kind.
+/// Bad input of any kind; [`Error::CheckFailed`] if a logit is NaN, with the first launch that made one, once the file is written.
 pub fn eval(options: &EvalOptions) -> Result<()> {
     let tokens = files::read_tokens(&options.tokens)?;
     let ids = tokens
@@ -64,6 +64,9 @@ pub fn eval(options: &EvalOptions) -> Result<()> {
         files::write_logits(&options.logits, &logits, session.model().vocab_size as usize)?;
     }
     session.close()?;
+    if reports && let Some(count) = nan::count(&logits) {
+        return Err(nan::failure(options, &artifact, &ids, count));
+    }
     if reports {
         eprintln!("{} tokens evaluated, logits in {}", ids.len(), options.logits.display());
     }

@@ -9,6 +9,7 @@ pub mod files;
 pub mod gpu_bench;
 pub mod inspect;
 pub mod launch;
+mod nan;
 pub mod run;
 pub mod verify;
 pub mod workload;

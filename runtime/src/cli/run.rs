@@ -2,7 +2,7 @@
 
 use super::{SessionArgs, files, put, put_json};
 use crate::artifact::Artifact;
-use crate::codec::OpenCodec;
+use crate::codec::{EncodedPrompt, OpenCodec};
 use crate::error::{Error, Result};
 use crate::generate::GenerateOptions;
 use serde_json::json;
@@ -54,7 +54,7 @@ pub fn run(options: &RunOptions, open_codec: OpenCodec<'_>, out: &mut dyn Write)
         Prompt::Text { .. } => open_codec(&artifact)?,
     };
     let prompt = match (&options.prompt, &codec) {
-        (Prompt::Tokens(path), _) => files::read_tokens(path)?,
+        (Prompt::Tokens(path), _) => EncodedPrompt { ids: files::read_tokens(path)?, is_turn: false },
         (Prompt::Text { text, raw }, Some(codec)) => codec.encode_prompt(text, *raw)?,
         (Prompt::Text { .. }, None) => {
             return Err(Error::InvalidInput(
@@ -62,6 +62,9 @@ pub fn run(options: &RunOptions, open_codec: OpenCodec<'_>, out: &mut dyn Write)
             ));
         }
     };
+    let EncodedPrompt { ids: prompt, is_turn } = prompt;
+    // An answer starts a text of its own.
+    let continued = if is_turn { &[][..] } else { prompt.as_slice() };
     let positions = prompt.len().saturating_add(options.generate.max_tokens);
     let mut session = options.session.session(&artifact, 1, Some(positions))?;
     let load = started.elapsed();
@@ -69,7 +72,7 @@ pub fn run(options: &RunOptions, open_codec: OpenCodec<'_>, out: &mut dyn Write)
     let mut silent = std::io::sink();
     let reports = session.reports();
     let out: &mut dyn Write = if reports { out } else { &mut silent };
-    let mut decoder = codec.as_ref().map(|codec| codec.decoder());
+    let mut decoder = codec.as_ref().map(|codec| codec.decoder(continued));
     let (mut text, mut failure, mut first) = (String::new(), None, true);
     let mut emit = |piece: &str, failure: &mut Option<Error>| {
         text.push_str(piece);
@@ -112,7 +115,7 @@ pub fn run(options: &RunOptions, open_codec: OpenCodec<'_>, out: &mut dyn Write)
         if codec.is_none() {
             text = match open_codec(&artifact)? {
                 Some(late) => {
-                    let mut decoder = late.decoder();
+                    let mut decoder = late.decoder(continued);
                     let pieces: Result<String> = generation.tokens.iter().map(|id| decoder.push(*id)).collect();
                     pieces? + &decoder.finish()?
                 }

@@ -1,10 +1,14 @@
 //! Text in and out (feature `tokenizer`): tokenizer, streaming decoder, chat template.
 
 mod chat;
+mod guard;
+mod rewrite;
+mod stream;
 mod tokenizer;
 
-pub use chat::{ChatTemplate, Message};
-pub use tokenizer::{TokenStream, Tokenizer};
+pub use chat::{ChatTemplate, Message, SpecialTokens};
+pub use stream::TokenStream;
+pub use tokenizer::Tokenizer;
 
 use thiserror::Error;
 

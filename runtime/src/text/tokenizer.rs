@@ -1,6 +1,7 @@
 //! The tokenizer stored in an artifact, through the `tokenizers` crate.
 
-use super::TextError;
+use super::{TextError, TokenStream};
+use tokenizers::decoders::DecoderWrapper;
 
 /// A ready tokenizer.
 #[derive(Debug)]
@@ -54,61 +55,35 @@ impl Tokenizer {
         self.inner.get_vocab_size(true)
     }
 
-    /// A decoder that is fed one token at a time.
+    /// A decoder that is fed one token at a time; its text starts anew.
     pub fn stream(&self, skip_special: bool) -> TokenStream<'_> {
-        TokenStream { tokenizer: self, skip_special, window: Vec::new(), shown: 0 }
+        self.stream_after(&[], skip_special)
     }
-}
 
-/// Tokens a character may stretch over before what there is of it is shown as U+FFFD: a UTF-8 character has at most four bytes.
-const MAX_HELD: usize = 4;
+    /// A decoder whose text continues that of `before`: tokenizers whose words begin with a space drop that of the first one.
+    pub fn stream_after(&self, before: &[u32], skip_special: bool) -> TokenStream<'_> {
+        TokenStream::new(self, before, skip_special)
+    }
 
-/// Decodes token by token, holding text back until it is whole characters. What all calls return, joined, is the text of all
-/// tokens.
-#[derive(Debug)]
-pub struct TokenStream<'a> {
-    tokenizer: &'a Tokenizer,
-    skip_special: bool,
-    /// Tokens whose text was shown (`shown` of them, kept because decoders treat a first token differently), then held ones.
-    window: Vec<u32>,
-    shown: usize,
-}
+    pub(super) fn decoder(&self) -> Option<&DecoderWrapper> {
+        self.inner.get_decoder()
+    }
 
-impl TokenStream<'_> {
-    /// Takes the next token; gives the text that became certain, perhaps none.
-    ///
-    /// # Errors
-    /// If the tokenizer refuses the ids.
-    pub fn push(&mut self, id: u32) -> Result<String, TextError> {
-        self.window.push(id);
-        let text = self.fresh()?;
-        let whole = !text.is_empty() && !text.ends_with('\u{fffd}');
-        if whole || self.window.len() - self.shown > MAX_HELD {
-            self.window.drain(..self.shown);
-            self.shown = self.window.len();
-            return Ok(text);
+    /// True if tokens such as `<0xE4>` stand for bytes.
+    pub(super) fn has_byte_fallback(&self) -> bool {
+        match self.decoder() {
+            Some(DecoderWrapper::ByteFallback(_)) => true,
+            Some(DecoderWrapper::Sequence(list)) => {
+                list.get_decoders().iter().any(|d| matches!(d, DecoderWrapper::ByteFallback(_)))
+            }
+            _ => false,
         }
-        Ok(String::new())
     }
 
-    /// Gives what is still held back.
-    ///
-    /// # Errors
-    /// If the tokenizer refuses the ids.
-    pub fn finish(mut self) -> Result<String, TextError> {
-        let text = self.fresh()?;
-        self.window.clear();
-        Ok(text)
-    }
-
-    /// Text of the held tokens: that of the window less that of its shown part.
-    fn fresh(&self) -> Result<String, TextError> {
-        let decode = |ids| self.tokenizer.decode(ids, self.skip_special);
-        let all = decode(&self.window)?;
-        let before = decode(self.window.get(..self.shown).unwrap_or_default())?;
-        // Held bytes can complete the character that a forced U+FFFD ended with; then the longest common part counts.
-        let common = all.char_indices().zip(before.chars()).find(|((_, a), b)| a != b);
-        let at = common.map_or(before.len().min(all.len()), |((at, _), _)| at);
-        Ok(all.get(at..).unwrap_or_default().to_owned())
+    /// The token of `id` as it counts in a text; none if it is unknown or a special one that is left out.
+    pub(super) fn piece(&self, id: u32, skip_special: bool) -> Option<String> {
+        let token = self.inner.id_to_token(id)?;
+        let special = self.inner.get_added_vocabulary().is_special_token(&token);
+        (!(skip_special && special)).then_some(token)
     }
 }

@@ -123,6 +123,7 @@ pub fn manifest() -> Manifest {
         }],
         options: vec![("fp-policy".into(), "rounding".into())],
         chat_template: None,
+        special_tokens: Default::default(),
         sections: vec![],
     }
 }

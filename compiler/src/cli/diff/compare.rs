@@ -239,8 +239,17 @@ fn target(a: &Program, b: &Program) -> Option<TargetChange> {
 
 /// Parts of the manifest that say what the model is, leaf by leaf.
 fn model(a: &Manifest, b: &Manifest) -> Result<Vec<String>, CompileError> {
-    const PARTS: [&str; 8] =
-        ["weldment_version", "model", "symbols", "inputs", "outputs", "states", "weights", "chat_template"];
+    const PARTS: [&str; 9] = [
+        "weldment_version",
+        "model",
+        "symbols",
+        "inputs",
+        "outputs",
+        "states",
+        "weights",
+        "chat_template",
+        "special_tokens",
+    ];
     let value = |m: &Manifest| serde_json::to_value(m).map_err(|e| CompileError::option("manifest", e.to_string()));
     let (a, b) = (value(a)?, value(b)?);
     let mut out = Vec::new();

@@ -83,23 +83,42 @@ pub(crate) fn read_config(file: &GgufFile) -> Result<ModelConfig, FrontendError>
 
 fn rope(file: &GgufFile, architecture: Architecture, head_dim: u64) -> Result<RopeConfig, FrontendError> {
     let key = |suffix: &str| format!("{architecture}.rope.{suffix}");
+    let unsupported =
+        |key: String, message: String| FrontendError::unsupported(file.mapping().path(), Place::Key(key), message);
+    let dimensions = key("dimension_count");
+    if let Some(rotary) = file.unsigned(&dimensions)?.filter(|n| *n != head_dim) {
+        let message = format!("partial rotary embedding, {rotary} of {head_dim} elements of a head; all are accepted");
+        return Err(unsupported(dimensions, message));
+    }
     let scaling = key("scaling.type");
-    if let Some(kind) = file.text(&scaling)?.filter(|kind| *kind != "none") {
-        let message = format!("rope scaling `{}`; none, or a `rope_freqs.weight` tensor, is accepted", shown(kind));
-        return Err(FrontendError::unsupported(file.mapping().path(), Place::Key(scaling), message));
-    }
-    // Files from before `rope.scaling.type` state linear scaling by this key alone.
-    let linear = key("scale_linear");
-    if let Some(scale) = file.real(&linear)?.filter(|s| *s != 1.0 && *s != 0.0) {
-        let message = format!("linear rope scaling by {scale}; none is accepted");
-        return Err(FrontendError::unsupported(file.mapping().path(), Place::Key(linear), message));
-    }
+    // As llama.cpp has it: a factor without a type scales linearly, and the older key is read where the newer one is missing.
+    let factor = match file.real(&key("scaling.factor"))? {
+        Some(factor) => Some(factor),
+        None => file.real(&key("scale_linear"))?,
+    };
+    let factor = factor.filter(|f| *f != 0.0 && *f != 1.0);
+    let has_divisors = file.tensors().contains_key("rope_freqs.weight");
+    let kind = match (file.text(&scaling)?, factor) {
+        (Some("none"), _) | (None | Some("linear"), None) if has_divisors => RopeKind::Factors,
+        (Some("none"), _) | (None | Some("linear"), None) => RopeKind::Default,
+        (None | Some("linear"), Some(factor)) if has_divisors => {
+            let message =
+                format!("linear rope scaling by {factor} beside a `rope_freqs.weight`; one of them is accepted");
+            return Err(unsupported(scaling, message));
+        }
+        (None | Some("linear"), Some(factor)) => RopeKind::Linear { factor },
+        (Some(other), _) => {
+            let message =
+                format!("rope scaling `{}`; none, linear, or a `rope_freqs.weight` tensor, is accepted", shown(other));
+            return Err(unsupported(scaling, message));
+        }
+    };
     Ok(RopeConfig {
         theta: file.real(&key("freq_base"))?.unwrap_or(10000.0),
-        kind: if file.tensors().contains_key("rope_freqs.weight") { RopeKind::Factors } else { RopeKind::Default },
+        kind,
         // llama.cpp rotates adjacent pairs for llama (its converter permutes q and k rows) and halves for the Qwen family.
         interleaved: architecture == Architecture::Llama,
-        rotary_dim: file.unsigned(&key("dimension_count"))?.unwrap_or(head_dim),
+        rotary_dim: head_dim,
     })
 }
 

@@ -112,8 +112,10 @@ pub(crate) fn read_tokenizer(file: &GgufFile) -> Result<Option<TokenizerData>, F
             Some(Metadata::Text(text)) => Some(text.clone()),
             _ => None,
         },
-        bos_token: bos.map(|(text, _)| text.to_owned()),
-        eos_token: eos.map(|(text, _)| text.to_owned()),
+        special_tokens: [("bos_token", bos), ("eos_token", eos)]
+            .into_iter()
+            .filter_map(|(name, token)| Some((name.to_owned(), token?.0.to_owned())))
+            .collect(),
     }))
 }
 

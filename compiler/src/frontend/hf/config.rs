@@ -104,16 +104,14 @@ fn rope(c: &Object, head_dim: u64) -> Result<RopeConfig, FrontendError> {
         Some(r) => rope_kind(c, r)?,
         None => RopeKind::Default,
     };
-    let partial = match &today {
-        Some(r) if r.get("partial_rotary_factor").is_some() => r.real("partial_rotary_factor")?,
-        _ => c.real("partial_rotary_factor")?,
-    };
-    let rotary_dim = match partial {
-        None => head_dim,
-        // Truncated, as transformers does; `ModelConfig::check` refuses what makes no sense.
-        Some(part) => (head_dim as f64 * part) as u64,
-    };
-    Ok(RopeConfig { theta, kind, interleaved: false, rotary_dim })
+    const PARTIAL: &str = "partial_rotary_factor";
+    for object in [today.as_ref(), Some(c)].into_iter().flatten() {
+        if let Some(part) = object.real(PARTIAL)?.filter(|part| *part != 1.0) {
+            let message = format!("partial rotary embedding, {part} of a head; 1, the whole head, is accepted");
+            return Err(object.unsupported(PARTIAL, message));
+        }
+    }
+    Ok(RopeConfig { theta, kind, interleaved: false, rotary_dim: head_dim })
 }
 
 fn rope_kind(c: &Object, r: &Object) -> Result<RopeKind, FrontendError> {
@@ -121,6 +119,11 @@ fn rope_kind(c: &Object, r: &Object) -> Result<RopeKind, FrontendError> {
     let key = if r.get("rope_type").is_some() { "rope_type" } else { "type" };
     match r.text(key)?.unwrap_or("default") {
         "default" => Ok(RopeKind::Default),
+        "linear" => {
+            let factor = r.real("factor")?;
+            let factor = factor.ok_or_else(|| r.invalid("factor", "missing; linear rope scaling needs it"))?;
+            Ok(RopeKind::Linear { factor })
+        }
         "llama3" => {
             let needed =
                 |key: &str| r.real(key)?.ok_or_else(|| r.invalid(key, "missing; llama3 rope scaling needs it"));
@@ -135,7 +138,9 @@ fn rope_kind(c: &Object, r: &Object) -> Result<RopeKind, FrontendError> {
                 original,
             })
         }
-        other => Err(r.unsupported(key, format!("rope type `{}`; default and llama3 are accepted", shown(other)))),
+        other => {
+            Err(r.unsupported(key, format!("rope type `{}`; default, linear and llama3 are accepted", shown(other))))
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use crate::frontend::error::{FrontendError, Place, shown};
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 
-/// A JSON object and the file (and outer key) it came from. A `null` counts as a missing key throughout.
+/// A JSON object and the file (and outer key) it came from. A `null` counts as a missing key, except for [`Object::contains`].
 pub(super) struct Object {
     path: PathBuf,
     prefix: String,
@@ -45,6 +45,11 @@ impl Object {
     /// The value, if there and not null.
     pub fn get(&self, key: &str) -> Option<&Value> {
         self.map.get(key).filter(|v| !v.is_null())
+    }
+
+    /// True if the key is there, null or not.
+    pub fn contains(&self, key: &str) -> bool {
+        self.map.contains_key(key)
     }
 
     /// Keys and values in file order.

@@ -1,5 +1,6 @@
 //! Hugging Face model directories.
 
+mod added;
 mod config;
 mod json;
 mod quantization;
@@ -28,7 +29,7 @@ pub fn open(directory: &Path, weights: WeightSource) -> Result<Checkpoint, Front
     })?;
     let generation = Object::read(&directory.join("generation_config.json"))?;
     let config = config::read_config(&path, &config, generation.as_ref())?;
-    let tokenizer = tokenizer::read_tokenizer(directory)?;
+    let tokenizer = tokenizer::read_tokenizer(directory, config.architecture.name())?;
     if let WeightSource::Random { seed } = weights {
         return Ok(Checkpoint::random(config, tokenizer, directory, seed));
     }

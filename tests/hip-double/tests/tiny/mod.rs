@@ -143,6 +143,7 @@ pub fn write_tiny_of(path: &Path, world: u32) {
         }],
         options: vec![],
         chat_template: None,
+        special_tokens: Default::default(),
         sections: vec![],
     };
     // The packs of all ranks, at whole pages.
