@@ -141,6 +141,40 @@ fn a_swapped_argument_is_named() {
 }
 
 #[test]
+fn artifacts_of_several_ranks_are_stepped_through() {
+    let place = Place::new();
+    let llama = fixture("llama");
+    for more in [&["--tp", "2"][..], &["--tp", "2", "--set", "token_splits=2", "--set", "all_reduce=2"]] {
+        place.compile("llama", more);
+        let line = ["verify", "m.weld", "--tokens", "ids.json", "--every-launch", "--source", llama.as_str()];
+        let out = place.ok(&line);
+        assert!(out.contains("launches compared, all as the interpreter has them"), "{out}");
+    }
+    // The norm that a fused all-reduce gives is handed on in place of its sum.
+    place.plant(|manifest, _| {
+        let sources = manifest.sources.clone();
+        for variant in &mut manifest.programs[0].entries[0].variants {
+            let of = |l: &&mut weldment_runtime::artifact::Launch| {
+                let sums = l.args.iter().any(|a| matches!(a.region, Region::Slab));
+                sums && sources[l.source as usize].iter().any(|s| s.starts_with("layers.1."))
+            };
+            for launch in variant.launches.iter_mut().filter(of) {
+                let written: Vec<usize> =
+                    (0..launch.args.len()).filter(|i| matches!(launch.args[*i].region, Region::Arena)).collect();
+                let [.., first, second] = written[..] else { panic!("{:?}", launch.args) };
+                launch.args.swap(first, second);
+            }
+        }
+    });
+    let first = place.first_difference("llama");
+    assert!(first["op"].as_str().unwrap().starts_with("all_reduce"), "{first:#}");
+    assert!(
+        first["paths"].as_array().unwrap().iter().any(|p| p.as_str().unwrap().starts_with("layers.1.")),
+        "{first:#}"
+    );
+}
+
+#[test]
 fn a_changed_weight_is_named() {
     for (model, place_of) in [("llama", "layers.1.mlp.down_proj"), ("qwen2", "layers.0.self_attn.o_proj")] {
         let place = Place::new();
