@@ -427,6 +427,7 @@ impl Session {
             None => replayed?,
             Some(member) => member.replayed(replayed)?,
         };
+        self.checked.begun(input);
         self.rows = input.logit_rows.len();
         if let Some(shapes) = &mut self.shapes {
             let [tokens, sequences, rows] =

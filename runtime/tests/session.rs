@@ -59,6 +59,18 @@ fn prefill_and_stepwise_agree() {
 #[test]
 fn a_ragged_step() {
     let mut session = session(2);
+    // The second sequence has come as far as position 16.
+    for (first, count) in [(0, 12), (12, 5)] {
+        let positions: Vec<i32> = (first..first + count).collect();
+        let input = StepInput {
+            tokens: &vec![1; count as usize],
+            positions: &positions,
+            seq_starts: &[0, count],
+            block_tables: &[1, 2],
+            logit_rows: &[0],
+        };
+        session.step(&input).unwrap();
+    }
     let input = StepInput {
         tokens: &[1, 2, 3, 4],
         positions: &[0, 1, 2, 17],
@@ -78,7 +90,7 @@ fn bad_steps_are_refused_with_the_accepted_range() {
     session.step(&good).unwrap();
     let many = vec![1i32; 17];
     let ascending: Vec<i32> = (0..17).collect();
-    let cases: [(StepInput, &str); 16] = [
+    let cases: [(StepInput, &str); 17] = [
         (StepInput { tokens: &[1, 8], ..good }, "vocabulary 0..8"),
         (StepInput { tokens: &[1, -1], ..good }, "vocabulary 0..8"),
         (StepInput { tokens: &[], positions: &[], seq_starts: &[0, 0], ..good }, "1..=16"),
@@ -88,10 +100,12 @@ fn bad_steps_are_refused_with_the_accepted_range() {
             "accepted: 1..=12",
         ),
         (StepInput { positions: &[0], ..good }, "1 positions for 2 tokens"),
-        (StepInput { positions: &[1, 1], ..good }, "ascend"),
-        (StepInput { positions: &[-1, 1], ..good }, "ascend"),
-        (StepInput { positions: &[0, 16], ..good }, "needs 2 KV blocks"),
-        (StepInput { positions: &[0, i32::MAX], ..good }, "compiled for positions 0..64"),
+        (StepInput { positions: &[1, 1], ..good }, "do not follow each other: 1 after 1"),
+        (StepInput { positions: &[-1, 0], ..good }, "start at 0"),
+        (StepInput { positions: &[15, 16], ..good }, "needs 2 KV blocks"),
+        (StepInput { positions: &[i32::MAX - 1, i32::MAX], ..good }, "compiled for positions 0..64"),
+        // The 13 tokens above were refused, so nothing of them counts as computed.
+        (StepInput { positions: &[12, 13], ..good }, "position 2 was not computed"),
         (StepInput { seq_starts: &[0, 1], ..good }, "run from 0 to 2"),
         (StepInput { seq_starts: &[0, 3, 2], block_tables: &[0, 1], ..good }, "descends"),
         (StepInput { block_tables: &[-1], ..good }, "no KV block"),

@@ -2,6 +2,7 @@
 //! other sequences' blocks behind a sequence's own.
 
 use super::ensure;
+use crate::artifact::Variant;
 use crate::error::Result;
 use crate::memory::Sequence;
 use crate::session::{Session, StepInput};
@@ -33,7 +34,8 @@ struct Member {
 /// kernels' roundings on a GPU.
 pub(super) fn check(session: &mut Session) -> Result<()> {
     let kv_block = session.model().kv_block as usize;
-    let most = MOST.min(session.range("B").1).min(session.range("T").1).min(session.range("R").1);
+    let tokens = most_tokens(session);
+    let most = MOST.min(session.range("B").1).min(tokens).min(session.range("R").1);
     let mut numbers = Numbers(7);
     for batch in 1..=most {
         let blocks = session.block_pool().blocks() / batch;
@@ -41,7 +43,7 @@ pub(super) fn check(session: &mut Session) -> Result<()> {
         if longest < 2 {
             break;
         }
-        let members = members(session, &mut numbers, batch, longest)?;
+        let members = members(session, &mut numbers, (batch, tokens), longest)?;
         let needed = members.iter().map(|m| m.sequence.blocks().len()).max().unwrap_or(1);
         let (least, widest) = session.range("P");
         let least = least.max(needed);
@@ -65,17 +67,34 @@ pub(super) fn check(session: &mut Session) -> Result<()> {
     Ok(())
 }
 
+/// Tokens that some variant takes in one step.
+fn most_tokens(session: &Session) -> usize {
+    let (manifest, program) = (session.manifest(), session.program());
+    let Some((symbol, range)) = manifest.symbol("T") else { return 1 };
+    let of = |variant: &Variant| {
+        let own = variant.guards.iter().filter(|g| g.symbol as usize == symbol).map(|g| g.max);
+        own.fold(range.max, u64::min)
+    };
+    let variants = program.entries.iter().flat_map(|e| &e.variants);
+    variants.map(of).max().map_or(1, |n| usize::try_from(n).unwrap_or(usize::MAX))
+}
+
 /// Sequences that have computed some positions, with one token to come or several.
-fn members(session: &mut Session, numbers: &mut Numbers, batch: usize, longest: usize) -> Result<Vec<Member>> {
+fn members(
+    session: &mut Session,
+    numbers: &mut Numbers,
+    (batch, tokens): (usize, usize),
+    longest: usize,
+) -> Result<Vec<Member>> {
     let vocab = session.model().vocab_size as usize;
-    let mut room = session.range("T").1 - batch;
+    let mut room = tokens - batch;
     let mut members = Vec::new();
     for index in 0..batch {
         let mut sequence = session.new_sequence();
         let first = numbers.below(longest.min(72));
         let history: Vec<i32> = (0..first).map(|_| numbers.below(vocab) as i32).collect();
-        if !history.is_empty() {
-            session.extend(&mut sequence, &history)?;
+        for part in history.chunks(tokens) {
+            session.extend(&mut sequence, part)?;
         }
         let more = if index % 3 == 1 { numbers.below(room.min(longest - first - 1).min(40) + 1) } else { 0 };
         room -= more;

@@ -105,6 +105,7 @@ impl SingleSteps {
         let variant = variant
             .ok_or_else(|| Error::InvalidInput(format!("no variant of the step accepts {:?}", dims.values())))?;
         let dims = dims.values().to_vec();
+        self.checked.begun(input);
         let bytes = self.checked.bytes(input);
         let inputs = bytes.iter().take(self.manifest.inputs.len()).map(|bytes| bytes.to_vec()).collect();
         Ok(Step { steps: self, variant, dims, inputs })

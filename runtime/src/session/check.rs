@@ -150,17 +150,19 @@ impl Checked {
             self.tables.owns(table, *first as usize).or_else(|what| bad(format!("sequence {sequence} {what}")))?;
             self.sequence_ids.extend(own.iter().map(|_| sequence as i32));
         }
-        self.dims.set(manifest, "C", context)?;
-        // Nothing of the step is refused any more.
-        for (sequence, range) in seq_starts.windows(2).enumerate() {
+        self.dims.set(manifest, "C", context)
+    }
+
+    /// The step `input`, which was the last to be checked, is on its way: what its positions held before is void.
+    pub(crate) fn begun(&mut self, input: &StepInput<'_>) {
+        let sequences = input.seq_starts.len().saturating_sub(1).max(1);
+        let width = input.block_tables.len() / sequences;
+        for (range, table) in input.seq_starts.windows(2).zip(input.block_tables.chunks(width.max(1))) {
             let &[start, end] = range else { continue };
-            if let Some(first) = positions.get(start as usize).filter(|_| end > start) {
-                let (first, after) = (*first as usize, *first as usize + (end - start) as usize);
-                let table = &block_tables[sequence * width..][..after.div_ceil(model.kv_block as usize)];
-                self.tables.fill(table, first, after);
+            if let Some(first) = input.positions.get(start as usize).filter(|_| end > start) {
+                self.tables.fill(table, *first as usize, *first as usize + (end - start) as usize);
             }
         }
-        Ok(())
     }
 }
 

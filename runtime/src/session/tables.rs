@@ -99,7 +99,8 @@ impl Tables {
 
     /// The positions `first..end` of the sequence with `table` are about to be computed: what its blocks held behind them is void.
     pub(super) fn fill(&mut self, table: &[i32], first: usize, end: usize) {
-        for (at, id) in table.iter().enumerate().skip(first / self.kv_block) {
+        let own = end.div_ceil(self.kv_block);
+        for (at, id) in table.iter().enumerate().take(own).skip(first / self.kv_block) {
             if let Some(block) = self.blocks.get_mut(*id as usize) {
                 block.filled = end.saturating_sub(at * self.kv_block).min(self.kv_block) as u32;
             }
