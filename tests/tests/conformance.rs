@@ -67,7 +67,7 @@ fn all_hold(target: &str, device: &Device) {
     let (image, [add, rev]) = image(target);
     let entry = |name, offset| KernelEntry { name, offset, threads: THREADS };
     let kit = Kit { image: &image, kernels: [entry("add1", add), entry("rev1", rev)] };
-    for Outcome { name, result } in check_driver(raw(&device), &kit) {
+    for Outcome { name, result } in check_driver(raw(device), &kit) {
         assert!(result.is_ok(), "{target}, {name}: {}", result.unwrap_err());
     }
 }

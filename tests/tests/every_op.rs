@@ -241,7 +241,7 @@ impl Draw {
         let (heads, depth, slots) = (self.pick(&[1, 2, 3]), self.pick(&[4u64, 8, 20]), self.pick(&[3u64, 8, 24]));
         let (dtype, cached) = (self.float(), self.float());
         let of = |dtype: DType, shape: &[Dim]| TensorType::new(dtype, shape.to_vec());
-        let ids = of(DType::I32, &[tokens.clone()]);
+        let ids = of(DType::I32, std::slice::from_ref(&tokens));
         let tables = of(DType::I32, &[Dim::sym("B"), Dim::sym("P")]);
         let cache = |heads: u64, transposed: bool| {
             let (a, b) = if transposed { (depth, slots) } else { (slots, depth) };

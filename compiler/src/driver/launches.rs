@@ -231,6 +231,9 @@ fn apart(expected: &[f64], found: &[f64]) -> f64 {
     })
 }
 
+/// The type of a result, and its values on each rank.
+type Expected = (TensorType, Vec<Vec<f64>>);
+
 /// The launches of one step.
 struct Launches<'a> {
     subject: &'a Subject<'a>,
@@ -267,7 +270,7 @@ impl Launches<'_> {
     }
 
     /// What the interpreter makes of a step's operands as they are in memory: of each result its type and the values on each rank.
-    fn expected(&self, turn: usize, step: &Step<'_>) -> Result<Vec<(TensorType, Vec<Vec<f64>>)>, CompileError> {
+    fn expected(&self, turn: usize, step: &Step<'_>) -> Result<Vec<Expected>, CompileError> {
         let planned = &self.planned.plan.steps[turn];
         let graph = &self.planned.graph;
         let id = match &planned.kind {

@@ -111,7 +111,7 @@ impl Cell<'_> {
     }
 
     /// A value of `kind` as the element that is stored.
-    fn to_stored(&self, b: &mut Builder, kind: Kind, v: V) -> V {
+    fn encoded(&self, b: &mut Builder, kind: Kind, v: V) -> V {
         let dtype = self.dtype();
         match kind {
             Kind::Stored => v,
@@ -137,7 +137,7 @@ impl Cell<'_> {
     pub fn store(&self, b: &mut Builder, index: &[V], kind: Kind, v: V) {
         let at = self.element(b, index);
         let at = b.scale(at, self.dtype().block_bytes() as i64);
-        let v = self.to_stored(b, kind, v);
+        let v = self.encoded(b, kind, v);
         b.store_row(self.param, at, v);
     }
 
@@ -146,7 +146,7 @@ impl Cell<'_> {
         let at = self.element(b, index);
         let (byte, _) = self.block(b, at);
         let [low, high] = pair.map(|v| {
-            let code = self.to_stored(b, kind, v);
+            let code = self.encoded(b, kind, v);
             b.convert(Conversion::Unsigned, code, Elem::I32)
         });
         let (mask, four) = (b.int_of(Elem::I32, &[], 15), b.int_of(Elem::I32, &[], 4));
