@@ -112,6 +112,17 @@ impl SingleSteps {
     }
 }
 
+impl Drop for SingleSteps {
+    /// A rank that leaves waits for the others.
+    fn drop(&mut self) {
+        std::thread::scope(|scope| {
+            for rank in self.ranks.drain(..) {
+                scope.spawn(move || drop(rank));
+            }
+        });
+    }
+}
+
 /// A job of this process alone.
 fn job() -> String {
     static JOBS: AtomicU32 = AtomicU32::new(0);
