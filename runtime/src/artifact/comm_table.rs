@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | 0 | i64 | number of this rank |
 //! | 8 | i64 | ranks |
-//! | 16 | i64 | bytes from the base of this rank's slab to its abort word, a u32 that is not 0 once the job is over |
+//! | 16 | i64 | bytes from the base of this rank's slab to its abort word, a u32 that is not 0 once the job is over; on GPUs a u32 follows it in which waiting programs leave, now and then, how often they have looked |
 //! | 24 | u64 | host: address of the function that a waiting program calls between looks ([`Relax`]); 0 on GPUs |
 //! | 64 + 8 r | i64 | bytes from the base of this rank's slab to that of rank r's, as this rank addresses it |
 

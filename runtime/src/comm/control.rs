@@ -92,6 +92,10 @@ pub struct Slot {
     pub waits: AtomicU64,
     /// CPU time of the threads that run the rank's programs, in hundredths of a second (host).
     pub worked: AtomicU64,
+    /// Steps that the rank's device has been given.
+    pub given: AtomicU64,
+    /// Milliseconds for which programs of the rank's device have waited for one thing (GPU).
+    pub waited: AtomicU64,
     signatures: [[AtomicU64; 2]; SIGNATURES],
     message: [AtomicU8; MESSAGE_BYTES],
 }

@@ -3,7 +3,7 @@
 use super::control::{Control, ControlMap, Failure, Phase};
 use super::cpu_time::Workers;
 use super::fault::{Fault, Point};
-use super::inner::Inner;
+use super::inner::{Inner, Waits};
 use super::{DEFAULT_DEADLINE, Ranks, rendezvous, watchdog};
 use crate::driver::Buffer;
 use crate::driver::host::{affinity, memory};
@@ -33,10 +33,13 @@ impl Default for GroupOptions {
     }
 }
 
-/// A word that tells waiting programs of a device that the job is over.
+/// A word that tells waiting programs of a device that the job is over, and another by which they tell that they wait.
 pub trait AbortWord: Send + Sync + fmt::Debug {
     /// Sets it; may be called any number of times from any thread.
     fn set(&self);
+
+    /// How often a program had looked at what it waits for when it last asked.
+    fn looks(&self) -> u32;
 }
 
 /// A rank that has joined the others of its job. Dropping it leaves.
@@ -84,7 +87,7 @@ impl Group {
             wake,
             closing: AtomicBool::new(false),
             workers: OnceLock::new(),
-            by_host: AtomicBool::new(true),
+            waits: AtomicU32::new(Waits::Host as u32),
             map,
             file: met.file,
             words: Mutex::default(),
@@ -301,14 +304,20 @@ impl Group {
         self.check()
     }
 
+    /// Says that the device has been given the last step begun.
+    pub fn given(&self) {
+        let step = self.step.load(Ordering::Relaxed);
+        self.control().slot(self.ranks().rank).given.store(step, Ordering::Release);
+    }
+
     /// Says that the last step begun is waited for.
     pub fn wait(&self) {
         self.control().slot(self.ranks().rank).set_progress(self.step.load(Ordering::Relaxed), true);
     }
 
-    /// Says whether steps run on the host's threads, where one may take longer than the deadline.
-    pub fn set_by_host(&self, by_host: bool) {
-        self.inner.by_host.store(by_host, Ordering::Release);
+    /// Says where steps run, and by whom their ranks wait.
+    pub fn set_waits(&self, waits: Waits) {
+        self.inner.waits.store(waits as u32, Ordering::Release);
     }
 
     /// Says which threads run steps on the host: a rank whose threads work is not stuck.

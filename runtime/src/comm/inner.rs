@@ -10,9 +10,21 @@ use rustix::process::{Pid, PidfdFlags, Signal};
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
+
+/// How it shows that programs wait for other ranks, which tells a rank that is stuck from one that computes for long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Waits {
+    /// They rest on the host's threads, whose CPU time is known.
+    Host,
+    /// Programs of a GPU leave counts of their looks beside the abort word.
+    Device,
+    /// The vendor's collectives do not say: no step may take longer than the deadline.
+    Library,
+}
 
 /// What the rank and its watchdog share.
 #[derive(Debug)]
@@ -23,8 +35,8 @@ pub struct Inner {
     /// The watchdog's end of a pair whose other end is shut down to wake it.
     pub wake: UnixStream,
     pub closing: AtomicBool,
-    /// Steps run on the host's threads, which take as long as they take.
-    pub by_host: AtomicBool,
+    /// How it shows that programs wait, as a number ([`Waits`]).
+    pub waits: AtomicU32,
     /// The threads that run this rank's programs, once they are known (host).
     pub workers: OnceLock<Arc<Workers>>,
     /// The control page.
@@ -40,6 +52,18 @@ pub struct Inner {
 impl Inner {
     pub fn control(&self) -> &Control {
         self.map.control()
+    }
+
+    /// How it shows that programs wait.
+    pub fn waits(&self) -> Waits {
+        let set = self.waits.load(Ordering::Acquire);
+        [Waits::Device, Waits::Library].into_iter().find(|waits| *waits as u32 == set).unwrap_or(Waits::Host)
+    }
+
+    /// The most looks that a waiting program of this rank's GPU says to have taken.
+    pub fn looks(&self) -> u32 {
+        let words = self.words.lock();
+        words.map_or(0, |words| words.iter().map(|word| word.looks()).max().unwrap_or(0))
     }
 
     /// Records a failure and ends all programs; true if it is the job's first.

@@ -3,6 +3,7 @@
 use super::control::Phase;
 use super::fault::Point;
 use super::group::{Group, GroupOptions};
+use super::inner::Waits;
 use super::library::Library;
 use super::ranks::{self, Ranks};
 use super::slab::Attached;
@@ -108,7 +109,10 @@ impl Member {
     pub fn library(&self, program: &Program) -> Result<Option<Arc<Library>>> {
         let launches = program.entries.iter().flat_map(|e| &e.variants).flat_map(|v| &v.launches);
         match program.target.is_gpu() && launches.into_iter().any(|launch| launch.all_reduce.is_some()) {
-            true => Library::join(&self.group),
+            true => {
+                self.group.set_waits(Waits::Library);
+                Library::join(&self.group)
+            }
             false => Ok(None),
         }
     }
@@ -132,6 +136,9 @@ impl Member {
             Err(error @ Error::InvalidInput(_)) => Err(error),
             other => self.group.share(other),
         };
+        if result.is_ok() {
+            self.group.given();
+        }
         let left = self.group.leave();
         left.and(result)
     }

@@ -2,6 +2,7 @@
 
 use super::control::Phase;
 use super::group::{AbortWord, Group};
+use super::inner::Waits;
 use super::relax;
 use crate::artifact::{Slab, comm_table};
 use crate::driver::{Buffer, Driver, PeerMapping, Placement};
@@ -44,7 +45,7 @@ impl Attached {
     }
 
     fn by_mapping(group: &Arc<Group>, driver: &dyn Driver, spec: &Slab, threads: usize) -> Result<Attached> {
-        group.set_by_host(true);
+        group.set_waits(Waits::Host);
         let (slab, stride) = group.host_slab(spec.bytes)?;
         fill(&slab, spec)?;
         let (rank, world) = (i64::from(group.ranks().rank), i64::from(group.ranks().world));
@@ -69,7 +70,7 @@ impl Attached {
 
     fn by_export(group: &Arc<Group>, driver: &dyn Driver, spec: &Slab) -> Result<Attached> {
         let peers = driver.peer_memory().ok_or_else(|| Error::Unsupported("the device shares no memory".into()))?;
-        group.set_by_host(false);
+        group.set_waits(Waits::Device);
         let bytes = usize::try_from(spec.bytes).map_err(|_| Error::Driver("a slab's size overflows".into()))?;
         let (slab, message) = peers.export(bytes)?;
         fill(&slab, spec)?;

@@ -5,7 +5,9 @@
 
 use super::control::{Control, Failure, Phase, Slot};
 use super::cpu_time;
-use super::inner::Inner;
+use super::inner::{Inner, Waits};
+use super::looks::Looks;
+use crate::log::{self, Level};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::Ordering;
@@ -48,6 +50,10 @@ struct Seen {
     wait: Watched<(u64, u64)>,
     /// What its threads have worked (host).
     work: Watched<u64>,
+    /// Its device has been given the steps that it has begun, and it waits for them.
+    on_device: bool,
+    /// How long its programs have waited for one thing (GPU).
+    waited: Duration,
     rests: u64,
     /// Its programs have rested since the last look.
     resting: bool,
@@ -62,6 +68,8 @@ pub fn run(inner: &Inner) {
         progress: Watched { value: (0, false), since: last },
         wait: Watched { value: (0, 0), since: last },
         work: Watched { value: 0, since: last },
+        on_device: false,
+        waited: Duration::ZERO,
         rests: 0,
         resting: false,
     };
@@ -69,6 +77,8 @@ pub fn run(inner: &Inner) {
     let mut open: Vec<&(u32, UnixStream)> = inner.peers.iter().collect();
     let control = inner.control();
     let own = control.slot(inner.ranks.rank);
+    let mut looks = Looks::new(last);
+    let mut told = 0;
     while !inner.closing.load(Ordering::Acquire) {
         own.heartbeat.fetch_add(1, Ordering::Release);
         if let Some(workers) = inner.workers.get() {
@@ -77,6 +87,8 @@ pub fn run(inner: &Inner) {
         }
         ended_connections(inner, &mut open, tick);
         let now = Instant::now();
+        let waited = looks.see(inner.looks(), now, inner.deadline / 4);
+        own.waited.store(waited.as_millis() as u64, Ordering::Release);
         // After a pause of our own nobody's silence counts: look afresh.
         if now.saturating_duration_since(last) > inner.deadline / 2 {
             for seen in &mut ranks {
@@ -86,6 +98,7 @@ pub fn run(inner: &Inner) {
         last = now;
         if !control.failed() {
             look(inner, control, &mut ranks, now);
+            tell_of_long_steps(inner, &ranks, &mut told, now);
         }
         if control.failed() {
             inner.end_programs();
@@ -152,6 +165,9 @@ fn look(inner: &Inner, control: &Control, ranks: &mut [Seen], now: Instant) {
         seen.progress.look(slot.progress(), now);
         seen.wait.look((slot.progress().0, slot.waits.load(Ordering::Relaxed)), now);
         seen.work.look(slot.worked.load(Ordering::Acquire), now);
+        let (begun, waits) = seen.progress.value;
+        seen.on_device = waits && slot.given.load(Ordering::Acquire) >= begun;
+        seen.waited = Duration::from_millis(slot.waited.load(Ordering::Acquire));
         (seen.resting, seen.rests) = (rests != seen.rests, rests);
     }
     let seconds = deadline.as_secs_f32();
@@ -159,8 +175,18 @@ fn look(inner: &Inner, control: &Control, ranks: &mut [Seen], now: Instant) {
     let Some(mine) = ranks.get(me as usize) else { return };
     let (step, waiting) = mine.progress.value;
     let late = waiting && mine.progress.age(now) > deadline;
+    let waits = inner.waits();
+    let rests = |seen: &Seen| match waits {
+        Waits::Host => seen.resting,
+        Waits::Device => seen.waited > deadline,
+        Waits::Library => true,
+    };
     // A rank that computes is on its way, however long that takes.
-    let idle = |seen: &Seen| seen.resting || seen.work.age(now) > deadline;
+    let idle = |seen: &Seen| match waits {
+        Waits::Host => rests(seen) || seen.work.age(now) > deadline,
+        Waits::Device => rests(seen) || (!seen.on_device && seen.progress.age(now) > deadline),
+        Waits::Library => true,
+    };
     let others = || (0..).zip(&*ranks).filter(|(rank, _)| *rank != me);
     for (rank, seen) in others() {
         let slot = control.slot(rank);
@@ -185,13 +211,18 @@ fn look(inner: &Inner, control: &Control, ranks: &mut [Seen], now: Instant) {
             inner.record(failure(own, me, cause));
         }
     }
-    if late && !inner.by_host.load(Ordering::Acquire) {
+    if late && waits == Waits::Library {
         let cause = format!("the step has not ended after {seconds} s on any rank");
         inner.record(Failure { rank: me, phase: Phase::Steps, step, cause });
     }
-    // On the host a step may take as long as it likes, but nobody may wait so long for one thing.
-    if waiting && mine.resting && mine.wait.age(now) > deadline {
-        let awaited = others().find(|(_, seen)| !seen.resting);
+    // A step may take as long as it likes, but nobody may wait so long for one thing.
+    let long = match waits {
+        Waits::Host => mine.resting && mine.wait.age(now) > deadline,
+        Waits::Device => mine.waited > deadline,
+        Waits::Library => false,
+    };
+    if waiting && long {
+        let awaited = others().find(|(_, seen)| !rests(seen));
         let failed = match awaited {
             Some((_, seen)) if !idle(seen) => None,
             Some((rank, _)) => {
@@ -205,8 +236,104 @@ fn look(inner: &Inner, control: &Control, ranks: &mut [Seen], now: Instant) {
     }
 }
 
+/// Says once of a step that it takes long, so that who watches knows that it was not forgotten.
+fn tell_of_long_steps(inner: &Inner, ranks: &[Seen], told: &mut u64, now: Instant) {
+    let Some(mine) = ranks.get(inner.ranks.rank as usize) else { return };
+    let (step, waiting) = mine.progress.value;
+    if waiting && step != *told && mine.progress.age(now) > inner.deadline {
+        *told = step;
+        let (rank, seconds) = (inner.ranks.rank, inner.deadline.as_secs_f32());
+        log::write(Level::Info, format_args!("rank {rank}: step {step} takes longer than {seconds} s; ranks compute"));
+    }
+}
+
 /// The failure of a rank whose step is another than ours.
 pub fn diverged(slot: &Slot, rank: u32, step: u64, me: u32) -> Failure {
     let cause = format!("its step is another than that of rank {me}: dims or inputs differ");
     Failure { rank, phase: slot.phase(), step, cause }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::comm::group::{AbortWord, Group, GroupOptions};
+    use crate::comm::ranks::Ranks;
+    use crate::error::{Error, Result};
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicU32;
+
+    const DEADLINE: Duration = Duration::from_millis(400);
+
+    #[derive(Debug, Default)]
+    struct Word(AtomicU32);
+
+    impl AbortWord for Word {
+        fn set(&self) {}
+
+        fn looks(&self) -> u32 {
+            self.0.load(Ordering::Relaxed)
+        }
+    }
+
+    /// What rank 1 does while rank 0's programs wait in step 1.
+    #[derive(Clone, Copy, PartialEq)]
+    enum Other {
+        Computes,
+        Waits,
+        HasNotBegun,
+        HangsBeforeItsLaunch,
+        Ended,
+    }
+
+    /// What becomes of a job of two ranks on GPUs within six deadlines.
+    fn outcome(waits: Waits, other: Other) -> Result<()> {
+        static JOBS: AtomicU32 = AtomicU32::new(0);
+        let job = format!("watchdog {} {}", std::process::id(), JOBS.fetch_add(1, Ordering::Relaxed));
+        let run = |rank: u32| {
+            let group = Group::join(Ranks::local(rank, 2, job.as_str()), GroupOptions { deadline: DEADLINE })?;
+            let word = Arc::new(Word::default());
+            group.set_waits(waits);
+            group.add_abort_word(word.clone());
+            group.barrier("start")?;
+            group.phase(Phase::Steps);
+            let does = if rank == 0 { Other::Waits } else { other };
+            if does != Other::HasNotBegun {
+                group.enter(7)?;
+            }
+            if !matches!(does, Other::HasNotBegun | Other::HangsBeforeItsLaunch) {
+                group.given();
+            }
+            if does == Other::Ended {
+                group.leave()?;
+            }
+            let began = Instant::now();
+            while began.elapsed() < 6 * DEADLINE {
+                if does == Other::Waits {
+                    word.0.fetch_add(1000, Ordering::Relaxed);
+                }
+                std::thread::sleep(Duration::from_millis(5));
+                group.check()?;
+            }
+            group.leave()?;
+            group.barrier("end")
+        };
+        std::thread::scope(|scope| {
+            let ranks = [0, 1].map(|rank| scope.spawn(move || run(rank)));
+            ranks.into_iter().try_for_each(|rank| rank.join().expect("no panic"))
+        })
+    }
+
+    #[test]
+    fn a_gpu_that_computes_is_waited_for_and_one_that_is_stuck_is_not() {
+        let error = |waits, other| outcome(waits, other).map_err(|e: Error| e.to_string()).unwrap_err();
+        outcome(Waits::Device, Other::Computes).expect("a step may take as long as it likes");
+        assert!(error(Waits::Device, Other::Waits).contains("all ranks wait for each other"));
+        for other in [Other::HasNotBegun, Other::HangsBeforeItsLaunch] {
+            let said = error(Waits::Device, other);
+            assert!(said.contains("rank 1, step") && said.contains("stuck: rank 0 waits"), "{said}");
+        }
+        let said = error(Waits::Device, Other::Ended);
+        assert!(said.contains("rank 1 has ended step 1") || said.contains("waits for it"), "{said}");
+        assert!(error(Waits::Library, Other::Computes).contains("has not ended after"));
+    }
 }

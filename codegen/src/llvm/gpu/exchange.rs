@@ -233,6 +233,9 @@ impl<'c, 'k> Emit<'c, 'k> {
         let distance = self.builder.build_load(i64t, at, "")?;
         self.invariant(distance)?;
         let word = self.dynamic_offset(self.params[waiting.slab.0 as usize], distance.into_int_value())?;
+        // Whoever watches the ranks sees that this one waits, and for how long.
+        let told = self.builder.build_store(self.byte_offset(word, 4)?, count)?;
+        self.relaxed(told, 4)?;
         let word = self.look_group(word, 4)?[0].into_int_value();
         let on = self.builder.build_int_compare(IntPredicate::EQ, word, self.i32(0), "")?;
         self.builder.build_conditional_branch(on, head, after)?;

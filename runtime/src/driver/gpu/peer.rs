@@ -16,11 +16,22 @@ const EXPORT_MULTIPLE: usize = 2 << 20;
 #[derive(Debug)]
 struct MappedWord(Pinned);
 
+impl MappedWord {
+    /// The abort word and the word of looks after it.
+    fn words(&self) -> &[AtomicU32; 2] {
+        // SAFETY: the pinned memory is at least eight bytes, aligned and zeroed, and lives as long as `self`; host and device access
+        // it by whole words only.
+        unsafe { &*self.0.pointer().cast::<[AtomicU32; 2]>() }
+    }
+}
+
 impl AbortWord for MappedWord {
     fn set(&self) {
-        // SAFETY: the pinned memory is at least four bytes, aligned, and lives as long as `self`; the device only reads it.
-        let word = unsafe { AtomicU32::from_ptr(self.0.pointer().cast::<u32>()) };
-        word.store(1, Ordering::SeqCst);
+        self.words()[0].store(1, Ordering::SeqCst);
+    }
+
+    fn looks(&self) -> u32 {
+        self.words()[1].load(Ordering::Relaxed)
     }
 }
 
