@@ -2,7 +2,7 @@
 
 use crate::kernels::collective::channel::Channel;
 use indexmap::IndexMap;
-use weldment_runtime::artifact::{Arg, Region, Slab};
+use weldment_artifact::{Arg, Region, Slab};
 
 /// AMD exports whole pages, and each channel starts at one.
 const PAGE: u64 = 4096;

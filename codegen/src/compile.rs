@@ -12,11 +12,11 @@ use indexmap::IndexMap;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use thiserror::Error;
+use weldment_artifact as format;
+use weldment_artifact::{Layout, PackItem, Raw, Shard};
 use weldment_ir::{DType, Dim, Graph, Op, OpKind, TensorType, Value};
 use weldment_passes::buffer::{BufferPlan, CopyRecord, Region, Step, StepKind, View};
 use weldment_passes::target::Refusal;
-use weldment_runtime::artifact as format;
-use weldment_runtime::artifact::{Layout, PackItem, Raw, Shard};
 
 /// Why a planned graph did not become code.
 #[derive(Debug, Error)]
@@ -497,7 +497,7 @@ impl<'v> State<'_, 'v> {
             Dim::Const(n) => format::Dim::Const(*n),
             Dim::Sym(s) => format::Dim::Symbol(s.to_string()),
         };
-        let Some(dtype) = weldment_runtime::DType::from_name(ty.dtype.name()) else { return Ok(None) };
+        let Some(dtype) = Some(ty.dtype).filter(|dtype| dtype.is_stored()) else { return Ok(None) };
         let at = self.place(graph, plan, view, path)?;
         let shape = ty.shape.iter().map(dim).collect();
         Ok(Some(format::LaunchResult { at, dtype, shape, strides: view.strides.clone() }))
@@ -533,13 +533,11 @@ impl<'v> State<'_, 'v> {
     fn library_gemm(&self, r: &Request<'_>) -> Result<Option<format::Gemm>, CodegenError> {
         let Some(gemm) = library::gemm(r) else { return Ok(None) };
         let rows = self.count(gemm.rows.0.as_deref(), gemm.rows.1)?;
-        let dtype = weldment_runtime::DType::from_name(gemm.dtype.name());
-        let dtype = dtype.ok_or_else(|| CodegenError::Internal(format!("{} in a library call", gemm.dtype)))?;
         Ok(Some(format::Gemm {
             rows,
             n: gemm.n,
             k: gemm.k,
-            dtype,
+            dtype: gemm.dtype,
             x_stride: gemm.x_stride,
             out_stride: gemm.out_stride,
             addend_stride: gemm.addend_stride,
@@ -554,12 +552,11 @@ impl<'v> State<'_, 'v> {
         }
         let (x, out) = (&r.operands[0], &r.results[0]);
         let whole = |t: &Tensor| t.strides == Tensor::contiguous(&t.ty).strides;
-        let dtype = weldment_runtime::DType::from_name(x.ty.dtype.name());
-        let (Some(dtype), Ok(rows), true) = (dtype, RowSpace::of(&x.ty.shape), whole(x) && whole(out)) else {
+        let (Ok(rows), true) = (RowSpace::of(&x.ty.shape), whole(x) && whole(out)) else {
             return Ok(None);
         };
         let elements = self.count(rows.symbol.as_deref(), rows.mul)?;
-        Ok(Some(format::AllReduce { elements, dtype }))
+        Ok(Some(format::AllReduce { elements, dtype: x.ty.dtype }))
     }
 
     fn place(
@@ -583,9 +580,7 @@ impl<'v> State<'_, 'v> {
                 let ty = graph.type_of(*root).clone();
                 let mut tensors = Vec::new();
                 self.tensors(graph, *root, path, &mut tensors)?;
-                let dtype = weldment_runtime::DType::from_name(ty.dtype.name());
-                let dtype = dtype.ok_or_else(|| CodegenError::Internal(format!("{} in a pack", ty.dtype)))?;
-                let arg = self.packed(tensors, Layout::Raw(Raw { dtype }), &[&ty], path)?;
+                let arg = self.packed(tensors, Layout::Raw(Raw { dtype: ty.dtype }), &[&ty], path)?;
                 return Ok(format::Arg { offset: arg.offset + view.offset, ..arg });
             }
         };

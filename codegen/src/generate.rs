@@ -9,8 +9,8 @@ use crate::tile::Kernel;
 use indexmap::IndexMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
-use weldment_runtime::artifact as format;
-use weldment_runtime::artifact::Resources;
+use weldment_artifact as format;
+use weldment_artifact::Resources;
 
 /// Threads that compile modules. Modules do not depend on it.
 const THREADS: usize = 2;

@@ -1,6 +1,6 @@
 //! Attribute values: what an op carries besides operands. In the e-graph each is a leaf child, so a pattern can bind it.
 
-use crate::dtype::DType;
+use crate::DType;
 use crate::types::{Dim, Shape};
 use std::fmt;
 use std::sync::Arc;

@@ -1,7 +1,7 @@
 //! docs/ops.md, written from the op table and the dtype table.
 
+use crate::DType;
 use crate::attr::AttrKind;
-use crate::dtype::DType;
 use crate::op::{Category, OpInfo, OpKind};
 use std::fmt::Write;
 

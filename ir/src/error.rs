@@ -1,30 +1,17 @@
 //! Errors of the IR: each names what was found and what would be accepted.
 
-use crate::dtype::DType;
 use thiserror::Error;
+use weldment_artifact::error::{SizeError, UnknownDType};
 
 /// Anything that can be wrong with a type, an op or a graph.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum IrError {
     /// A dtype name that is not in the table.
-    #[error("unknown dtype `{0}`; one of f32, f16, bf16, i32, q4_1, ... is expected (see docs/ops.md)")]
-    UnknownDType(String),
-    /// The bytes of a tensor do not fit in 63 bits.
-    #[error("a {dtype} tensor of shape {shape:?} is larger than 2^63 bytes")]
-    SizeOverflow {
-        /// Element type.
-        dtype: DType,
-        /// Constant shape.
-        shape: Vec<u64>,
-    },
-    /// A block format needs whole blocks in its last dim.
-    #[error("{dtype} stores blocks of {} elements; a last dim of {last} is not a multiple", dtype.block_elements())]
-    PartialBlock {
-        /// Element type.
-        dtype: DType,
-        /// The last dim found.
-        last: u64,
-    },
+    #[error(transparent)]
+    UnknownDType(#[from] UnknownDType),
+    /// A tensor without a size.
+    #[error(transparent)]
+    Size(#[from] SizeError),
     /// An op name that is not in the table.
     #[error("unknown op `{0}`; docs/ops.md lists every op")]
     UnknownOp(String),

@@ -4,8 +4,8 @@
 //! results, category and shape rule. The enum, the parser, the printer, the e-graph language, the arity check, the
 //! docs page and the interpreter's exhaustive match all follow from it.
 
+use crate::DType;
 use crate::attr::{Attr, AttrKind, AttrValue, Real};
-use crate::dtype::DType;
 use crate::error::IrError;
 use crate::shape_rules as rule;
 use crate::types::{Shape, TensorType};

@@ -1,7 +1,7 @@
 //! Shape rules named by the op table: operand types in, result types out, or a sentence that says what was found and
 //! what would be accepted. Arity has been checked by the caller.
 
-use crate::dtype::DType;
+use crate::DType;
 use crate::op::Op;
 use crate::types::{Dim, Shape, TensorType};
 

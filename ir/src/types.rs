@@ -1,7 +1,6 @@
 //! Dims and tensor types.
 
-use crate::dtype::DType;
-use crate::error::IrError;
+use crate::DType;
 use std::fmt;
 use std::sync::Arc;
 
@@ -88,14 +87,6 @@ impl TensorType {
     /// The last dim, if constant.
     pub fn last_constant(&self) -> Option<u64> {
         self.shape.last().and_then(Dim::constant)
-    }
-
-    /// Bytes, if every dim is constant.
-    ///
-    /// # Errors
-    /// See [`DType::byte_size`].
-    pub fn byte_size(&self) -> Result<Option<u64>, IrError> {
-        self.constant_shape().map(|s| self.dtype.byte_size(&s)).transpose()
     }
 }
 

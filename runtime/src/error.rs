@@ -39,7 +39,7 @@ pub enum Error {
         /// The version this runtime reads.
         accepted: u32,
     },
-    /// A count or size passes a declared limit (see `artifact/limits.rs`).
+    /// A count or size passes a declared limit ([`weldment_artifact::limits`]).
     #[error("{what} is {found}, the limit is {limit}")]
     Limit {
         /// The quantity.
@@ -93,6 +93,18 @@ impl Error {
     /// Corruption of `path` at `place`.
     pub fn corrupt(path: &Path, place: impl Into<String>, detail: impl Into<String>) -> Self {
         Error::Corrupt { path: path.to_owned(), place: place.into(), detail: detail.into() }
+    }
+
+    /// A fault of the artifact at `path`.
+    pub fn of_artifact(path: &Path, fault: weldment_artifact::Error) -> Self {
+        use weldment_artifact::Error as Fault;
+        match fault {
+            Fault::Corrupt { place, detail } => Error::Corrupt { path: path.to_owned(), place, detail },
+            Fault::Version { found, accepted } => Error::Version { path: path.to_owned(), found, accepted },
+            Fault::Limit { what, found, limit } => {
+                Error::Limit { what: format!("{}: {what}", path.display()), found, limit }
+            }
+        }
     }
 
     /// The exit code of the command line: 1 for a failed check, 2 for everything else; that of the ranks where these failed.

@@ -38,7 +38,6 @@ pub mod conformance;
 pub mod cpu;
 pub mod device;
 pub mod driver;
-pub mod dtype;
 pub mod error;
 pub mod generate;
 pub mod graph;
@@ -56,11 +55,11 @@ pub mod weights;
 
 pub use artifact::Artifact;
 pub use device::{Device, DeviceChoice};
-pub use dtype::DType;
 pub use error::{Error, Result};
 pub use generate::{GenerateOptions, Generation, Stop};
 pub use sampler::Sampling;
 pub use session::{Session, SessionOptions, StepInput, Stream};
+pub use weldment_artifact::DType;
 
 /// Hex blake3 of `bytes`: how artifacts name their sections, tensors and code.
 pub fn blake3_hex(bytes: &[u8]) -> String {

@@ -4,6 +4,7 @@ mod check;
 mod sequences;
 mod tables;
 
+use crate::DType;
 use crate::artifact::{Artifact, Dim, Manifest, Model, Program};
 use crate::comm::control::MESSAGE_BYTES;
 use crate::comm::group::step_signature;
@@ -14,7 +15,6 @@ use crate::driver::{
     Allocator, Buffer, Driver, Event, ExternalMemory, ExternalStream, Graph, KernelEntry, Module, ModuleSource,
     NodeCounts, Placement, StreamBackend, teardown,
 };
-use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::graph::{Between, CapturedCopy, Capturing, Regions, StepGraph, copies};
 use crate::log::{self, Level};

@@ -1,8 +1,8 @@
 //! What every launch of a session left behind, as statistics and a histogram of magnitudes. Values are read between launches,
 //! which a captured step does not have: such a session runs its launches one by one. Off unless asked for.
 
+use crate::DType;
 use crate::artifact::{Dim, LaunchResult, Manifest, Program, Variant};
-use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::graph::{Dims, Regions};
 use crate::log::{self, Level};

@@ -4,11 +4,11 @@
 //! External weights are found by the caller's path, else beside the artifact, else where the compiler last saw them (a
 //! registry in the cache, by content). Wherever they are found, every tensor's hash must be the manifest's.
 
+use crate::DType;
 use crate::artifact::{
     Artifact, Manifest, Program, Section, TensorPlace, WEIGHTS_SECTION, WeightMode, write_atomically,
 };
 use crate::driver::{Allocator, Buffer, Driver, Placement, SharedBytes};
-use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::log::{self, Level};
 use crate::map::{FileMap, MappedRange};
@@ -290,7 +290,7 @@ impl TensorSource for Source<'_> {
     fn tensor(&self, index: u32) -> Result<&[u8]> {
         let tensor = self.artifact.manifest().weights.tensors.get(index as usize);
         let bytes = tensor.and_then(|t| {
-            let size = usize::try_from(t.dtype.byte_size(&t.shape)?).ok()?;
+            let size = usize::try_from(t.dtype.byte_size(&t.shape).ok()?).ok()?;
             let (whole, offset): (&[u8], u64) = match t.at {
                 TensorPlace::File(file, offset) => (self.files.get(file as usize)?, offset),
                 TensorPlace::Constant(offset) => (self.artifact.constants(), offset),
@@ -373,7 +373,7 @@ fn files_of_size(folder: &Path, bytes: u64) -> Vec<PathBuf> {
 /// Tells a candidate from a stranger of the same size by its smallest tensor; the rest is hashed when packing.
 fn first_tensor_matches(manifest: &Manifest, file: usize, map: &FileMap) -> bool {
     let sized = manifest.weights.tensors.iter().filter_map(|t| match t.at {
-        TensorPlace::File(f, offset) if f as usize == file => Some((t.dtype.byte_size(&t.shape)?, offset, t)),
+        TensorPlace::File(f, offset) if f as usize == file => Some((t.dtype.byte_size(&t.shape).ok()?, offset, t)),
         _ => None,
     });
     let Some((size, offset, tensor)) = sized.min_by_key(|(size, offset, _)| (*size, *offset)) else { return true };

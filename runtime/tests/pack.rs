@@ -5,8 +5,9 @@
 #[allow(dead_code, reason = "each test binary uses its own part")]
 mod common;
 
+use weldment_runtime::artifact::block::block_format;
 use weldment_runtime::artifact::*;
-use weldment_runtime::pack::formats::{block_format, decode_row};
+use weldment_runtime::pack::formats::decode_row;
 use weldment_runtime::pack::random::RandomTensor;
 use weldment_runtime::pack::unpack::unpack;
 use weldment_runtime::pack::{TensorSource, layout_for, pack_all};

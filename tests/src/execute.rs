@@ -130,11 +130,10 @@ impl<'a> Static<'a> {
         if let Some(i) = self.tensors.iter().position(|t| t.name == name) {
             return Ok(i as u32);
         }
-        let dtype = weldment_runtime::DType::from_name(stored.dtype.name()).ok_or("a dtype the runtime lacks")?;
         let shape = stored.shape.clone();
         self.tensors.push(Tensor {
             name: name.to_owned(),
-            dtype,
+            dtype: stored.dtype,
             shape,
             at: TensorPlace::Constant(0),
             blake3: String::new(),

@@ -3,8 +3,8 @@
 
 mod tiny_llama;
 
+use weldment_artifact::code_object::check;
 use weldment_codegen::target::GpuArch;
-use weldment_runtime::driver::hip::code_object::check;
 use weldment_tests::cases::cases;
 use weldment_tests::emulate::object;
 

@@ -7,9 +7,9 @@ use super::schedule::{ELEMENTS, below, packed_param, param, threads_for};
 use super::weights::{matrix_layout, quants, stored_elem};
 use super::{Argument, Built, Request, RowSpace, Tensor, contiguous_last, last_dim, refuse, require, row_stride};
 use crate::tile::{Access, Binary, Builder, Compare, Conversion, Elem, Param, V};
+use weldment_artifact::{AffineBlocks, Layout, RowsInterleaved};
 use weldment_ir::{DType, Dim, Op};
 use weldment_passes::target::Refusal;
-use weldment_runtime::artifact::{AffineBlocks, Layout, RowsInterleaved};
 
 /// Preconditions of the family.
 ///

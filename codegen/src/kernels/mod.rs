@@ -23,10 +23,10 @@ mod weights;
 
 use crate::target::Target;
 use crate::tile::{Builder, Kernel, V};
+use weldment_artifact::Layout;
 use weldment_ir::{DType, Dim, Op, TensorType};
 use weldment_passes::buffer::ROW_MULTIPLE;
 use weldment_passes::target::Refusal;
-use weldment_runtime::artifact::Layout;
 
 /// An operand or result of a kernel: its type and how it lies in memory.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

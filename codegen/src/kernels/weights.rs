@@ -3,9 +3,9 @@
 use super::{refuse, require};
 use crate::target::Target;
 use crate::tile::{Binary, Builder, Conversion, Elem, Param, V};
+use weldment_artifact::{AffineBlocks, Layout, Raw, RowsInterleaved};
 use weldment_ir::DType;
 use weldment_passes::target::Refusal;
-use weldment_runtime::artifact::{AffineBlocks, Layout, Raw, RowsInterleaved};
 
 /// Output rows of a tile of block formats on GPUs: four neighbouring rows make 16 bytes, and a tile is a matrix unit's width.
 const GPU_TILE: u32 = 32;
@@ -15,24 +15,18 @@ const GPU_TILE: u32 = 32;
 /// # Errors
 /// If no kernel reads the dtype, or K is not a whole number of groups.
 pub fn matrix_layout(dtype: DType, k: u64, target: &Target, pair_interleave: bool) -> Result<Layout, Refusal> {
-    let runtime = weldment_runtime::DType::from_name(dtype.name());
     let n_tile = if target.gpu().is_some() { GPU_TILE } else { target.lanes() };
-    let layout = match runtime {
-        Some(d @ (weldment_runtime::DType::F32 | weldment_runtime::DType::F16 | weldment_runtime::DType::BF16))
-            if target.gpu().is_some() =>
-        {
-            Layout::Raw(Raw { dtype: d })
-        }
-        Some(d @ (weldment_runtime::DType::F32 | weldment_runtime::DType::F16 | weldment_runtime::DType::BF16)) => {
+    let layout = match dtype {
+        DType::F32 | DType::F16 | DType::BF16 if target.gpu().is_some() => Layout::Raw(Raw { dtype }),
+        DType::F32 | DType::F16 | DType::BF16 => {
             // One layout per dtype and K, whatever reads it: a tied embedding is packed once for its gather and its matmul.
-            let k_pair = d == weldment_runtime::DType::BF16 && k.is_multiple_of(2);
-            Layout::RowsInterleaved(RowsInterleaved { dtype: d, n_tile, pair_interleave, k_pair })
+            let k_pair = dtype == DType::BF16 && k.is_multiple_of(2);
+            Layout::RowsInterleaved(RowsInterleaved { dtype, n_tile, pair_interleave, k_pair })
         }
-        Some(d) => match weldment_runtime::pack::layout_for(d, n_tile) {
+        _ => match weldment_artifact::layout_for(dtype, n_tile) {
             Some(blocks) => Layout::AffineBlocks(AffineBlocks { pair_interleave, ..blocks }),
             None => return refuse("weight dtype", dtype, "f32, f16, bf16 or a block-quantised format"),
         },
-        None => return refuse("weight dtype", dtype, "f32, f16, bf16 or a block-quantised format"),
     };
     require(
         layout.tile_bytes(k).is_some(),
@@ -75,7 +69,7 @@ pub fn load_group(b: &mut Builder, param: Param, offset: V, layout: &AffineBlock
     } else {
         b.load(param, offset, Elem::I8, &[layout.group / 4, n * 4], &[row, 1], None)
     };
-    let scale_elem = if layout.scale == weldment_runtime::DType::F16 { Elem::F16 } else { Elem::F32 };
+    let scale_elem = if layout.scale == DType::F16 { Elem::F16 } else { Elem::F32 };
     let at = b.offset(offset, layout.quant_bytes() as i64);
     let scale = b.load_row(param, at, scale_elem, n);
     let scale = b.to_f32(scale);
@@ -171,7 +165,7 @@ fn load_scales(
     dims: &[u32],
     mask: Option<V>,
 ) -> (V, Option<V>) {
-    let elem = if layout.scale == weldment_runtime::DType::F16 { Elem::F16 } else { Elem::F32 };
+    let elem = if layout.scale == DType::F16 { Elem::F16 } else { Elem::F32 };
     let size = elem.bytes() as i64;
     let mut strides = vec![0; dims.len()];
     strides[0] = layout.block_bytes() as i64;
@@ -287,8 +281,8 @@ pub fn quants(b: &mut Builder, layout: &AffineBlocks, bytes: V) -> Vec<(V, u32)>
 /// Tile element of an interleaved float matrix.
 pub fn stored_elem(layout: &RowsInterleaved) -> Elem {
     match layout.dtype {
-        weldment_runtime::DType::F16 => Elem::F16,
-        weldment_runtime::DType::BF16 => Elem::BF16,
+        DType::F16 => Elem::F16,
+        DType::BF16 => Elem::BF16,
         _ => Elem::F32,
     }
 }

@@ -11,7 +11,7 @@ use crate::tile::{Address, Compare, Elem, TileType, V, Waiting};
 use inkwell::values::{BasicValueEnum, IntValue, PointerValue};
 use inkwell::{AtomicOrdering, IntPredicate};
 use std::num::NonZeroU32;
-use weldment_runtime::artifact::comm_table;
+use weldment_artifact::comm_table;
 
 impl<'c, 'k> Lower<'c, 'k> {
     /// Where each row of a tile starts that is pushed or waited for, whole.

@@ -12,8 +12,8 @@ use object::elf::{EM_AMDGPU, FileHeader64, PT_NOTE, SHT_NOTE};
 use object::read::elf::{FileHeader, ProgramHeader};
 use object::{Endianness, ReadRef};
 use std::ops::Range;
-use weldment_runtime::artifact::Resources;
-use weldment_runtime::driver::hip::code_object::{self, ELFOSABI_AMDGPU_HSA, NT_AMDGPU_METADATA};
+use weldment_artifact::Resources;
+use weldment_artifact::code_object::{self, ELFOSABI_AMDGPU_HSA, NT_AMDGPU_METADATA};
 
 /// `EI_ABIVERSION` of code object versions 5 and 6.
 const ABI_VERSIONS: std::ops::RangeInclusive<u8> = 3..=4;

@@ -189,7 +189,7 @@ pub struct Address {
 /// Where a program that waits for other ranks learns that the job is over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Waiting {
-    /// The comm table (`weldment_runtime::artifact::comm_table`).
+    /// The comm table (`weldment_artifact::comm_table`).
     pub comm: Param,
     /// Start of this rank's slab.
     pub slab: Param,

@@ -11,15 +11,14 @@ use weldment_runtime::artifact::{
 };
 use weldment_runtime::weights::content_id;
 
-/// The runtime's dtype of that name.
+/// `dtype`, where a tensor of it can lie in a file or cross an entry.
 ///
 /// # Errors
-/// If only the compiler knows it (quantised activations never leave a step).
-pub fn runtime_dtype(dtype: DType, path: &str) -> Result<weldment_runtime::DType, CompileError> {
-    weldment_runtime::DType::from_name(dtype.name()).ok_or_else(|| {
-        let message = format!("dtype {dtype} cannot cross the entry; a plain or GGUF dtype is expected");
-        IrError::InvalidGraph { path: path.to_owned(), message }.into()
-    })
+/// If it cannot (quantised activations never leave a step).
+pub fn stored_dtype(dtype: DType, path: &str) -> Result<DType, CompileError> {
+    let message = format!("dtype {dtype} cannot cross the entry; a plain or GGUF dtype is expected");
+    let refused = || IrError::InvalidGraph { path: path.to_owned(), message };
+    Some(dtype).filter(|dtype| dtype.is_stored()).ok_or_else(|| refused().into())
 }
 
 fn dims(shape: &[Dim]) -> Vec<ManifestDim> {
@@ -47,7 +46,7 @@ pub fn symbols(graph: &Graph) -> Vec<Symbol> {
 /// If one has a dtype that cannot cross the entry.
 pub fn bindings(graph: &Graph) -> Result<(Vec<Binding>, Vec<Binding>), CompileError> {
     let binding = |name: &str, ty: &TensorType| -> Result<Binding, CompileError> {
-        let dtype = runtime_dtype(ty.dtype, name)?;
+        let dtype = stored_dtype(ty.dtype, name)?;
         Ok(Binding { name: name.to_owned(), dtype, shape: dims(&ty.shape), dense: false })
     };
     let mut inputs = Vec::new();
@@ -78,8 +77,8 @@ pub fn states(graph: &Graph) -> Result<Vec<State>, CompileError> {
             path: name.to_string(),
             message: "a state's first dim must be N and the others constant".to_owned(),
         })?;
-        let unit_bytes = dtype.byte_size(&unit)?;
-        let dtype = runtime_dtype(*dtype, name)?;
+        let unit_bytes = dtype.byte_size(&unit).map_err(IrError::from)?;
+        let dtype = stored_dtype(*dtype, name)?;
         states.push(State { name: name.to_string(), dtype, shape: dims(shape), unit_bytes });
     }
     Ok(states)
@@ -143,7 +142,7 @@ impl ModelWeights {
                     (TensorPlace::Random, String::new())
                 }
             };
-            let dtype = runtime_dtype(tensor.dtype, name)?;
+            let dtype = stored_dtype(tensor.dtype, name)?;
             tensors.push(Tensor { name: (*name).to_owned(), dtype, shape: tensor.shape.to_vec(), at, blake3 });
         }
         let mut sources = Vec::with_capacity(files.len());

@@ -9,7 +9,7 @@ mod statics;
 
 pub use compile::{Compilation, CompileOptions, PlannedTarget, bisect_targets, build_artifact, plan_targets, reports};
 pub use launches::{Comparison, Difference, StepDifference, Subject, compare_artifact};
-pub use manifest::{ModelWeights, bindings, model_facts, runtime_dtype, states, symbols};
+pub use manifest::{ModelWeights, bindings, model_facts, states, stored_dtype, symbols};
 pub use plan::{FusionOptions, Planned, bisect_entry, plan_entry};
 pub use reference::Reference;
 
@@ -18,10 +18,11 @@ use crate::models::{KV_BLOCK, StepOptions, build_step};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use thiserror::Error;
+use weldment_artifact::limits::MAX_WORLD;
 use weldment_ir::{DType, Graph, IrError};
 use weldment_passes::buffer::BufferError;
 use weldment_passes::error::PassError;
-use weldment_passes::shard::{MAX_WORLD, shard};
+use weldment_passes::shard::shard;
 
 /// Why a model was not compiled.
 #[derive(Debug, Error)]

@@ -10,9 +10,7 @@ const ROWS: usize = 64;
 
 /// Little-endian elements of a tensor of a plain float `dtype`.
 pub(super) fn random_bytes(seed: u64, name: &str, dtype: DType, shape: &[u64]) -> Vec<u8> {
-    // The two enums list the same names.
-    let Some(stored) = weldment_runtime::DType::from_name(dtype.name()) else { return Vec::new() };
-    let tensor = RandomTensor::new(name, seed, stored, shape);
+    let tensor = RandomTensor::new(name, seed, dtype, shape);
     let row = tensor.row_bytes().max(1);
     let size = dtype.byte_size(shape).ok().and_then(|n| usize::try_from(n).ok()).unwrap_or(0);
     let mut out = vec![0u8; size];

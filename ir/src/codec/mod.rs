@@ -12,7 +12,7 @@ mod tests;
 
 pub use minifloat::{MiniFloat, e8m0_from_f32, e8m0_to_f32};
 
-use crate::dtype::DType;
+use crate::DType;
 use half::{bf16, f16};
 use thiserror::Error;
 

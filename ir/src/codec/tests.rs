@@ -1,7 +1,7 @@
 //! Exhaustive checks of the small formats; block formats against vectors computed by llama.cpp's `gguf` Python package.
 
 use super::*;
-use crate::dtype::DType;
+use crate::DType;
 
 fn bytes(seed: u64) -> impl Iterator<Item = u8> {
     let mut state = seed;

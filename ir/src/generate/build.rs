@@ -1,8 +1,8 @@
 //! Graphs.
 
 use super::{Motif, Palette, Random};
+use crate::DType;
 use crate::attr::Real;
-use crate::dtype::DType;
 use crate::error::IrError;
 use crate::graph::{Graph, OutputKind, Value};
 use crate::op::{Op, OpKind};

@@ -2,8 +2,8 @@
 
 use super::Palette;
 use super::build::{Build, F32, POSITIONS, Stop};
+use crate::DType;
 use crate::attr::Real;
-use crate::dtype::DType;
 use crate::graph::Value;
 use crate::op::Op;
 use crate::types::{Dim, TensorType};

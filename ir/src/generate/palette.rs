@@ -1,7 +1,7 @@
 //! What graphs draw sizes and dtypes from.
 
 use super::Random;
-use crate::dtype::DType;
+use crate::DType;
 
 /// Sizes and dtypes that a graph, or a number of graphs that share kernels, is drawn from.
 #[derive(Clone, Debug)]

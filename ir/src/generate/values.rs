@@ -1,8 +1,8 @@
 //! Dims and values for a graph.
 
 use super::Random;
+use crate::DType;
 use crate::codec::{Overflow, encode};
-use crate::dtype::DType;
 use crate::error::IrError;
 use crate::graph::{Graph, NodeId};
 use crate::interpret::{Binding, Bindings, Domain, F64, Options};

@@ -1,6 +1,6 @@
 //! What an interpreter's numbers must be able to do.
 
-use crate::dtype::DType;
+use crate::DType;
 use std::cmp::Ordering;
 use std::collections::BTreeSet;
 use std::fmt::Debug;

@@ -3,7 +3,7 @@
 use super::domain::{Domain, Fault, Options, RopeSpec, widens};
 use super::tensor::{Data, Tensor, wrap};
 use super::{Machine, attention, contract, elementwise, indexed, sparse, view};
-use crate::dtype::DType;
+use crate::DType;
 use crate::graph::Node;
 use crate::op::Op;
 use std::sync::Arc;

@@ -2,7 +2,7 @@
 
 use super::domain::{Domain, Fault, Options, RopeSpec, widens};
 use super::tensor::Tensor;
-use crate::dtype::DType;
+use crate::DType;
 
 /// `index` as a place below `size`.
 pub(super) fn place(what: &str, index: i64, size: usize) -> Result<usize, Fault> {

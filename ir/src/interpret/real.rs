@@ -2,8 +2,8 @@
 
 use super::domain::{Domain, Options, RopeSpec};
 use super::tensor::wrap;
+use crate::DType;
 use crate::codec::{MiniFloat, Overflow};
-use crate::dtype::DType;
 use half::{bf16, f16};
 use std::cmp::Ordering;
 

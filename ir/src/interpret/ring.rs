@@ -6,7 +6,7 @@
 
 use super::domain::{Domain, Options, RopeSpec};
 use super::tensor::wrap;
-use crate::dtype::DType;
+use crate::DType;
 use std::cmp::Ordering;
 use std::sync::LazyLock;
 

@@ -3,7 +3,7 @@
 use super::attention::{Layout, Pages};
 use super::domain::{Domain, Fault};
 use super::tensor::Tensor;
-use crate::dtype::DType;
+use crate::DType;
 
 /// 0, 1, 2, ..., in a tensor of `shape` [size].
 pub(super) fn iota<V: Copy>(shape: &[usize]) -> Tensor<V> {

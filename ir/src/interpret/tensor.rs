@@ -1,8 +1,8 @@
 //! Tensors of the interpreter and the named values it starts from.
 
 use super::domain::{Domain, Fault};
+use crate::DType;
 use crate::codec;
-use crate::dtype::DType;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;

@@ -1,14 +1,15 @@
 //! Text to graph: recursive descent, driven by the op table.
 
 use super::lexer::{Lexer, Place, Token, clip};
+use crate::DType;
 use crate::attr::{Attr, AttrKind, Real};
-use crate::dtype::DType;
 use crate::error::IrError;
 use crate::graph::{Graph, NodeId, OutputKind, Value};
 use crate::op::{Op, OpKind};
 use crate::types::{Dim, MAX_RANK, Shape, TensorType};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use weldment_artifact::error::UnknownDType;
 
 /// Longest text accepted, in bytes.
 pub const MAX_TEXT: usize = 64 << 20;
@@ -303,7 +304,7 @@ impl<'a> Parser<'a> {
 
     fn dtype(&mut self) -> Result<DType, IrError> {
         let place = self.place;
-        self.word("a dtype")?.parse().map_err(|e: IrError| place.error(clip_error(&e)))
+        self.word("a dtype")?.parse().map_err(|e: UnknownDType| place.error(clip_error(&e.into())))
     }
 
     fn shape(&mut self, graph: &Graph) -> Result<Shape, IrError> {
@@ -378,7 +379,7 @@ impl<'a> Parser<'a> {
 
 fn clip_error(e: &IrError) -> String {
     match e {
-        IrError::UnknownDType(name) => IrError::UnknownDType(clip(name).to_owned()).to_string(),
+        IrError::UnknownDType(UnknownDType(name)) => UnknownDType(clip(name).to_owned()).to_string(),
         IrError::UnknownOp(name) => IrError::UnknownOp(clip(name).to_owned()).to_string(),
         other => other.to_string(),
     }

@@ -1,8 +1,8 @@
 //! Round trips and messages.
 
 use super::{parse, print};
+use crate::DType;
 use crate::attr::Real;
-use crate::dtype::DType;
 use crate::graph::{Graph, OutputKind};
 use crate::op::Op;
 use crate::verify::verify_all;

@@ -4,7 +4,7 @@ use super::layout::{self, Padding};
 use super::places::{Draft, DraftStep, Read, Refused, Slot};
 use super::{BufferError, Region, StepKind};
 use std::collections::{BTreeMap, BTreeSet};
-use weldment_ir::{Category, NodeId, Op, TensorType, Value};
+use weldment_ir::{Category, IrError, NodeId, Op, TensorType, Value};
 
 /// State of the forward walk.
 struct Builder<'d, 'a> {
@@ -275,6 +275,6 @@ impl Draft<'_> {
     /// Bytes of `ty` at the maximum of its dims.
     pub fn bytes(&self, ty: &TensorType) -> Result<u64, BufferError> {
         let dims = layout::physical_dims(self.graph, ty, Padding::None)?;
-        Ok(ty.dtype.byte_size(&dims)?)
+        Ok(ty.dtype.byte_size(&dims).map_err(IrError::from)?)
     }
 }

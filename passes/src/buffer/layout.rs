@@ -4,10 +4,8 @@
 //! step may be smaller. Two dims may therefore be merged or split only when both are constant.
 
 use super::BufferError;
+use weldment_artifact::limits::ROW_MULTIPLE;
 use weldment_ir::{DType, Dim, Graph, NodeId, TensorType};
-
-/// Rows a kernel may touch beyond a symbolic dim's value: symbolic dims are allocated up to this multiple.
-pub const ROW_MULTIPLE: u64 = 16;
 
 /// Whether a buffer's symbolic dims leave room for a tail kernel's surplus rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

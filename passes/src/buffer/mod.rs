@@ -25,7 +25,7 @@ mod states;
 mod tests;
 
 pub use check::{Fault, Violation, check};
-pub use layout::ROW_MULTIPLE;
+pub use weldment_artifact::limits::ROW_MULTIPLE;
 
 use std::sync::Arc;
 use thiserror::Error;

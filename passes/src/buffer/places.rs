@@ -5,7 +5,7 @@ use super::layout::{self, Padding};
 use super::{BufferError, External, KernelNeeds, Region, StepKind};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use weldment_ir::{Category, Dim, Graph, IrError, NodeId, Op, OutputKind, TensorType, Value};
+use weldment_ir::{Category, Dim, Graph, IrError, NodeId, Op, OutputKind, SizeError, TensorType, Value};
 
 /// A place whose arena offset is not known yet.
 #[derive(Clone, Debug)]
@@ -93,8 +93,8 @@ impl Draft<'_> {
     pub fn buffer(&mut self, region: Region, ty: &TensorType, padding: Padding) -> Result<Slot, BufferError> {
         let dims = layout::physical_dims(self.graph, ty, padding)?;
         let bytes = ty.dtype.byte_size(&dims).map_err(|e| match e {
-            IrError::SizeOverflow { .. } => BufferError::TooLarge(ty.to_string()),
-            other => other.into(),
+            SizeError::Overflow { .. } => BufferError::TooLarge(ty.to_string()),
+            other => IrError::from(other).into(),
         })?;
         self.buffers.push(Buffer { region, bytes });
         Ok(Slot { buffer: self.buffers.len() - 1, offset: 0, strides: layout::contiguous(&dims) })
@@ -119,7 +119,7 @@ impl Draft<'_> {
         let bytes = whole.strides.get(axis).and_then(|s| s.checked_mul(before));
         let bytes = bytes.and_then(|elements| layout::byte_offset(dtype, elements));
         let offset = bytes.and_then(|b| b.checked_add(whole.offset));
-        let offset = offset.ok_or(IrError::PartialBlock { dtype, last: before })?;
+        let offset = offset.ok_or_else(|| IrError::from(SizeError::PartialBlock { dtype, last: before }))?;
         Ok(Slot { offset, ..whole.clone() })
     }
 

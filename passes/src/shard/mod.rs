@@ -22,10 +22,8 @@ mod shapes;
 mod spread;
 
 use crate::error::PassError;
+use weldment_artifact::limits::MAX_WORLD;
 use weldment_ir::{Category, Graph, OutputKind};
-
-/// Ranks of one job at most: what a comm table holds.
-pub const MAX_WORLD: u32 = 64;
 
 /// The graph that each of `world` ranks runs, with explicit collectives. Inputs and results are the same on all ranks and have the types of
 /// `graph`'s; states have the type of a rank's part. `world` 1 gives the graph as it is.

@@ -1,19 +1,12 @@
-//! The `.weld` file: format, limits, checks. Nothing here is unsafe, and nothing here panics on any bytes.
-//!
-//! [`write_artifact`] writes one, [`Artifact::open`] maps and checks one.
+//! The `.weld` file: [`write_artifact`] writes one, [`Artifact::open`] maps and checks one. What it says is declared by
+//! [`weldment_artifact`], which the compiler shares.
 
-pub mod check;
-pub mod comm_table;
-mod compact;
-pub mod format;
-pub mod layout;
-pub mod limits;
-pub mod manifest;
 mod reader;
-mod shards;
 mod writer;
 
-pub use layout::{AffineBlocks, Layout, Raw, RowsInterleaved};
-pub use manifest::*;
 pub use reader::Artifact;
+pub use weldment_artifact::manifest::*;
+pub use weldment_artifact::{
+    AffineBlocks, Layout, Raw, RowsInterleaved, block, check, comm_table, format, layout, layout_for, limits, manifest,
+};
 pub use writer::{write_artifact, write_atomically};

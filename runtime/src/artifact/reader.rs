@@ -34,7 +34,7 @@ impl Artifact {
                 artifact.check_hash(section)?;
             }
         }
-        check::check_manifest(&artifact.manifest, path)?;
+        check::check_manifest(&artifact.manifest).map_err(|e| Error::of_artifact(path, e))?;
         Ok(artifact)
     }
 
@@ -105,7 +105,7 @@ impl Artifact {
 }
 
 fn read_manifest(bytes: &[u8], path: &Path) -> Result<Manifest> {
-    let header = Header::decode(bytes, path)?;
+    let header = Header::decode(bytes).map_err(|e| Error::of_artifact(path, e))?;
     if header.file_bytes != bytes.len() as u64 {
         let detail = format!("the file has {} bytes, its header says {}", bytes.len(), header.file_bytes);
         return Err(Error::corrupt(path, "length", detail));
@@ -132,7 +132,7 @@ fn check_sections(manifest: &Manifest, bytes: &[u8], path: &Path) -> Result<()> 
         let what = format!("{}: sections", path.display());
         return Err(Error::Limit { what, found: manifest.sections.len() as u64, limit: MAX_SECTIONS as u64 });
     }
-    let header = Header::decode(bytes, path)?;
+    let header = Header::decode(bytes).map_err(|e| Error::of_artifact(path, e))?;
     let mut end = HEADER_BYTES as u64 + header.manifest_bytes;
     for (index, section) in manifest.sections.iter().enumerate() {
         let bad = |detail: &str| Error::corrupt(path, format!("section table, {:?}", section.name), detail);

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 /// target cannot be written, in which case no file is left behind.
 pub fn write_artifact(path: &Path, mut manifest: Manifest, sections: &[(&str, &[u8])]) -> Result<u64> {
     let (json, file_bytes) = lay_out(&mut manifest, sections)?;
-    check::check_manifest(&manifest, path)?;
+    check::check_manifest(&manifest).map_err(|e| Error::of_artifact(path, e))?;
     write_atomically(path, |out| {
         let mut at = 0u64;
         let mut put = |out: &mut dyn Write, bytes: &[u8]| {

@@ -1,7 +1,7 @@
 //! The control page: what the ranks of a job say of themselves to each other. Each rank writes its own slot; the record of the first
 //! failure is written by whoever claims it. Everything is an atomic word, all zero at the start.
 
-use crate::artifact::comm_table::MAX_WORLD;
+use crate::artifact::limits::MAX_WORLD;
 use crate::error::{Error, Result};
 use memmap2::{MmapOptions, MmapRaw};
 use std::fmt;

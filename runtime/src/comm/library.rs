@@ -1,7 +1,7 @@
 //! The vendor's collectives, RCCL on AMD and NCCL on NVIDIA: for what an artifact marks as theirs, if every rank has the library.
 
 use super::group::Group;
-use crate::dtype::DType;
+use crate::DType;
 use crate::error::{Error, Result};
 use crate::log::{self, Level};
 use rccl_sys::{Comm, DataType, Message, Rccl, UNIQUE_ID_BYTES, UniqueId};

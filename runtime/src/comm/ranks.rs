@@ -1,6 +1,6 @@
 //! Which rank this process is, by the conventions of torchrun, mpirun and srun.
 
-use crate::artifact::comm_table::MAX_WORLD;
+use crate::artifact::limits::MAX_WORLD;
 use crate::error::{Error, Result};
 
 /// A rank of a job.
@@ -103,7 +103,7 @@ impl Ranks {
     /// [`Error::InvalidInput`] saying what is accepted, [`Error::Unsupported`] for ranks of several hosts.
     pub fn check(&self) -> Result<()> {
         let Ranks { rank, world, local_rank, local_world, .. } = self;
-        if *world == 0 || u64::from(*world) > MAX_WORLD || rank >= world {
+        if *world == 0 || *world > MAX_WORLD || rank >= world {
             return Err(Error::InvalidInput(format!(
                 "rank {rank} of {world} ranks; 0..world of 1 to {MAX_WORLD} ranks is accepted"
             )));

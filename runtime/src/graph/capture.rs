@@ -220,5 +220,5 @@ pub(super) fn padded_bytes(manifest: &Manifest, binding: &Binding, dims: &[i64])
         };
         n.checked_mul(dim)
     })?;
-    binding.dtype.byte_size(&[elements])
+    binding.dtype.byte_size(&[elements]).ok()
 }

@@ -8,10 +8,10 @@ pub mod random;
 pub mod tiles;
 pub mod unpack;
 
+pub use crate::artifact::layout_for;
 use crate::artifact::{Layout, Manifest, PackItem, Program, Shard, Tensor, TensorPlace, WeightMode};
 use crate::driver::host::affinity;
 use crate::error::{Error, Result};
-pub use formats::layout_for;
 use random::RandomTensor;
 use std::borrow::Cow;
 use std::ops::Range;
@@ -237,14 +237,15 @@ fn plan_item<'a>(
             return Err(Error::Weights(format!("{name}: {reason}")));
         }
         let (Some(bytes), Some(row_bytes)) = (
-            tensor.dtype.byte_size(&tensor.shape),
-            tensor.dtype.byte_size(&[tensor.shape.last().copied().unwrap_or(1)]),
+            tensor.dtype.byte_size(&tensor.shape).ok(),
+            tensor.dtype.byte_size(&[tensor.shape.last().copied().unwrap_or(1)]).ok(),
         ) else {
             return Err(Error::Weights(format!("{name}: its size overflows")));
         };
         let shard = item.shard(at);
         let cut = shard.map(|shard| tensor.part_shape(shard)).unwrap_or_else(|| Some(tensor.shape.clone()));
-        let cut = cut.and_then(|shape| Some((part_of(tensor, shard, rank)?, tensor.dtype.byte_size(&shape)?, shape)));
+        let cut =
+            cut.and_then(|shape| Some((part_of(tensor, shard, rank)?, tensor.dtype.byte_size(&shape).ok()?, shape)));
         let Some((part, part_bytes, shape)) = cut else {
             return Err(Error::Weights(format!("{name}: it cannot be cut as {shard:?} for rank {rank}")));
         };
@@ -278,7 +279,7 @@ fn plan_item<'a>(
 
 /// Where the part of `rank` lies; `None` on overflow or where the dim does not exist.
 fn part_of(tensor: &Tensor, shard: Option<Shard>, rank: u32) -> Option<Part> {
-    let row_bytes = |columns: u64| usize::try_from(tensor.dtype.byte_size(&[columns])?).ok();
+    let row_bytes = |columns: u64| usize::try_from(tensor.dtype.byte_size(&[columns]).ok()?).ok();
     let columns = tensor.shape.last().copied().unwrap_or(1);
     let rows = tensor.shape.iter().rev().skip(1).try_fold(1u64, |n, dim| n.checked_mul(*dim))?;
     let whole = Part { run: rows, stride: rows, first: 0, row_bytes: row_bytes(columns)?, start: 0 };

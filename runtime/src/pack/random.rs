@@ -5,7 +5,7 @@
 //! tensor's name, its row and its column alone, so any number of threads makes the same bytes.
 
 use super::formats::encode_row;
-use crate::dtype::DType;
+use crate::DType;
 use half::f16;
 
 /// A generator of the rows of one tensor.

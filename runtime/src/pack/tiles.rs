@@ -1,8 +1,9 @@
 //! Packs tiles of rows into a layout. A tile's rows are gathered first, so that concatenation, pairs and padding need one rule.
 
-use super::formats::{block_format, decode_row, encode_row, is_decodable, split};
+use super::formats::{decode_row, encode_row, is_decodable, split};
+use crate::DType;
+use crate::artifact::block::block_format;
 use crate::artifact::{AffineBlocks, Layout, RowsInterleaved};
-use crate::dtype::DType;
 
 /// Says why sources of `dtype` cannot be packed into `layout`; `None` if they can.
 pub fn refusal(layout: &Layout, dtype: DType) -> Option<String> {

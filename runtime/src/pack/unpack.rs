@@ -1,8 +1,8 @@
 //! The layouts read back, element by element: the reference that packing is tested against, and that kernels may be.
 
 use super::tiles::row_of;
+use crate::DType;
 use crate::artifact::{AffineBlocks, Layout};
-use crate::dtype::DType;
 use half::{bf16, f16};
 
 /// Decodes a packed item to one row-major f32 matrix `[rows, k]` per source. Slow and plain.

@@ -2,9 +2,9 @@
 
 use super::StepInput;
 use super::tables::Tables;
+use crate::DType;
 use crate::artifact::Manifest;
 use crate::driver::bytes_of;
-use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::graph::Dims;
 

@@ -1,7 +1,7 @@
 //! Channels: the parts of the symmetric slab through which the programs of collectives exchange data that is its own flag. Code
 //! generation lays them out; their layout is the same on every rank. Launches with equal channels share one: the stream orders them.
 
-use weldment_runtime::artifact::SlabFill;
+use weldment_artifact::SlabFill;
 
 /// Areas that a program's epochs take in turn. One is being read, the one before is made empty again, and peers that are ahead write
 /// the next; the fourth makes the number a power of two, so that turns survive the wrap of the epoch.

@@ -14,9 +14,10 @@ use super::pointwise::{coordinates, row_base};
 use super::{Request, RowSpace, Tensor, bytes_of, contiguous_last, last_dim, refuse, require, row_stride};
 use crate::target::Target;
 use crate::tile::{Access, Builder, Elem, Param, V};
+use weldment_artifact::comm_table;
+use weldment_artifact::limits::MAX_WORLD;
 use weldment_ir::{DType, Dim, Op};
 use weldment_passes::target::Refusal;
-use weldment_runtime::artifact::comm_table;
 
 /// Most programs of a channel: more rows than these are walked in a loop, whose turns cost a fence each.
 const PROGRAMS_GPU: u64 = 1024;
@@ -46,7 +47,7 @@ pub fn world_of(op: &Op) -> Option<u64> {
 /// Ranks that a kernel serves.
 fn world(r: &Request<'_>) -> Result<u32, Refusal> {
     let world = world_of(r.op).unwrap_or(1);
-    let most = comm_table::MAX_WORLD;
+    let most = u64::from(MAX_WORLD);
     require((1..=most).contains(&world), "world", world, format!("1 to {most}"))?;
     Ok(world as u32)
 }

@@ -4,7 +4,7 @@ use crate::kernels::Argument;
 use crate::kernels::schedule::Piece;
 use crate::target::Target;
 use crate::tile::{Binary, Builder, Compare, Elem, Param, TileType, V, Waiting};
-use weldment_runtime::artifact::comm_table;
+use weldment_artifact::comm_table;
 
 /// Bytes of other ranks' data that a thread of a GPU keeps in flight and in registers.
 const IN_FLIGHT: u64 = 128;

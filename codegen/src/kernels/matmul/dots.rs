@@ -10,8 +10,8 @@ use crate::select::Choices;
 use crate::target::GpuArch;
 use crate::tile::{Builder, Conversion, Elem, Reduction, V};
 use std::fmt;
+use weldment_artifact::AffineBlocks;
 use weldment_ir::DType;
-use weldment_runtime::artifact::AffineBlocks;
 
 /// Blocks that keep a large GPU busy: two for each of an H200's 132 multiprocessors.
 const ENOUGH_BLOCKS: u64 = 264;

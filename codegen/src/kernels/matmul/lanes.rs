@@ -6,9 +6,9 @@ use crate::kernels::row::{Q8A_SCALE, Q8A_STEPS, Q8A_SUM, elem_of, for_row};
 use crate::kernels::weights::{load_group, load_pairs, load_rows};
 use crate::kernels::{Built, Request, RowSpace, last_dim, refuse, row_stride};
 use crate::tile::{Builder, Compare, Elem, Param, V};
+use weldment_artifact::{AffineBlocks, Layout, RowsInterleaved};
 use weldment_ir::{DType, Op};
 use weldment_passes::target::Refusal;
-use weldment_runtime::artifact::{AffineBlocks, Layout, RowsInterleaved};
 
 /// Rows per program: one for decode, else as many as leave the accumulators in registers.
 pub(in crate::kernels) fn row_tile(r: &Request<'_>, rows: &RowSpace) -> u32 {

@@ -16,9 +16,9 @@ use super::weights::matrix_layout;
 use super::{Argument, Built, Request, RowSpace, contiguous_last, last_dim, require, row_stride};
 use crate::target::{GpuArch, Target};
 use crate::tile::{Access, Builder, Conversion, Elem, Param, V};
+use weldment_artifact::Layout;
 use weldment_ir::{DType, Op, TensorType};
 use weldment_passes::target::Refusal;
-use weldment_runtime::artifact::Layout;
 
 /// Preconditions of the family.
 ///
@@ -285,7 +285,7 @@ enum Right {
         param: Param,
         /// Byte offset of the tile, one a matrix.
         starts: Vec<V>,
-        layout: weldment_runtime::artifact::AffineBlocks,
+        layout: weldment_artifact::AffineBlocks,
     },
 }
 

@@ -8,8 +8,8 @@ use crate::kernels::weights::{Words, load_words};
 use crate::select::Choices;
 use crate::tile::{Builder, Elem, Reduction, V};
 use std::fmt;
+use weldment_artifact::AffineBlocks;
 use weldment_ir::DType;
-use weldment_runtime::artifact::AffineBlocks;
 
 /// Rows of x above which matrix units are better used, padding and all.
 pub const MOST_ROWS: u64 = 4;

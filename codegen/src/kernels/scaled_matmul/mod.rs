@@ -10,9 +10,9 @@ use super::schedule::{self, packed_param};
 use super::{Argument, Built, Request, RowSpace, contiguous_last, last_dim, refuse, require, row_stride};
 use crate::target::Target;
 use crate::tile::{Access, Builder, Conversion, Elem, Param, V};
+use weldment_artifact::{Layout, Raw, RowsInterleaved};
 use weldment_ir::Op;
 use weldment_passes::target::Refusal;
-use weldment_runtime::artifact::{Layout, Raw, RowsInterleaved};
 
 /// Preconditions of the family.
 ///
@@ -83,9 +83,7 @@ impl Bound {
             MiniFloat::of(dtype).map_or_else(|| refuse("code dtype", dtype, "f8e4m3 or f8e4m3fnuz"), Ok)
         };
         let formats = [format(0)?, format(2)?];
-        let stored = r.operands[2].ty.dtype;
-        let dtype = weldment_runtime::DType::from_name(stored.name());
-        let dtype = dtype.map_or_else(|| refuse("weight dtype", stored, "f8e4m3 or f8e4m3fnuz"), Ok)?;
+        let dtype = r.operands[2].ty.dtype;
         let layout = match r.target {
             Target::Gpu(_) => Layout::Raw(Raw { dtype }),
             Target::Host(_) => {

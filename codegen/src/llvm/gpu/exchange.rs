@@ -11,7 +11,7 @@ use crate::tile::{Address, Elem, TileType, V, Waiting};
 use inkwell::types::BasicTypeEnum;
 use inkwell::values::{BasicValueEnum, InstructionValue, IntValue, PointerValue};
 use inkwell::{AtomicOrdering, IntPredicate};
-use weldment_runtime::artifact::comm_table;
+use weldment_artifact::comm_table;
 
 /// Looks between two at the abort word, less one: a power of two less one. The word is in the host's memory, where a look of every
 /// resident thread takes about 2 ms (seen on H200): were it asked sooner than that, ranks would make each other late for ever.

@@ -1,8 +1,8 @@
 //! cuBLASLt, if the machine has it: large matrix products go to it, captured in the same graph. Opened with the first product.
 
 use super::Handle;
+use crate::DType;
 use crate::driver::gpu::api::{ApiError, ApiResult, DevicePtr, GemmCall};
-use crate::dtype::DType;
 use libloading::Library;
 use std::ffi::{c_int, c_void};
 

@@ -1,8 +1,8 @@
 //! The calls that the GPU driver makes, one to one with the functions of libcuda and libamdhip64. Handles are plain numbers and
 //! nothing here owns anything: lifetimes, order of destruction and error texts live once, in the modules beside this one.
 
+use crate::DType;
 use crate::driver::KernelEntry;
-use crate::dtype::DType;
 use crate::error::Error;
 use std::ffi::{CStr, c_void};
 use std::fmt::Debug;

@@ -1,6 +1,5 @@
 //! AMD GPUs: the calls of [`Api`] named in libamdhip64. Everything that is more than a call is in [`gpu`](super::gpu).
 
-pub mod code_object;
 pub mod defects;
 mod gate;
 
@@ -312,7 +311,7 @@ impl Api for HipDevice {
         if image.len() >= SMALLEST_ELF && !image.starts_with(&elf::ELFMAG) {
             return Ok(());
         }
-        code_object::check(image, kernels.iter().map(|kernel| kernel.name))
+        weldment_artifact::code_object::check(image, kernels.iter().map(|kernel| kernel.name))
     }
 
     /// A code object is machine code: there is nothing to compile or to cache.

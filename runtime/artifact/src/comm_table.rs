@@ -8,6 +8,8 @@
 //! | 24 | u64 | host: address of the function that a waiting program calls between looks ([`Relax`]); 0 on GPUs |
 //! | 64 + 8 r | i64 | bytes from the base of this rank's slab to that of rank r's, as this rank addresses it |
 
+use crate::limits::MAX_WORLD;
+
 /// Number of this rank.
 pub const RANK: u64 = 0;
 /// Ranks.
@@ -18,10 +20,8 @@ pub const ABORT: u64 = 16;
 pub const RELAX: u64 = 24;
 /// Distances to the slabs of all ranks.
 pub const DELTAS: u64 = 64;
-/// Most ranks that a slab is shared by.
-pub const MAX_WORLD: u64 = 64;
 /// Size of the table.
-pub const BYTES: u64 = DELTAS + 8 * MAX_WORLD;
+pub const BYTES: u64 = DELTAS + 8 * MAX_WORLD as u64;
 
 /// Called by host code between two looks at what has not arrived, with the comm table and the number of looks so far: rests the
 /// longer the more there were. Returns 0, or anything else once the job is over and the program is to stop waiting.

@@ -46,3 +46,6 @@ pub const MAX_SLAB_FILLS: usize = 1 << 12;
 
 /// Rows of a symbolic dim are allocated up to this multiple: kernels work on tiles of at most this many rows.
 pub const ROW_MULTIPLE: u64 = 16;
+
+/// Ranks that run a model together: what a comm table holds.
+pub const MAX_WORLD: u32 = 64;

@@ -1,20 +1,21 @@
 //! Element types: plain scalars and the block-quantised formats of GGUF and OCP MX.
 
-use crate::error::IrError;
+use crate::error::{SizeError, UnknownDType};
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
 
 macro_rules! dtypes {
     ($($(#[doc = $doc:literal])+ $variant:ident $name:literal $block:literal $bytes:literal;)*) => {
         /// The type of a tensor's elements.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-        pub enum DType { $($(#[doc = $doc])+ $variant,)* }
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+        pub enum DType { $($(#[doc = $doc])+ #[serde(rename = $name)] $variant,)* }
 
         impl DType {
             /// Every dtype, in declaration order.
             pub const ALL: &'static [DType] = &[$(DType::$variant,)*];
 
-            /// The name in text IR and on the command line.
+            /// The name in manifests, text IR and on the command line.
             pub const fn name(self) -> &'static str { match self { $(DType::$variant => $name,)* } }
 
             /// Elements per block: 1 for plain scalars.
@@ -101,16 +102,21 @@ impl DType {
         matches!(self, DType::F32 | DType::F16 | DType::BF16)
     }
 
+    /// True for types that lie in files and cross an entry; quantised activations never leave a step.
+    pub const fn is_stored(self) -> bool {
+        !matches!(self, DType::Q8A)
+    }
+
     /// Bytes of a tensor of this dtype with the constant `shape`: the one checked size function of the project.
     ///
     /// # Errors
     /// If the product overflows or the last dim is not a whole number of blocks.
-    pub fn byte_size(self, shape: &[u64]) -> Result<u64, IrError> {
+    pub fn byte_size(self, shape: &[u64]) -> Result<u64, SizeError> {
         let block = self.block_elements() as u64;
-        let overflow = || IrError::SizeOverflow { dtype: self, shape: shape.to_vec() };
+        let overflow = || SizeError::Overflow { dtype: self, shape: shape.to_vec() };
         let last = shape.last().copied().unwrap_or(1);
         if block > 1 && !last.is_multiple_of(block) {
-            return Err(IrError::PartialBlock { dtype: self, last });
+            return Err(SizeError::PartialBlock { dtype: self, last });
         }
         let outer = shape.iter().rev().skip(1).try_fold(1u64, |n, d| n.checked_mul(*d)).ok_or_else(overflow)?;
         let row = (last / block).checked_mul(self.block_bytes() as u64).ok_or_else(overflow)?;
@@ -125,9 +131,9 @@ impl fmt::Display for DType {
 }
 
 impl FromStr for DType {
-    type Err = IrError;
+    type Err = UnknownDType;
 
-    fn from_str(text: &str) -> Result<Self, IrError> {
-        DType::ALL.iter().copied().find(|d| d.name() == text).ok_or_else(|| IrError::UnknownDType(text.to_owned()))
+    fn from_str(text: &str) -> Result<Self, UnknownDType> {
+        DType::ALL.iter().copied().find(|d| d.name() == text).ok_or_else(|| UnknownDType(text.to_owned()))
     }
 }

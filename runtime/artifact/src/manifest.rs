@@ -1,7 +1,7 @@
 //! The manifest: everything the runtime knows about a model, as JSON. Field names of what occurs by the hundred are short.
 
-use super::layout::Layout;
 use crate::dtype::DType;
+use crate::layout::Layout;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -99,7 +99,7 @@ pub struct Binding {
     pub shape: Vec<Dim>,
     /// How rows lie in memory where inner dims are symbolic: one after the other at the step's own dims, or (not dense) each as far
     /// from the next as in the largest step.
-    #[serde(default, skip_serializing_if = "super::layout::is_false")]
+    #[serde(default, skip_serializing_if = "crate::layout::is_false")]
     pub dense: bool,
 }
 
@@ -429,7 +429,7 @@ pub enum Region {
     Output(u32),
     /// The symmetric slab: memory of the same layout on every rank, which the others address too.
     Slab,
-    /// The rank's table of [`crate::artifact::comm_table`]: its number, where the others' slabs lie.
+    /// The rank's table of [`crate::comm_table`]: its number, where the others' slabs lie.
     Comm,
 }
 

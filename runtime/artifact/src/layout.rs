@@ -98,7 +98,7 @@ impl Layout {
     /// Bytes of one tile of `n_tile` rows and all `k` columns; `None` if `k` does not divide or the layout is malformed.
     pub fn tile_bytes(&self, k: u64) -> Option<u64> {
         match self {
-            Layout::Raw(l) => l.dtype.byte_size(&[k]),
+            Layout::Raw(l) => l.dtype.byte_size(&[k]).ok(),
             Layout::RowsInterleaved(l) => l.tile_bytes(k),
             Layout::AffineBlocks(l) => l.tile_bytes(k),
         }

@@ -9,7 +9,6 @@
 //! section ends the file. So every byte of a file is hashed, or zero by rule.
 
 use crate::error::{Error, Result};
-use std::path::Path;
 
 /// First bytes of every artifact.
 pub const MAGIC: [u8; 8] = *b"WELDART\0";
@@ -48,12 +47,12 @@ impl Header {
         bytes
     }
 
-    /// Reads and checks the header of `path` at the start of `bytes`.
+    /// Reads and checks the header at the start of `bytes`.
     ///
     /// # Errors
     /// [`Error::Version`] for another format version, [`Error::Corrupt`] for anything else that is off.
-    pub fn decode(bytes: &[u8], path: &Path) -> Result<Header> {
-        let corrupt = |detail: &str| Error::corrupt(path, "header", detail);
+    pub fn decode(bytes: &[u8]) -> Result<Header> {
+        let corrupt = |detail: &str| Error::corrupt("header", detail);
         let header: &[u8; HEADER_BYTES] =
             bytes.first_chunk().ok_or_else(|| corrupt("the file is shorter than the 64-byte header"))?;
         if header[0..8] != MAGIC {
@@ -66,7 +65,7 @@ impl Header {
             return Err(corrupt("checksum mismatch"));
         }
         if version != FORMAT_VERSION {
-            return Err(Error::Version { path: path.to_owned(), found: version, accepted: FORMAT_VERSION });
+            return Err(Error::Version { found: version, accepted: FORMAT_VERSION });
         }
         if u32_at(header, 12) != 0 || u64_at(header, 16) != HEADER_BYTES as u64 {
             return Err(corrupt("unknown flags or manifest offset"));
@@ -96,5 +95,5 @@ pub fn align_up(value: u64, align: u64) -> Option<u64> {
 
 /// Alignment of the section called `name`.
 pub fn section_align(name: &str) -> u64 {
-    if name == super::manifest::WEIGHTS_SECTION { WEIGHTS_ALIGN } else { SECTION_ALIGN }
+    if name == crate::manifest::WEIGHTS_SECTION { WEIGHTS_ALIGN } else { SECTION_ALIGN }
 }

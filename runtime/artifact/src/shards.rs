@@ -1,6 +1,6 @@
 //! The parts of tensors that ranks pack.
 
-use super::manifest::{Manifest, Pack, PackItem, Program, Shard, Tensor};
+use crate::manifest::{Manifest, Pack, PackItem, Program, Shard, Tensor};
 
 /// Packs of ranks in one section start at multiples of this.
 const SECTION_STRIDE: u64 = 4096;

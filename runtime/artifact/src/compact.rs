@@ -1,6 +1,6 @@
 //! Hand-written serde for the two types that occur by the thousand: short JSON, no buffering while parsing.
 
-use super::manifest::{Arg, GridDim, Region};
+use crate::manifest::{Arg, GridDim, Region};
 use serde::de::{Error as _, SeqAccess, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;

@@ -1,22 +1,21 @@
 //! Every index, offset and count of a manifest, checked once: after this the runtime indexes without surprises.
 
-use super::comm_table;
-use super::limits::*;
-use super::manifest::*;
+use crate::comm_table;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::limits::*;
+use crate::manifest::*;
 use std::collections::BTreeSet;
-use std::path::Path;
 
 /// Checks that `manifest` is consistent in itself.
 ///
 /// # Errors
 /// [`Error::Corrupt`] naming the first thing that is off, [`Error::Limit`] where a count passes `limits.rs`.
-pub fn check_manifest(manifest: &Manifest, path: &Path) -> Result<()> {
-    let c = Checker { manifest, path };
-    if manifest.world == 0 || u64::from(manifest.world) > comm_table::MAX_WORLD {
-        let what = format!("{}: manifest: number of ranks", path.display());
-        return Err(Error::Limit { what, found: manifest.world.into(), limit: comm_table::MAX_WORLD });
+pub fn check_manifest(manifest: &Manifest) -> Result<()> {
+    let c = Checker { manifest };
+    if manifest.world == 0 || manifest.world > MAX_WORLD {
+        let what = "manifest: number of ranks".to_owned();
+        return Err(Error::Limit { what, found: manifest.world.into(), limit: MAX_WORLD.into() });
     }
     c.limit("symbols", manifest.symbols.len(), MAX_SYMBOLS)?;
     c.limit("sections", manifest.sections.len(), MAX_SECTIONS)?;
@@ -38,18 +37,17 @@ pub fn check_manifest(manifest: &Manifest, path: &Path) -> Result<()> {
 
 struct Checker<'a> {
     manifest: &'a Manifest,
-    path: &'a Path,
 }
 
 impl Checker<'_> {
     fn limit(&self, what: &str, found: usize, limit: usize) -> Result<()> {
         let (found, limit) = (found as u64, limit as u64);
-        let what = format!("{}: manifest: number of {what}", self.path.display());
+        let what = format!("manifest: number of {what}");
         if found > limit { Err(Error::Limit { what, found, limit }) } else { Ok(()) }
     }
 
     fn bad<T>(&self, place: &str, detail: impl Into<String>) -> Result<T> {
-        Err(Error::corrupt(self.path, format!("manifest, {place}"), detail))
+        Err(Error::corrupt(format!("manifest, {place}"), detail))
     }
 
     fn model(&self) -> Result<()> {
@@ -84,16 +82,24 @@ impl Checker<'_> {
         if self.manifest.max_elements(shape).is_none() { self.bad(place, "its size overflows") } else { Ok(()) }
     }
 
+    /// Refuses dtypes that never leave a step.
+    fn stored(&self, place: &str, dtype: DType) -> Result<()> {
+        if dtype.is_stored() { Ok(()) } else { self.bad(place, format!("dtype {dtype}, which never leaves a step")) }
+    }
+
     fn bindings(&self) -> Result<()> {
         for binding in self.manifest.inputs.iter().chain(&self.manifest.outputs) {
-            self.shape(&format!("binding {}", binding.name), &binding.shape)?;
+            let place = format!("binding {}", binding.name);
+            self.stored(&place, binding.dtype)?;
+            self.shape(&place, &binding.shape)?;
         }
         for state in &self.manifest.states {
             let place = format!("state {}", state.name);
+            self.stored(&place, state.dtype)?;
             self.shape(&place, &state.shape)?;
             let inner: Option<Vec<u64>> =
                 state.shape.iter().skip(1).map(|d| if let Dim::Const(n) = d { Some(*n) } else { None }).collect();
-            let size = inner.and_then(|inner| state.dtype.byte_size(&inner));
+            let size = inner.and_then(|inner| state.dtype.byte_size(&inner).ok());
             if size != Some(state.unit_bytes) || state.shape.is_empty() {
                 return self.bad(&place, format!("unit_bytes {} disagrees with shape and dtype", state.unit_bytes));
             }
@@ -110,10 +116,11 @@ impl Checker<'_> {
         }
         for tensor in &weights.tensors {
             let place = format!("tensor {}", tensor.name);
+            self.stored(&place, tensor.dtype)?;
             if tensor.shape.len() > MAX_RANK {
                 return self.bad(&place, format!("rank {} passes {MAX_RANK}", tensor.shape.len()));
             }
-            let Some(bytes) = tensor.dtype.byte_size(&tensor.shape) else {
+            let Ok(bytes) = tensor.dtype.byte_size(&tensor.shape) else {
                 return self.bad(&place, "its size overflows or its last dim is not whole blocks");
             };
             let available = match tensor.at {
@@ -332,7 +339,7 @@ impl Checker<'_> {
             return self.bad(place, "a library sum over ranks is one of f32, bf16 or f16 on a GPU");
         }
         let elements = self.manifest.most_programs(variant, &sum.elements);
-        let bytes = elements.filter(|n| *n > 0).and_then(|n| sum.dtype.byte_size(&[n]));
+        let bytes = elements.filter(|n| *n > 0).and_then(|n| sum.dtype.byte_size(&[n]).ok());
         let [x, out, ..] = &launch.args[..] else {
             return self.bad(place, "a library sum over ranks lacks arguments");
         };
@@ -357,7 +364,7 @@ impl Checker<'_> {
             Region::Input(i) => m.inputs.get(i as usize).and_then(|b| m.max_bytes(b)),
             Region::Output(i) => m.outputs.get(i as usize).and_then(|b| m.max_bytes(b)),
             Region::Slab => program.slab.as_ref().map(|s| s.bytes),
-            Region::Comm => program.slab.as_ref().map(|_| super::comm_table::BYTES),
+            Region::Comm => program.slab.as_ref().map(|_| comm_table::BYTES),
         }
     }
 
@@ -487,7 +494,7 @@ impl Manifest {
             };
             n.checked_mul(dim)
         })?;
-        binding.dtype.byte_size(&[elements])
+        binding.dtype.byte_size(&[elements]).ok()
     }
 
     /// Bytes that `item` must have by its layout and the parts of tensors that a rank takes; `None` if they do not fit together.
