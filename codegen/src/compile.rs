@@ -6,7 +6,7 @@ use crate::generate::{Kernels, generate};
 use crate::kernels::{Argument, Built, Request, RowSpace, Tensor, library};
 use crate::llvm::{Emit, LlvmError};
 use crate::select::{build, stages};
-use crate::target::Target;
+use crate::setup::Setup;
 use crate::tile::{GridAxis, Kernel, join, joinable};
 use indexmap::IndexMap;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -153,7 +153,7 @@ pub(crate) struct Unit {
 /// A program up to its code: kernels are built and launches bound.
 #[derive(Debug)]
 pub struct Prepared {
-    pub(crate) target: Target,
+    pub(crate) setup: Setup,
     pub(crate) units: Vec<Unit>,
     pub(crate) variants: Vec<format::Variant>,
     /// For each variant, for each launch: the step of the plan that it belongs to. Empty on GPUs, where launches are joined.
@@ -198,7 +198,7 @@ impl Prepared {
 }
 
 struct State<'s, 'v> {
-    target: &'v Target,
+    setup: &'v Setup,
     statics: &'s mut dyn Statics,
     /// Unit by what was asked for.
     requests: HashMap<Request<'v>, usize>,
@@ -216,11 +216,11 @@ struct State<'s, 'v> {
 /// See [`CodegenError`].
 pub fn compile(
     variants: &[VariantPlan<'_>],
-    target: &Target,
+    setup: &Setup,
     statics: &mut dyn Statics,
     emit: Emit,
 ) -> Result<Compiled, CodegenError> {
-    let prepared = prepare(variants, target, statics)?;
+    let prepared = prepare(variants, setup, statics)?;
     let compiled = generate(vec![prepared], emit)?.pop();
     compiled.ok_or_else(|| CodegenError::Internal("a program went missing".into()))
 }
@@ -231,12 +231,12 @@ pub fn compile(
 /// An op without a kernel, a static value that cannot be had.
 pub fn prepare(
     variants: &[VariantPlan<'_>],
-    target: &Target,
+    setup: &Setup,
     statics: &mut dyn Statics,
 ) -> Result<Prepared, CodegenError> {
     let moves: Vec<Vec<Option<Op>>> = variants.iter().map(|v| v.plan.steps.iter().map(move_of).collect()).collect();
     let mut state = State {
-        target,
+        setup,
         statics,
         requests: HashMap::new(),
         units: IndexMap::new(),
@@ -262,7 +262,7 @@ pub fn prepare(
                 launch.copy = Some(format::LaunchCopy { source, bytes, reason });
             }
         }
-        if target.gpu().is_some() {
+        if setup.target.gpu().is_some() {
             launches = state.join_small(launches);
             turns.clear();
         }
@@ -282,7 +282,7 @@ pub fn prepare(
     }
     let units = state.units.into_values().enumerate().filter(|(i, _)| used.contains(&(*i as u32))).map(|(_, u)| u);
     Ok(Prepared {
-        target: target.clone(),
+        setup: setup.clone(),
         units: units.collect(),
         variants: bound,
         steps,
@@ -296,7 +296,7 @@ pub fn prepare(
 
 impl<'v> State<'_, 'v> {
     fn symbol(&self, name: &str) -> Result<u32, CodegenError> {
-        let at = self.target.symbols().iter().position(|s| s == name);
+        let at = self.setup.symbols.slot(name);
         at.map(|i| i as u32).ok_or_else(|| CodegenError::Internal(format!("symbol {name} has no slot")))
     }
 
@@ -409,7 +409,7 @@ impl<'v> State<'_, 'v> {
                 .map(|(i, (t, v))| Tensor { is_unread: is_unread(graph, &step.kind, i as u32), ..tensor(t, v) })
                 .collect(),
             max_tokens: variant.max_tokens,
-            target: self.target,
+            setup: self.setup,
         };
         let index = match self.requests.get(&request) {
             Some(index) => *index,
@@ -470,7 +470,7 @@ impl<'v> State<'_, 'v> {
             });
             next = self.units[index].then;
         }
-        if self.target.choices().record_results != Some(0)
+        if self.setup.choices.record_results != Some(0)
             && let Some(last) = launches.last_mut()
         {
             for (ty, view) in result_types.iter().zip(&step.writes) {
@@ -546,7 +546,8 @@ impl<'v> State<'_, 'v> {
 
     /// The request as a sum over ranks for the vendor's library, where the user leaves it to that.
     fn library_sum(&self, r: &Request<'_>) -> Result<Option<format::AllReduce>, CodegenError> {
-        let library = self.target.gpu().is_some() && stages::fixed(self.target) == Some(stages::Stages::Library);
+        let library =
+            self.setup.target.gpu().is_some() && stages::fixed(&self.setup.choices) == Some(stages::Stages::Library);
         if !library || !matches!(r.op, Op::AllReduce { .. }) {
             return Ok(None);
         }

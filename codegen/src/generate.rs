@@ -4,7 +4,8 @@
 use crate::compile::{CodegenError, Compiled, Prepared, Unit};
 use crate::llvm::{Emit, LlvmError, compile_gpu, compile_host};
 use crate::object::{amdgpu, link, link_relocatable, ptx};
-use crate::target::{GpuArch, GpuTarget, Target};
+use crate::setup::Setup;
+use crate::target::{GpuArch, Target};
 use crate::tile::Kernel;
 use indexmap::IndexMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -45,7 +46,7 @@ impl Kernels {
 /// A module to be compiled: kernels of one program.
 struct Job<'a> {
     program: usize,
-    target: &'a Target,
+    setup: &'a Setup,
     kernels: Vec<&'a Kernel>,
     /// How long it takes, beside the others.
     weight: usize,
@@ -74,9 +75,9 @@ pub fn generate(programs: Vec<Prepared>, emit: Emit) -> Result<Vec<Compiled>, Co
 
 /// The modules of a program: their content depends on the program alone.
 fn jobs(program: usize, prepared: &Prepared) -> Vec<Job<'_>> {
-    let target = &prepared.target;
+    let setup = &prepared.setup;
     // PTX texts cannot be joined, so a program for NVIDIA is one module. LLVM takes about three times as long for AMD.
-    let (parts, pace) = match target.gpu() {
+    let (parts, pace) = match setup.target.gpu() {
         Some(arch) if arch.is_amd() => (4, 3),
         Some(_) => (1, 1),
         None => (2, 1),
@@ -97,7 +98,7 @@ fn jobs(program: usize, prepared: &Prepared) -> Vec<Job<'_>> {
         .map(|(weight, mut part)| {
             part.sort_unstable();
             let kernels = part.into_iter().map(|i| &prepared.units[i].kernel).collect();
-            Job { program, target, kernels, weight: weight * pace }
+            Job { program, setup, kernels, weight: weight * pace }
         })
         .collect()
 }
@@ -124,13 +125,13 @@ fn compile_modules(jobs: &[Job<'_>], emit: Emit) -> Vec<Result<Module, LlvmError
 }
 
 fn compile_module(job: &Job<'_>, emit: Emit) -> Result<Module, LlvmError> {
-    match job.target {
+    match &job.setup.target {
         Target::Host(host) => {
-            let compiled = compile_host(&job.kernels, host, emit)?;
+            let compiled = compile_host(&job.kernels, (host, &job.setup.symbols), emit)?;
             Ok(Module { code: compiled.object, llvm: compiled.llvm, asm: compiled.asm })
         }
-        Target::Gpu(gpu) => {
-            let compiled = compile_gpu(&job.kernels, gpu, emit)?;
+        Target::Gpu(arch) => {
+            let compiled = compile_gpu(&job.kernels, (*arch, &job.setup.symbols), emit)?;
             Ok(Module { code: compiled.code, llvm: compiled.llvm, asm: compiled.asm })
         }
     }
@@ -149,25 +150,25 @@ fn assemble(program: Prepared, modules: Vec<Module>) -> Result<Compiled, Codegen
     let tile = program.units.iter().map(|u| u.kernel.to_string()).collect::<Vec<_>>().join("\n");
     let objects: Vec<Vec<u8>> = modules.into_iter().map(|m| m.code).collect();
     let mut emitted = Kernels { tile, llvm, asm, extension: "o", ..Kernels::default() };
-    let (code, found) = match &program.target {
+    let (code, found) = match &program.setup.target {
         Target::Host(_) => {
             let image = link(&objects)?;
             emitted.objects = objects;
             let entries = image.entries.into_iter();
             (image.bytes, entries.map(|(name, entry)| (name, Found { entry, resources: None })).collect())
         }
-        Target::Gpu(gpu) if gpu.arch.is_amd() => {
+        Target::Gpu(arch) if arch.is_amd() => {
             emitted.extension = "hsaco";
-            link_amd(&program.units, gpu, &objects)?
+            link_amd(&program.units, &program.setup, *arch, &objects)?
         }
-        Target::Gpu(gpu) => {
+        Target::Gpu(arch) => {
             emitted.extension = "ptx";
             let text = objects.into_iter().next().unwrap_or_default();
-            let found = check_ptx(&program.units, gpu, &text)?;
+            let found = check_ptx(&program.units, *arch, &text)?;
             (text, found)
         }
     };
-    if program.target.gpu().is_some() {
+    if program.setup.target.gpu().is_some() {
         emitted.code = code.clone();
     }
     let mut kernels = Vec::new();
@@ -180,7 +181,7 @@ fn assemble(program: Prepared, modules: Vec<Module>) -> Result<Compiled, Codegen
             family: unit.kernel.family.to_owned(),
             moves_only: unit.kernel.moves_only,
             summary: unit.summary.clone(),
-            threads: if program.target.gpu().is_some() { unit.kernel.threads } else { 0 },
+            threads: if program.setup.target.gpu().is_some() { unit.kernel.threads } else { 0 },
             resources: place.resources,
         });
     }
@@ -200,13 +201,13 @@ fn assemble(program: Prepared, modules: Vec<Module>) -> Result<Compiled, Codegen
 type Linked = (Vec<u8>, IndexMap<String, Found>);
 
 /// Links a code object and checks each kernel's metadata against its tile program.
-fn link_amd(units: &[Unit], target: &GpuTarget, objects: &[Vec<u8>]) -> Result<Linked, CodegenError> {
-    let object = amdgpu::link(objects, target.arch)?;
+fn link_amd(units: &[Unit], setup: &Setup, arch: GpuArch, objects: &[Vec<u8>]) -> Result<Linked, CodegenError> {
+    let object = amdgpu::link(objects, arch)?;
     let mut found = IndexMap::new();
     for unit in units {
         let kernel = &unit.kernel;
         let Some(metadata) = object.kernels.get(&kernel.name) else { continue };
-        let refuse = |message: String| Err(refused(unit, target.arch, message));
+        let refuse = |message: String| Err(refused(unit, arch, message));
         // One pointer a parameter, then the dims block.
         let expected = 8 * (kernel.params.len() as u32 + 1);
         if metadata.kernarg_bytes != expected {
@@ -215,13 +216,13 @@ fn link_amd(units: &[Unit], target: &GpuTarget, objects: &[Vec<u8>]) -> Result<L
         if metadata.max_threads < kernel.threads {
             return refuse(format!("made for {} threads; {} are launched", metadata.max_threads, kernel.threads));
         }
-        let resources = metadata.resources(target.arch, kernel.threads);
-        if resources.lds_bytes > target.arch.shared_bytes() {
-            return refuse(format!("{} bytes of LDS; {} are there", resources.lds_bytes, target.arch.shared_bytes()));
+        let resources = metadata.resources(arch, kernel.threads);
+        if resources.lds_bytes > arch.shared_bytes() {
+            return refuse(format!("{} bytes of LDS; {} are there", resources.lds_bytes, arch.shared_bytes()));
         }
         // Scalar registers spill to lanes of vector registers; where those run out, scratch bytes say so.
         let (bytes, spills) = (resources.scratch_bytes, resources.vgpr_spills);
-        if (bytes > 0 || spills > 0) && target.choices.allow_scratch != Some(1) {
+        if (bytes > 0 || spills > 0) && setup.choices.allow_scratch != Some(1) {
             let message = format!(
                 "{bytes} bytes of scratch a thread and {spills} spilled vector registers; none is accepted without --set allow_scratch=1"
             );
@@ -233,13 +234,13 @@ fn link_amd(units: &[Unit], target: &GpuTarget, objects: &[Vec<u8>]) -> Result<L
 }
 
 /// Checks the entries of a PTX module. Registers are the driver's to give; it is asked after its JIT.
-fn check_ptx(units: &[Unit], target: &GpuTarget, text: &[u8]) -> Result<IndexMap<String, Found>, CodegenError> {
-    let entries = ptx::read(text, target.arch.cpu()).map_err(CodegenError::Link)?;
+fn check_ptx(units: &[Unit], arch: GpuArch, text: &[u8]) -> Result<IndexMap<String, Found>, CodegenError> {
+    let entries = ptx::read(text, arch.cpu()).map_err(CodegenError::Link)?;
     let mut found = IndexMap::new();
     for unit in units {
         let kernel = &unit.kernel;
         let Some(entry) = entries.get(&kernel.name) else { continue };
-        let refuse = |message: String| Err(refused(unit, target.arch, message));
+        let refuse = |message: String| Err(refused(unit, arch, message));
         let expected = kernel.params.len() as u32 + 1;
         if entry.params != expected {
             return refuse(format!("{} parameters; {expected} are accepted", entry.params));
@@ -247,8 +248,8 @@ fn check_ptx(units: &[Unit], target: &GpuTarget, text: &[u8]) -> Result<IndexMap
         if entry.threads != 0 && entry.threads < kernel.threads {
             return refuse(format!("made for {} threads; {} are launched", entry.threads, kernel.threads));
         }
-        if entry.shared_bytes > target.arch.shared_bytes() {
-            let most = target.arch.shared_bytes();
+        if entry.shared_bytes > arch.shared_bytes() {
+            let most = arch.shared_bytes();
             return refuse(format!("{} bytes of shared memory; {most} are accepted", entry.shared_bytes));
         }
         let resources = Resources { lds_bytes: entry.shared_bytes, ..Resources::default() };

@@ -7,6 +7,7 @@ pub mod kernels;
 pub mod llvm;
 pub mod object;
 pub mod select;
+pub mod setup;
 pub mod target;
 pub mod tile;
 

@@ -1,7 +1,6 @@
 //! The machines that tile programs are lowered to.
 
 use crate::llvm::HostTarget;
-use crate::select::Choices;
 
 /// A machine by what its lowering needs to know.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -9,7 +8,7 @@ pub enum Target {
     /// x86-64 vectors and a thread pool.
     Host(HostTarget),
     /// Thread blocks on an AMD or NVIDIA GPU.
-    Gpu(GpuTarget),
+    Gpu(GpuArch),
 }
 
 /// GPU generations that have a lowering.
@@ -65,26 +64,15 @@ impl GpuArch {
     }
 }
 
-/// A GPU and the choices a user fixed.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct GpuTarget {
-    /// Generation.
-    pub arch: GpuArch,
-    /// Automatic choices that the user fixed.
-    pub choices: Choices,
-    /// Names of the dims block's slots, in order.
-    pub symbols: Vec<String>,
-}
-
 impl Target {
-    /// A target by name, for graphs with these symbols.
+    /// A target by name.
     ///
     /// # Errors
     /// If the name is unknown, or `host` names a CPU without AVX2.
-    pub fn named(name: &str, symbols: &[String]) -> Result<Target, String> {
+    pub fn named(name: &str) -> Result<Target, String> {
         match GpuArch::named(name) {
-            Some(arch) => Ok(Target::Gpu(GpuTarget { arch, choices: Choices::default(), symbols: symbols.to_vec() })),
-            None => HostTarget::named(name, symbols).map(Target::Host),
+            Some(arch) => Ok(Target::Gpu(arch)),
+            None => HostTarget::named(name).map(Target::Host),
         }
     }
 
@@ -92,7 +80,7 @@ impl Target {
     pub fn name(&self) -> &str {
         match self {
             Target::Host(host) => &host.name,
-            Target::Gpu(gpu) => gpu.arch.cpu(),
+            Target::Gpu(arch) => arch.cpu(),
         }
     }
 
@@ -108,7 +96,7 @@ impl Target {
     pub fn arch_name(&self) -> &'static str {
         match self {
             Target::Host(_) => "x86_64",
-            Target::Gpu(gpu) if gpu.arch.is_amd() => "amdgcn",
+            Target::Gpu(arch) if arch.is_amd() => "amdgcn",
             Target::Gpu(_) => "nvptx64",
         }
     }
@@ -121,35 +109,11 @@ impl Target {
         }
     }
 
-    /// Names of the dims block's slots, in order.
-    pub fn symbols(&self) -> &[String] {
-        match self {
-            Target::Host(host) => &host.symbols,
-            Target::Gpu(gpu) => &gpu.symbols,
-        }
-    }
-
-    /// Automatic choices that the user fixed.
-    pub fn choices(&self) -> &Choices {
-        match self {
-            Target::Host(host) => &host.choices,
-            Target::Gpu(gpu) => &gpu.choices,
-        }
-    }
-
-    /// Fixes choices.
-    pub fn set_choices(&mut self, choices: Choices) {
-        match self {
-            Target::Host(host) => host.choices = choices,
-            Target::Gpu(gpu) => gpu.choices = choices,
-        }
-    }
-
     /// The GPU, if it is one.
     pub fn gpu(&self) -> Option<GpuArch> {
         match self {
             Target::Host(_) => None,
-            Target::Gpu(gpu) => Some(gpu.arch),
+            Target::Gpu(arch) => Some(*arch),
         }
     }
 

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a failed call fails the test")]
 
 use std::path::{Path, PathBuf};
+use weldment_artifact::SymbolRole;
 use weldment_compiler::driver::{
     CompileOptions, FusionOptions, Quiet, Reference, Timeline, build_artifact, plan_targets,
 };
@@ -68,7 +69,7 @@ fn scoring_launches(program: &Program, variant: &Variant, sources: &[Vec<String>
 fn launches(path: &Path) -> Vec<(u64, usize, usize, usize)> {
     let artifact = Artifact::open(path).unwrap();
     let manifest = artifact.manifest();
-    let (context, symbol) = manifest.symbol("C").unwrap();
+    let (context, symbol) = manifest.symbol_of(&SymbolRole::Context).unwrap();
     let program = &manifest.programs[0];
     let describe = |v: &Variant| {
         let guard = v.guards.iter().find(|g| g.symbol as usize == context);

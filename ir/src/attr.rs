@@ -4,6 +4,7 @@ use crate::DType;
 use crate::types::{Dim, Shape};
 use std::fmt;
 use std::sync::Arc;
+use weldment_artifact::InputRole;
 
 /// A finite f64 compared and hashed by its bits, so that ops are `Eq` and output is deterministic.
 #[derive(Clone, Copy, Debug)]
@@ -60,6 +61,8 @@ pub enum Attr {
     Shape(Shape),
     /// Printed `"text"`.
     Text(Arc<str>),
+    /// Printed `tokens`.
+    Role(InputRole),
 }
 
 impl fmt::Display for Attr {
@@ -79,6 +82,7 @@ impl fmt::Display for Attr {
             Attr::Ints(v) => list(f, v),
             Attr::Shape(s) => list(f, s),
             Attr::Text(t) => write!(f, "{t:?}"),
+            Attr::Role(r) => write!(f, "{r}"),
         }
     }
 }
@@ -100,6 +104,8 @@ pub enum AttrKind {
     Shape,
     /// [`Attr::Text`]
     Text,
+    /// [`Attr::Role`]
+    Role,
 }
 
 /// Rust types that can stand as an attribute field in the op table.
@@ -123,4 +129,4 @@ macro_rules! attr_value {
         }
     )*};
 }
-attr_value! { i64 => Int; Real => Real; bool => Flag; DType => DType; Vec<i64> => Ints; Vec<Dim> => Shape; Arc<str> => Text; }
+attr_value! { i64 => Int; Real => Real; bool => Flag; DType => DType; Vec<i64> => Ints; Vec<Dim> => Shape; Arc<str> => Text; InputRole => Role; }

@@ -78,5 +78,6 @@ fn kind_name(kind: AttrKind) -> &'static str {
         AttrKind::Ints => "[int]",
         AttrKind::Shape => "[dim]",
         AttrKind::Text => "text",
+        AttrKind::Role => "role",
     }
 }

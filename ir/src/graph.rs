@@ -7,8 +7,9 @@ use indexmap::IndexMap;
 use petgraph::Direction;
 use petgraph::graph::{DiGraph, NodeIndex};
 use petgraph::visit::EdgeRef;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use weldment_artifact::SymbolRole;
 
 /// A node's index. Nodes are appended after their operands, so index order is a topological order.
 pub type NodeId = NodeIndex<u32>;
@@ -80,18 +81,53 @@ pub struct Graph {
     pub name: String,
     net: DiGraph<Node, Use, u32>,
     symbols: IndexMap<Arc<str>, Range>,
+    /// Roles of the symbols that have one.
+    roles: BTreeMap<Arc<str>, SymbolRole>,
     outputs: Vec<Output>,
 }
 
 impl Graph {
     /// An empty graph.
     pub fn new(name: &str) -> Graph {
-        Graph { name: name.to_owned(), net: DiGraph::default(), symbols: IndexMap::new(), outputs: Vec::new() }
+        let (net, symbols, roles) = (DiGraph::default(), IndexMap::new(), BTreeMap::new());
+        Graph { name: name.to_owned(), net, symbols, roles, outputs: Vec::new() }
     }
 
-    /// Declares a symbolic dim with its inclusive range; a second declaration replaces the first.
+    /// An empty graph with the name and the symbols of this one.
+    pub fn emptied(&self) -> Graph {
+        let mut out = Graph::new(&self.name);
+        (out.symbols, out.roles) = (self.symbols.clone(), self.roles.clone());
+        out
+    }
+
+    /// Declares a symbolic dim with its inclusive range; a second declaration replaces the first, and leaves its role.
     pub fn declare_symbol(&mut self, name: &str, min: u64, max: u64) {
         self.symbols.insert(name.into(), Range { min, max });
+    }
+
+    /// Declares a symbolic dim with its inclusive range and what it counts.
+    pub fn declare(&mut self, name: &str, min: u64, max: u64, role: SymbolRole) {
+        self.declare_symbol(name, min, max);
+        match role {
+            SymbolRole::Plain => self.roles.remove(name),
+            role => self.roles.insert(name.into(), role),
+        };
+    }
+
+    /// What a symbol counts.
+    pub fn role(&self, symbol: &str) -> &SymbolRole {
+        self.roles.get(symbol).unwrap_or(&SymbolRole::Plain)
+    }
+
+    /// The first symbol of a role like this one, and its range.
+    pub fn symbol_of(&self, role: &SymbolRole) -> Option<(&Arc<str>, Range)> {
+        let found = self.symbols.iter().find(|(name, _)| self.role(name).is_like(role));
+        found.map(|(name, range)| (name, *range))
+    }
+
+    /// The symbol whose size decides which kernels run: that of the tokens, or in a graph without tokens the first one.
+    pub fn row_symbol(&self) -> Option<(&Arc<str>, Range)> {
+        self.symbol_of(&SymbolRole::Tokens).or_else(|| self.symbols.first().map(|(name, range)| (name, *range)))
     }
 
     /// Declared symbols in order.
@@ -213,12 +249,7 @@ impl Graph {
     /// None in practice: the nodes were accepted before.
     pub fn compact(&self) -> Result<Graph, IrError> {
         let live = self.live();
-        let mut out = Graph {
-            name: self.name.clone(),
-            net: DiGraph::default(),
-            symbols: self.symbols.clone(),
-            outputs: Vec::new(),
-        };
+        let mut out = self.emptied();
         let mut map: Vec<Option<NodeId>> = vec![None; self.len()];
         for id in self.ids() {
             let node = &self.net[id];

@@ -10,6 +10,7 @@ pub mod generate;
 pub mod graph;
 pub mod interpret;
 pub mod op;
+pub mod paged;
 mod shape_rules;
 pub mod text;
 pub mod types;

@@ -11,6 +11,7 @@ use crate::shape_rules as rule;
 use crate::types::{Shape, TensorType};
 use std::fmt;
 use std::sync::Arc;
+use weldment_artifact::InputRole;
 
 /// Broad behaviour that passes may rely on without naming ops.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -127,8 +128,8 @@ macro_rules! ops {
 }
 
 ops! {
-    /// A tensor given at every step.
-    Input "input" () {name: Arc<str>, dtype: DType, shape: Shape} -> (out) Leaf leaf;
+    /// A tensor given at every step, in a `role` (`plain` if none is stated) by which a session knows what it is.
+    Input "input" () {name: Arc<str>, dtype: DType, shape: Shape, role: InputRole} -> (out) Leaf leaf;
     /// A constant tensor of the checkpoint; `name` is its canonical tensor name.
     Weight "weight" () {name: Arc<str>, dtype: DType, shape: Shape} -> (out) Leaf leaf;
     /// A tensor that outlives the step (a KV cache); this is the version at the step's start.
@@ -270,6 +271,13 @@ ops! {
     AllReduceRmsNormQuantise "all_reduce_rms_norm_quantise" (x, w) {world: i64, eps: Real, dtype: DType, format: DType, group: i64} -> (codes, scales, norm, sum) Collective all_reduce_rms_norm_quantise;
     /// sum = all_reduce(x) + residual, rounded once, then rms_norm_quantise(sum, w).
     AllReduceAddRmsNormQuantise "all_reduce_add_rms_norm_quantise" (x, residual, w) {world: i64, eps: Real, dtype: DType, format: DType, group: i64} -> (codes, scales, norm, sum) Collective all_reduce_add_rms_norm_quantise;
+}
+
+impl Op {
+    /// An input that is the caller's business.
+    pub fn input(name: &str, dtype: DType, shape: Shape) -> Op {
+        Op::Input { name: name.into(), dtype, shape, role: InputRole::Plain }
+    }
 }
 
 impl OpKind {

@@ -26,6 +26,14 @@ impl Dim {
             Dim::Sym(_) => None,
         }
     }
+
+    /// The symbol's name, if it is one.
+    pub fn symbol(&self) -> Option<&str> {
+        match self {
+            Dim::Const(_) => None,
+            Dim::Sym(name) => Some(name),
+        }
+    }
 }
 
 impl From<u64> for Dim {

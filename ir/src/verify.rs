@@ -7,6 +7,7 @@ use crate::op::{Category, Op, OpKind};
 use crate::text::is_word;
 use crate::types::{Dim, MAX_RANK, TensorType};
 use std::collections::{BTreeMap, BTreeSet};
+use weldment_artifact::role::{RoleInput, check_roles};
 
 /// Checks a graph.
 ///
@@ -23,6 +24,7 @@ pub fn verify(graph: &Graph) -> Result<(), IrError> {
 /// * reals are finite;
 /// * inputs, weights and states have distinct names; a weight may be read by several nodes of one type; weights are constant in shape;
 /// * a state write's operand 0 is a state or an earlier write of it, and each version is written at most once;
+/// * roles of symbols and inputs fit together ([`check_roles`]);
 /// * all ops that name a number of ranks name one number;
 /// * outputs exist and have distinct names; an output of kind State names a state, is a version of it, and is the last one:
 ///   no write is lost.
@@ -33,6 +35,7 @@ pub fn verify_all(graph: &Graph) -> Vec<IrError> {
         check.node(id);
     }
     check.leaf_names();
+    check.roles();
     check.worlds();
     check.outputs();
     check.errors
@@ -69,6 +72,21 @@ impl Check<'_> {
                     format!("symbol {name} has the range {}..{}; min <= max is expected", range.min, range.max);
                 self.fail(self.graph.name.clone(), message);
             }
+        }
+    }
+
+    fn roles(&mut self) {
+        let graph = self.graph;
+        let symbols: Vec<_> = graph.symbols().keys().map(|name| (&**name, graph.role(name))).collect();
+        let inputs = graph.ids().filter_map(|id| match &graph.node(id).op {
+            Op::Input { name, dtype, shape, role } => {
+                let shape = shape.iter().map(Dim::symbol).collect();
+                Some(RoleInput { name, role: *role, dtype: *dtype, shape })
+            }
+            _ => None,
+        });
+        if let Err((name, message)) = check_roles(&symbols, &inputs.collect::<Vec<_>>()) {
+            self.fail(name.to_owned(), message);
         }
     }
 

@@ -364,10 +364,7 @@ impl<'a> Builder<'a> {
                 self.drafts[i].operands.iter().for_each(|v| live[v.node.index()] = true);
             }
         }
-        let mut out = Graph::new(&self.graph.name);
-        for (name, range) in self.graph.symbols() {
-            out.declare_symbol(name, range.min, range.max);
-        }
+        let mut out = self.graph.emptied();
         let mut map: Vec<Option<NodeId>> = vec![None; self.drafts.len()];
         let mut origins = Vec::new();
         for (i, draft) in self.drafts.into_iter().enumerate().filter(|(i, _)| live[*i]) {

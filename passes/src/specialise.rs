@@ -5,6 +5,7 @@ use crate::rules;
 use crate::target::TargetModel;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use weldment_artifact::SymbolRole;
 use weldment_ir::{Dim, Graph, NodeId, Op, Range, TensorType, text};
 
 /// A value at which something changes: `symbol <= at` and `symbol > at` may want different code.
@@ -17,9 +18,6 @@ pub struct Threshold {
     /// What changes, for people: `topk k = 2048`.
     pub why: String,
 }
-
-/// Symbols that never exceed another: rows of logits are tokens of the step.
-const BOUNDED_BY: [(&str, &str); 1] = [("R", "T")];
 
 /// Ranges of the split symbols, in the order of the symbols.
 type Cell = Vec<(Arc<str>, Range)>;
@@ -41,10 +39,10 @@ pub struct Variant {
 pub fn narrow(graph: &Graph, symbol: &str, min: u64, max: u64) -> Graph {
     let mut graph = graph.clone();
     graph.declare_symbol(symbol, min, max);
-    for (inner, _) in BOUNDED_BY.iter().filter(|(_, outer)| *outer == symbol) {
-        if let Some(range) = graph.symbols().get(*inner).copied() {
-            graph.declare_symbol(inner, range.min, range.max.min(max));
-        }
+    // Rows whose results are asked for are tokens of the step.
+    let rows = graph.symbol_of(&SymbolRole::LogitRows).map(|(name, range)| (Arc::clone(name), range));
+    if let Some((rows, range)) = rows.filter(|_| *graph.role(symbol) == SymbolRole::Tokens) {
+        graph.declare_symbol(&rows, range.min, range.max.min(max));
     }
     graph
 }
@@ -123,7 +121,7 @@ fn variant(entry: &Graph, cell: Cell) -> Variant {
     let narrowed = graph.symbols().iter().filter(|(name, range)| entry.symbols().get(*name) != Some(range));
     let guards = narrowed.map(|(name, range)| (name.to_string(), range.min, range.max)).collect();
     let parts: Vec<String> = cell.iter().filter_map(|(symbol, range)| part_name(entry, symbol, *range)).collect();
-    let name = if parts.is_empty() { "step".to_owned() } else { parts.join(".") };
+    let name = if parts.is_empty() { "all".to_owned() } else { parts.join(".") };
     graph.name = format!("{}.{name}", entry.name);
     Variant { name, graph, guards, cell }
 }
@@ -134,13 +132,13 @@ fn part_name(entry: &Graph, symbol: &str, range: Range) -> Option<String> {
     if range == whole {
         return None;
     }
-    let word = match symbol {
-        "T" if range.max == 1 => return Some("decode".to_owned()),
-        "T" if range.max == whole.max => return Some("prefill".to_owned()),
-        "T" => "tokens",
-        "B" => "seqs",
-        "C" => "context",
-        other => other,
+    let word = match entry.role(symbol) {
+        SymbolRole::Tokens if range.max == 1 => return Some("decode".to_owned()),
+        SymbolRole::Tokens if range.max == whole.max => return Some("prefill".to_owned()),
+        SymbolRole::Tokens => "tokens",
+        SymbolRole::Sequences => "seqs",
+        SymbolRole::Context => "context",
+        _ => symbol,
     };
     Some(if range.max == whole.max {
         format!("{word}_over_{}", range.min - 1)
@@ -241,11 +239,11 @@ mod tests {
 
     fn entry(op: Op) -> Graph {
         let mut graph = Graph::new("step");
-        graph.declare_symbol("T", 1, 64);
-        graph.declare_symbol("R", 1, 64);
-        graph.declare_symbol("C", 1, 100);
+        graph.declare("T", 1, 64, SymbolRole::Tokens);
+        graph.declare("R", 1, 64, SymbolRole::LogitRows);
+        graph.declare("C", 1, 100, SymbolRole::Context);
         let shape = vec![Dim::sym("T"), Dim::Const(8)];
-        let x = graph.push("x", Op::Input { name: "x".into(), dtype: DType::F32, shape }, &[]).unwrap();
+        let x = graph.push("x", Op::input("x", DType::F32, shape), &[]).unwrap();
         let y = graph.push("y", op, &[x]).unwrap();
         graph.output("y", OutputKind::Result, y);
         graph
@@ -306,14 +304,14 @@ mod tests {
     fn what_strides_an_output_is_not_split() {
         let mut graph = entry(Op::Silu {});
         let shape = vec![Dim::Const(8), Dim::sym("T")];
-        let x = graph.push("z", Op::Input { name: "z".into(), dtype: DType::F32, shape }, &[]).unwrap();
+        let x = graph.push("z", Op::input("z", DType::F32, shape), &[]).unwrap();
         graph.output("z", OutputKind::Result, x);
         assert!(thresholds(&graph, &Stepped).is_empty());
     }
 
     #[test]
     fn equal_neighbours_are_one_variant() {
-        let whole = vec![("step".to_owned(), Vec::new())];
+        let whole = vec![("all".to_owned(), Vec::new())];
         // Nothing in the graph depends on the cuts.
         assert_eq!(merged(&entry(Op::Neg {}), &[("T", 1), ("T", 16), ("C", 40)]), whole);
         // The kernel does at 16, and only there.

@@ -5,7 +5,7 @@ mod sequences;
 mod tables;
 
 use crate::DType;
-use crate::artifact::{Artifact, Dim, Manifest, Model, Program};
+use crate::artifact::{Artifact, Dim, Manifest, Model, Program, SymbolRole};
 use crate::comm::control::MESSAGE_BYTES;
 use crate::comm::group::step_signature;
 use crate::comm::member::Member;
@@ -258,7 +258,7 @@ impl Session {
             regions.library = member.library(program)?;
         }
         let capturing = if options.captured { Capturing::Step } else { Capturing::Launches };
-        let graph = StepGraph::capture(driver, &manifest, program, "step", &module, &regions, (blocks, capturing))?;
+        let graph = StepGraph::capture(driver, &manifest, program, &module, &regions, (blocks, capturing))?;
         let logits = match regions.outputs.first() {
             Some(output) if !output.is_host_visible() => {
                 Some(driver.allocate(output.len(), Placement::Pinned, None)?)
@@ -342,7 +342,7 @@ impl Session {
     /// to the device is no part of that graph.
     pub fn last_copies(&mut self) -> Vec<CapturedCopy> {
         let nodes = self.graph.variant(self.variant).map(|graph| graph.captured()).unwrap_or_default();
-        let entry = self.program().entries.iter().find(|e| e.name == "step");
+        let entry = self.program().entries.first();
         let variant = entry.and_then(|e| e.variants.get(self.variant));
         variant.map(|v| copies(&self.manifest, self.program(), v, &nodes)).unwrap_or_default()
     }
@@ -350,14 +350,14 @@ impl Session {
     /// Bytes that the last step moved by the artifact's own estimate, with `tokens` tokens of sequences of `context` positions
     /// each (one token a sequence): weights, intermediates and KV blocks read.
     pub fn bytes_per_step(&self, tokens: usize, context: usize) -> u64 {
-        let entry = self.program().entries.iter().find(|e| e.name == "step");
+        let entry = self.program().entries.first();
         let launches = entry.and_then(|e| e.variants.get(self.variant)).map_or(&[][..], |v| &v.launches);
         let tokens = tokens as u64;
         let launched: u64 = launches
             .iter()
             .map(|l| l.cost.bytes.saturating_add(l.cost.bytes_per_token.saturating_mul(tokens)))
             .fold(0, u64::saturating_add);
-        let blocks = context.div_ceil(self.manifest.model.kv_block.max(1) as usize) as u64;
+        let blocks = context.div_ceil(self.manifest.block_positions().max(1) as usize) as u64;
         let unit: u64 = self.manifest.states.iter().map(|s| s.unit_bytes).fold(0, u64::saturating_add);
         launched.saturating_add(unit.saturating_mul(blocks).saturating_mul(tokens))
     }
@@ -377,16 +377,16 @@ impl Session {
         self.checked.trust_tables();
     }
 
-    /// The compiled range of the symbol called `name`; `(1, 1)` if the artifact has none.
-    pub fn range(&self, name: &str) -> (usize, usize) {
-        self.manifest.symbol(name).map_or((1, 1), |(_, s)| (s.min as usize, s.max as usize))
+    /// The compiled range of the symbol of a role like this one; `(1, 1)` if the artifact has none.
+    pub fn range(&self, role: &SymbolRole) -> (usize, usize) {
+        self.manifest.symbol_of(role).map_or((1, 1), |(_, s)| (s.min as usize, s.max as usize))
     }
 
     /// Positions that a sequence may have.
     pub fn max_positions(&self) -> usize {
         let model = &self.manifest.model;
-        let paged =
-            self.manifest.symbol("P").map_or(u64::MAX, |(_, s)| s.max.saturating_mul(u64::from(model.kv_block)));
+        let block = u64::from(self.manifest.block_positions());
+        let paged = self.manifest.symbol_of(&SymbolRole::BLOCKS).map_or(u64::MAX, |(_, s)| s.max.saturating_mul(block));
         paged.min(u64::from(model.max_seq)) as usize
     }
 
@@ -568,18 +568,19 @@ fn external_states(
 fn check_output(manifest: &Manifest) -> Result<()> {
     let vocab = u64::from(manifest.model.vocab_size);
     let ok = manifest.outputs.first().is_some_and(|output| {
-        output.dtype == DType::F32 && output.shape == [Dim::Symbol("R".into()), Dim::Const(vocab)]
+        let rows = manifest.symbol_of(&SymbolRole::LogitRows).map(|(_, symbol)| Dim::Symbol(symbol.name.clone()));
+        output.dtype == DType::F32 && rows.is_some_and(|rows| output.shape == [rows, Dim::Const(vocab)])
     });
     if ok { Ok(()) } else { Err(Error::Unsupported(format!("output 0 must be logits f32 [R, {vocab}]"))) }
 }
 
-/// KV blocks of the pool: as asked, else the longest context for every sequence, within the compiled range of N.
+/// KV blocks of the pool: as asked, else the longest context for every sequence, within the compiled range.
 fn kv_blocks(manifest: &Manifest, asked: Option<usize>) -> Result<usize> {
-    let max = |name| manifest.symbol(name).map_or(1, |(_, s)| s.max);
-    let Some((_, symbol)) = manifest.symbol("N") else { return Ok(asked.unwrap_or(0)) };
+    let max = |role| manifest.symbol_of(role).map_or(1, |(_, s)| s.max);
+    let Some((_, symbol)) = manifest.symbol_of(&SymbolRole::POOL) else { return Ok(asked.unwrap_or(0)) };
     let blocks = match asked {
         Some(blocks) => blocks as u64,
-        None => max("B").saturating_mul(max("P")).clamp(symbol.min, symbol.max),
+        None => max(&SymbolRole::Sequences).saturating_mul(max(&SymbolRole::BLOCKS)).clamp(symbol.min, symbol.max),
     };
     if blocks < symbol.min || blocks > symbol.max {
         return Err(Error::InvalidInput(format!(

@@ -30,7 +30,7 @@ impl Draft {
 
     /// Adds an input.
     pub fn input(&mut self, name: &str, dtype: DType, shape: Shape) -> Value {
-        self.push(Op::Input { name: name.into(), dtype, shape }, &[])
+        self.push(Op::input(name, dtype, shape), &[])
     }
 
     /// Adds a weight.

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use weldment_codegen::llvm::Emit;
 use weldment_codegen::select::KernelLibrary;
+use weldment_codegen::setup::Setup;
 use weldment_codegen::target::Target as Machine;
 use weldment_codegen::tile::Kernel;
 use weldment_codegen::{Compiled, Prepared, Statics, VariantPlan, generate, prepare};
@@ -311,39 +312,45 @@ fn integer(dtype: DType, bytes: &[u8]) -> i64 {
 
 /// A graph compiled for one target.
 pub(crate) struct Build<'a> {
-    pub(crate) target: Machine,
+    pub(crate) setup: Setup,
     pub(crate) plan: BufferPlan,
     pub(crate) compiled: Compiled,
     pub(crate) statics: Static<'a>,
 }
 
 /// A graph's kernels as tile programs, its launches, and what they were made from.
-pub(crate) type Planned<'a> = (Machine, BufferPlan, Prepared, Static<'a>);
+pub(crate) type Planned<'a> = (Setup, BufferPlan, Prepared, Static<'a>);
 
-/// A graph up to its tile programs. After the target's name, choices may be fixed: `sm_90a all_reduce=2`.
-pub(crate) fn plan<'a>(graph: &Graph, values: &'a Values, target: &str) -> Result<Planned<'a>, String> {
-    let symbols: Vec<String> = graph.symbols().keys().map(|s| s.to_string()).collect();
+/// What kernels of `graph` are built for. After the target's name, choices may be fixed: `sm_90a all_reduce=2`.
+///
+/// # Errors
+/// If there is no such target or choice.
+pub fn setup(graph: &Graph, target: &str) -> Result<Setup, String> {
     let mut words = target.split(' ');
-    let mut target = Machine::named(words.next().unwrap_or_default(), &symbols)?;
-    let mut choices = *target.choices();
+    let mut setup = Setup::of(Machine::named(words.next().unwrap_or_default())?, graph);
     for word in words {
         let (key, value) = word.split_once('=').ok_or_else(|| format!("`{word}`; key=value is expected"))?;
-        choices.set(key, value)?;
+        setup.choices.set(key, value)?;
     }
-    target.set_choices(choices);
-    let library = library(graph, &target);
+    Ok(setup)
+}
+
+/// A graph up to its tile programs, for a target as in [`setup`].
+pub(crate) fn plan<'a>(graph: &Graph, values: &'a Values, target: &str) -> Result<Planned<'a>, String> {
+    let setup = setup(graph, target)?;
+    let library = library(graph, &setup);
     let plan = bufferise(graph, &library).map_err(|e| e.to_string())?;
     let mut statics = Static::new(values);
     let variant = VariantPlan { name: "step", graph, plan: &plan, max_tokens: library.max_tokens, guards: Vec::new() };
-    let prepared = prepare(&[variant], &target, &mut statics).map_err(|e| e.to_string())?;
-    Ok((target, plan, prepared, statics))
+    let prepared = prepare(&[variant], &setup, &mut statics).map_err(|e| e.to_string())?;
+    Ok((setup, plan, prepared, statics))
 }
 
 pub(crate) fn build<'a>(graph: &Graph, values: &'a Values, target: &str) -> Result<Build<'a>, String> {
-    let (target, plan, prepared, statics) = plan(graph, values, target)?;
+    let (setup, plan, prepared, statics) = plan(graph, values, target)?;
     let compiled = generate(vec![prepared], Emit::default()).map_err(|e| e.to_string())?.pop();
     let compiled = compiled.ok_or("the program went missing")?;
-    Ok(Build { target, plan, compiled, statics })
+    Ok(Build { setup, plan, compiled, statics })
 }
 
 /// The weights as the kernels want them: `items` of a pack of `bytes`.
@@ -356,8 +363,12 @@ pub(crate) fn packed(
     statics: &Static<'_>,
     (items, bytes): (&[PackItem], u64),
 ) -> Result<Vec<u8>, String> {
-    let symbol =
-        |(name, r): (&Arc<str>, &weldment_ir::Range)| Symbol { name: name.to_string(), min: r.min, max: r.max };
+    let symbol = |(name, r): (&Arc<str>, &weldment_ir::Range)| Symbol {
+        name: name.to_string(),
+        min: r.min,
+        max: r.max,
+        role: graph.role(name).clone(),
+    };
     let program = Program {
         target: Target {
             name: target.name().to_owned(),
@@ -381,7 +392,6 @@ pub(crate) fn packed(
             bos_id: None,
             eos_ids: Vec::new(),
             max_seq: 1,
-            kv_block: 16,
         },
         symbols: graph.symbols().iter().map(symbol).collect(),
         inputs: Vec::new(),
@@ -406,13 +416,13 @@ impl Build<'_> {
     /// # Errors
     /// If a layout and its tensors do not fit together.
     pub(crate) fn pack(&self, graph: &Graph) -> Result<Vec<u8>, String> {
-        packed(graph, &self.target, &self.statics, (&self.compiled.pack, self.compiled.pack_bytes))
+        packed(graph, &self.setup.target, &self.statics, (&self.compiled.pack, self.compiled.pack_bytes))
     }
 }
 
 /// The kernels of `target` for the tokens that `graph` may have.
-pub fn library(graph: &Graph, target: &Machine) -> KernelLibrary {
-    KernelLibrary { target: target.clone(), max_tokens: graph.symbols().get("T").map_or(1, |r| r.max) }
+pub fn library(graph: &Graph, setup: &Setup) -> KernelLibrary {
+    KernelLibrary { setup: setup.clone(), max_tokens: graph.row_symbol().map_or(1, |(_, range)| range.max) }
 }
 
 /// Tile programs of a graph's kernels for `target`.
@@ -452,7 +462,7 @@ pub fn execute(
     threads: usize,
 ) -> Result<IndexMap<String, Vec<f64>>, String> {
     let built = build(graph, values, target)?;
-    let loaded = Loaded::new(graph, &built.target, &built.compiled, &built.statics, threads)?;
+    let loaded = Loaded::new(graph, &built.setup.target, &built.compiled, &built.statics, threads)?;
     loaded.run((&built.compiled, 0), (graph, &built.plan), dims, values, None)
 }
 

@@ -53,7 +53,7 @@ pub fn interpret_counting(
 fn rank_memory(graph: &Graph, planned: &Planned<'_>, values: &Values) -> Result<Vec<Memory>, String> {
     let (target, plan, prepared, statics) = planned;
     let stale = |bytes: u64| vec![0xff; bytes as usize];
-    let pack = packed(graph, target, statics, prepared.pack())?;
+    let pack = packed(graph, &target.target, statics, prepared.pack())?;
     let mut memory = vec![Memory::new(stale(prepared.arena_bytes())), Memory::new(pack)];
     for e in plan.inputs.iter().chain(&plan.states) {
         let stored = values.get(&*e.name).ok_or_else(|| format!("no value for {}", e.name))?;

@@ -125,7 +125,7 @@ impl<'g> Ranks<'g> {
             let table = comm_table(rank, world, slab_bytes, abort, entry as usize as u64);
             write(&buffer, 0, &table)?;
             comm.push(buffer);
-            loaded.push(Loaded::new(graph, &built.target, &built.compiled, &built.statics, threads)?);
+            loaded.push(Loaded::new(graph, &built.setup.target, &built.compiled, &built.statics, threads)?);
         }
         Ok(Ranks { graph, built, loaded, slabs, slab_bytes, comm })
     }

@@ -4,7 +4,6 @@ use crate::execute::{self, Stored, Values};
 use crate::filetest::{Args, FileTest};
 use std::collections::BTreeSet;
 use std::fmt::Write;
-use weldment_codegen::target::Target;
 use weldment_ir::generate::random_bindings;
 use weldment_ir::interpret::{Binding, Domain, F64, Options, Ring, Tensor, interpret as evaluate};
 use weldment_ir::verify::verify_all;
@@ -127,9 +126,8 @@ fn optimised(graph: &Graph, target: &dyn TargetModel, options: &pipeline::Option
 
 /// The graph fused for [`TARGET`].
 fn fused(graph: &Graph, args: &Args) -> Result<Optimised, String> {
-    let symbols: Vec<String> = graph.symbols().keys().map(|s| s.to_string()).collect();
-    let target = Target::named(TARGET, &symbols)?;
-    optimised(graph, &execute::library(graph, &target), &pass_options(args)?)
+    let setup = execute::setup(graph, TARGET)?;
+    optimised(graph, &execute::library(graph, &setup), &pass_options(args)?)
 }
 
 /// `rules [only=RULE,..] [disable=NAME,..] [fires=RULE,..] [refrains=RULE,..] [policy=CLASS] [T=4 ..]`: rules that fired and

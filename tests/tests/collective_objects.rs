@@ -15,7 +15,7 @@ fn graph(op: Op, operands: &[(DType, bool)], h: u64, most: u64) -> Graph {
             let op = if *weight {
                 Op::Weight { name: name.as_str().into(), dtype: *dtype, shape: vec![Dim::Const(h)] }
             } else {
-                Op::Input { name: name.as_str().into(), dtype: *dtype, shape: vec![Dim::sym("T"), Dim::Const(h)] }
+                Op::input(&name, *dtype, vec![Dim::sym("T"), Dim::Const(h)])
             };
             let leaf = graph.push("node", op, &[]).expect("a leaf");
             // What a model reduces is computed in the step.

@@ -3,6 +3,7 @@
 
 use weldment_codegen::llvm::{Emit, compile_gpu, compile_host};
 use weldment_codegen::object::{amdgpu, link};
+use weldment_codegen::setup::Symbols;
 use weldment_codegen::target::{GpuArch, Target};
 use weldment_codegen::tile::{Access, Builder, Elem, Kernel};
 use weldment_runtime::Device;
@@ -36,19 +37,20 @@ fn kernel(name: &str, mirror: bool) -> Kernel {
 
 /// The image for `target` and the offsets of `add1` and `rev1` in it.
 fn image(target: &str) -> (Vec<u8>, [u64; 2]) {
-    let target = Target::named(target, &["T".to_owned()]).unwrap();
+    let target = Target::named(target).unwrap();
     let (add, rev) = (kernel("add1", false), kernel("rev1", true));
     let kernels = [&add, &rev];
+    let symbols = Symbols::plain(&["T"]);
     match &target {
         Target::Host(host) => {
-            let object = compile_host(&kernels, host, Emit::default()).unwrap();
+            let object = compile_host(&kernels, (host, &symbols), Emit::default()).unwrap();
             let image = link(&[object.object]).unwrap();
             let entries = [image.entries["add1"], image.entries["rev1"]];
             (image.bytes, entries)
         }
-        Target::Gpu(gpu) => {
-            let object = compile_gpu(&kernels, gpu, Emit::default()).unwrap();
-            let code = match gpu.arch {
+        Target::Gpu(arch) => {
+            let object = compile_gpu(&kernels, (*arch, &symbols), Emit::default()).unwrap();
+            let code = match *arch {
                 GpuArch::Sm90a => object.code,
                 arch => amdgpu::link(&[object.code], arch).unwrap().bytes,
             };

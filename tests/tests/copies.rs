@@ -6,6 +6,7 @@ use hip_double::{Double, locate};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use weldment_codegen::select::KernelLibrary;
+use weldment_codegen::setup::Setup;
 use weldment_codegen::target::Target;
 use weldment_codegen::{Statics, VariantPlan, prepare};
 use weldment_compiler::driver::{EntryOptions, FusionOptions, Quiet, Timeline, model_graph, open, plan_targets};
@@ -39,7 +40,7 @@ fn no_model_copies_on_any_target() {
                 plan_targets(&graph.expect("a graph"), &targets, &fusion, &mut timeline, &mut Quiet).expect("plans");
             for target in &planned {
                 for variant in &target.variants {
-                    let what = format!("{} {} {}", model.display(), target.target.name(), variant.name);
+                    let what = format!("{} {} {}", model.display(), target.setup.target.name(), variant.name);
                     let plan = &variant.plan;
                     assert_eq!(plan.copies, [], "{what}");
                     assert!(plan.steps.iter().all(|s| matches!(s.kind, StepKind::Kernel(_))), "{what}");
@@ -74,16 +75,16 @@ fn a_copy_is_a_launch_that_says_so() {
     let mut g = Graph::new("twice");
     g.declare_symbol("T", 1, 64);
     let shape = vec![Dim::sym("T"), Dim::Const(32)];
-    let x = g.push("x", Op::Input { name: "x".into(), dtype: DType::F32, shape }, &[]).expect("an input");
+    let x = g.push("x", Op::input("x", DType::F32, shape), &[]).expect("an input");
     let y = g.push("layers.0.tanh", Op::Tanh {}, &[x]).expect("a tanh");
     g.output("y", OutputKind::Result, y);
     g.output("again", OutputKind::Result, y);
     for name in TARGETS {
-        let target = Target::named(name, &["T".to_owned()]).expect("a target");
-        let library = KernelLibrary { target: target.clone(), max_tokens: 64 };
+        let setup = Setup::of(Target::named(name).expect("a target"), &g);
+        let library = KernelLibrary { setup: setup.clone(), max_tokens: 64 };
         let plan = bufferise(&g, &library).expect("a plan");
         let variant = VariantPlan { name: "step", graph: &g, plan: &plan, max_tokens: 64, guards: Vec::new() };
-        let prepared = prepare(&[variant], &target, &mut NoStatics).expect("launches");
+        let prepared = prepare(&[variant], &setup, &mut NoStatics).expect("launches");
         let kernels: Vec<_> = prepared.kernels().collect();
         let launches = &prepared.variants()[0].launches;
         let moves: Vec<bool> = launches.iter().map(|l| kernels[l.kernel as usize].moves_only).collect();

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::panic::catch_unwind;
+use weldment_codegen::setup::Setup;
 use weldment_codegen::target::Target;
 use weldment_ir::generate::Random;
 use weldment_ir::{Category, DType, Dim, Graph, Op, OpKind, OutputKind, Real, Shape, TensorType, Value, verify};
@@ -302,11 +303,11 @@ impl Draw {
                 (_, true) => Op::Weight { name, dtype, shape },
                 // Quantised activations are made in the step.
                 _ if dtype == DType::Q8A => {
-                    let x = graph.push("x", Op::Input { name, dtype: DType::F32, shape }, &[]).ok()?;
+                    let x = graph.push("x", Op::input(&name, DType::F32, shape), &[]).ok()?;
                     operands.push(graph.push("q", Op::Cast { dtype: DType::Q8A }, &[x]).ok()?);
                     continue;
                 }
-                _ => Op::Input { name, dtype, shape },
+                _ => Op::input(&name, dtype, shape),
             };
             operands.push(graph.push("leaf", leaf, &[]).ok()?);
         }
@@ -332,8 +333,8 @@ impl Draw {
 #[test]
 fn every_op_has_kernels_on_every_target_and_computes_what_the_interpreter_does() {
     let host = machine().expect("a target");
-    let symbols = ["T", "B", "P", "N"].map(str::to_owned);
-    let gpus = ["gfx942", "sm_90a"].map(|name| Target::named(name, &symbols).expect("a target"));
+    let gpus =
+        ["gfx942", "sm_90a"].map(|name| Setup { target: Target::named(name).expect("a target"), ..host.clone() });
     let (mut faults, mut cases, mut counts) = (Vec::new(), Vec::new(), BTreeMap::new());
     for kind in OpKind::ALL {
         let mut draw = Draw { random: Random::new(*kind as u64 + 1) };
@@ -350,7 +351,7 @@ fn every_op_has_kernels_on_every_target_and_computes_what_the_interpreter_does()
             for target in gpus.iter().chain([&host]) {
                 let built = catch_unwind(|| batch::kernels(target, case.clone()));
                 if let Err(e) = built.unwrap_or_else(|_| Err("panicked".to_owned())) {
-                    faults.push(format!("{}: {e}\n{}", target.name(), case.graph));
+                    faults.push(format!("{}: {e}\n{}", target.target.name(), case.graph));
                 }
             }
             if kind.info().category == Category::Collective {

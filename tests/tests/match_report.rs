@@ -34,8 +34,8 @@ fn json_of_a_small_graph() {
     let start = page.find("```wir\n").expect("the page's example") + 7;
     let end = start + page[start..].find("```").expect("its end");
     let graph = weldment_ir::text::parse(&page[start..end]).expect("a graph");
-    let target = weldment_codegen::target::Target::named("x86-64-v3", &["T".to_owned()]).expect("a target");
-    let library = weldment_codegen::select::KernelLibrary { target, max_tokens: 4 };
+    let setup = weldment_tests::execute::setup(&graph, "x86-64-v3").expect("a target");
+    let library = weldment_codegen::select::KernelLibrary { setup, max_tokens: 4 };
     let out = weldment_passes::optimise(&graph, &library, &weldment_passes::Options::default()).expect("fused");
     insta::assert_snapshot!("small_json", serde_json::to_string_pretty(&out.report).expect("JSON"));
 }

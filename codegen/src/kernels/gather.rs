@@ -23,7 +23,7 @@ pub fn check(r: &Request<'_>) -> Result<(), Refusal> {
     RowSpace::of(&indices.ty.shape)?;
     row_stride(&indices.points())?;
     if table.is_static {
-        matrix_layout(table.ty.dtype, h, r.target, false)?;
+        matrix_layout(table.ty.dtype, h, r.target(), false)?;
         Ok(())
     } else {
         contiguous_last(table)?;
@@ -46,14 +46,14 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
     let h = last_dim(table)?;
     let rows = RowSpace::of(&indices.ty.shape)?;
     let mut b = Builder::new("gather");
-    let gpu = r.target.gpu().is_some();
+    let gpu = r.target().gpu().is_some();
     let table_param = if table.is_static {
-        packed_param(&mut b, r.target, "table")
+        packed_param(&mut b, r.target(), "table")
     } else {
-        param(&mut b, r.target, "table", table, Access::Read)
+        param(&mut b, r.target(), "table", table, Access::Read)
     };
-    let index_param = param(&mut b, r.target, "indices", indices, Access::Read);
-    let out_param = param(&mut b, r.target, "out", out, Access::Write);
+    let index_param = param(&mut b, r.target(), "indices", indices, Access::Read);
+    let out_param = param(&mut b, r.target(), "out", out, Access::Write);
     rows.grid(&mut b, 0, 1);
     let row = b.program_id(0);
     let index_at = b.scale(row, row_stride(&indices.points())?);
@@ -61,7 +61,7 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
     let mut arguments = vec![Argument::Operand(0), Argument::Operand(1), Argument::Result(0)];
     let (index, keep) = match r.op {
         Op::GatherPart { .. } => {
-            let comm = comm_param(&mut b, r.target);
+            let comm = comm_param(&mut b, r.target());
             arguments.push(Argument::Comm);
             let (index, keep) = part(&mut b, comm, index, table)?;
             (index, Some(keep))
@@ -70,7 +70,7 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
     };
     let out_row = b.scale(row, row_stride(out)?);
     if table.is_static {
-        let layout = matrix_layout(table.ty.dtype, h, r.target, false)?;
+        let layout = matrix_layout(table.ty.dtype, h, r.target(), false)?;
         arguments[0] = Argument::Packed { operands: vec![0], layout };
         let sink = Sink { param: out_param, row: out_row, dtype: out.ty.dtype, keep };
         let per = b.int(i64::from(layout.n_tile()));

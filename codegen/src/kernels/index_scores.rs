@@ -27,7 +27,7 @@ pub fn check(r: &Request<'_>) -> Result<(), Refusal> {
     contiguous_last(q)?;
     contiguous_last(&r.results[0])?;
     attention::check_keys(keys)?;
-    if r.target.gpu().is_none() {
+    if r.target().gpu().is_none() {
         contiguous_last(keys)?;
     }
     let float = |t: &Tensor| t.ty.dtype.is_compute_float();
@@ -50,8 +50,8 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
     let mut b = Builder::new("index_scores");
     let names = ["q", "weights", "keys", "positions", "sequence_ids", "block_tables"];
     let params: Vec<Param> =
-        names.iter().zip(&r.operands).map(|(n, t)| param(&mut b, r.target, n, t, Access::Read)).collect();
-    let out_param = param(&mut b, r.target, "out", &r.results[0], Access::Write);
+        names.iter().zip(&r.operands).map(|(n, t)| param(&mut b, r.target(), n, t, Access::Read)).collect();
+    let out_param = param(&mut b, r.target(), "out", &r.results[0], Access::Write);
     let (d, heads) = (last_dim(q)?, q.ty.shape[1].constant().unwrap_or(1));
     attention::token_grid(&mut b, 0, &q.ty.shape[0], 1);
     let count = match &columns[0] {
@@ -77,7 +77,7 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
     let out_row = b.scale(token, r.results[0].byte_stride(0));
     let program =
         Program { params, out_param, q, weights, keys, ids, tables, d, heads, token, first, count, scored, out_row };
-    let form = match r.target.gpu() {
+    let form = match r.target().gpu() {
         None => host(&mut b, &program),
         Some(_) => program.gpu(&mut b),
     };

@@ -40,8 +40,8 @@ pub struct LibraryGemm {
 /// True for products of a variant and of dtypes that go to a library.
 pub fn takes(r: &Request<'_>) -> bool {
     let dtype = r.operands[0].ty.dtype;
-    r.target.gpu() == Some(GpuArch::Sm90a)
-        && r.max_tokens >= from_tokens(r.target.choices())
+    r.target().gpu() == Some(GpuArch::Sm90a)
+        && r.max_tokens >= from_tokens(r.choices())
         && matches!(dtype, DType::BF16 | DType::F16)
         && r.operands[1].ty.dtype == dtype
 }
@@ -56,7 +56,7 @@ pub fn gemm(r: &Request<'_>) -> Option<LibraryGemm> {
     let plain = |t: &super::Tensor| t.ty.dtype == dtype && contiguous_last(t).is_ok() && t.align >= 16;
     let rows = RowSpace::of(&x.ty.shape[..x.ty.rank() - 1]).ok()?;
     // Rows of logits are few whatever the tokens are.
-    let fits = w.is_static && w.ty.rank() == 2 && rows.symbol.as_deref() == Some("T") && plain(x) && plain(out);
+    let fits = w.is_static && w.ty.rank() == 2 && r.counts_tokens(&rows) && plain(x) && plain(out);
     if !fits {
         return None;
     }

@@ -21,6 +21,8 @@ mod schedule;
 pub mod topk;
 mod weights;
 
+use crate::select::Choices;
+use crate::setup::Setup;
 use crate::target::Target;
 use crate::tile::{Builder, Kernel, V};
 use weldment_artifact::Layout;
@@ -106,8 +108,34 @@ pub struct Request<'a> {
     pub results: Vec<Tensor>,
     /// Largest number of tokens of the variant: 1 picks the decode form.
     pub max_tokens: u64,
+    /// Machine, choices and symbols.
+    pub setup: &'a Setup,
+}
+
+impl<'a> Request<'a> {
     /// The machine.
-    pub target: &'a Target,
+    pub fn target(&self) -> &'a Target {
+        &self.setup.target
+    }
+
+    /// What the user fixed.
+    pub fn choices(&self) -> &'a Choices {
+        &self.setup.choices
+    }
+
+    /// Does the space count rows of [`Symbols::rows`](crate::setup::Symbols::rows)?
+    pub fn counts_tokens(&self, space: &RowSpace) -> bool {
+        self.setup.symbols.is_rows(space.symbol.as_deref())
+    }
+
+    /// Most rows of the space; `None` where no variant bounds its symbol, or there are too many to count.
+    pub fn most_rows(&self, space: &RowSpace) -> Option<u64> {
+        match space.symbol.as_deref() {
+            None => Some(space.mul),
+            symbol if self.setup.symbols.is_bounded(symbol) => space.mul.checked_mul(self.max_tokens),
+            Some(_) => None,
+        }
+    }
 }
 
 /// What a kernel parameter is bound to.

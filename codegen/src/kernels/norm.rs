@@ -61,7 +61,7 @@ pub fn check(r: &Request<'_>) -> Result<(), Refusal> {
     let out = r.results[parts.norm].ty.dtype;
     require(out != DType::Q8A || d.is_multiple_of(WIDTH), "hidden size for q8a", d, "a multiple of 32")?;
     if let Some((format, group)) = parts.codes {
-        Sink::check(r.target, d, group, format)?;
+        Sink::check(r.target(), d, group, format)?;
     }
     RowSpace::of(&x.ty.shape[..x.ty.rank() - 1])?;
     Ok(())
@@ -98,16 +98,16 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
     let rows = RowSpace::of(&x.ty.shape[..x.ty.rank() - 1])?;
     let mut b = Builder::new("norm");
     let mut arguments = vec![Argument::Operand(0)];
-    let x_param = param(&mut b, r.target, "x", x, Access::Read);
+    let x_param = param(&mut b, r.target(), "x", x, Access::Read);
     let residual = parts.residual.map(|t| {
         arguments.push(Argument::Operand(1));
-        (param(&mut b, r.target, "residual", t, Access::Read), t)
+        (param(&mut b, r.target(), "residual", t, Access::Read), t)
     });
-    let w_param = param(&mut b, r.target, "w", parts.weight, Access::Read);
+    let w_param = param(&mut b, r.target(), "w", parts.weight, Access::Read);
     arguments.push(Argument::Operand(r.operands.len() - 1));
     let mut result = |b: &mut Builder, name: &str, i: usize| {
         arguments.push(Argument::Result(i));
-        (param(b, r.target, name, &r.results[i], Access::Write), &r.results[i])
+        (param(b, r.target(), name, &r.results[i], Access::Write), &r.results[i])
     };
     let read = |i: usize| !r.results[i].is_unread || parts.codes.is_none();
     // Codes and their scales are made together, whichever is read.
@@ -118,7 +118,7 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
     // Heads of a joined projection lie at two strides, one from token to token and one from head to head.
     let folds = std::iter::once(x).chain(parts.residual).chain(&r.results).all(|t| row_stride(t).is_ok());
     let start_walk = if folds { Walk::new } else { Walk::single_rows };
-    let walk = start_walk(&mut b, r.target, &rows, d, WIDTH);
+    let walk = start_walk(&mut b, r.target(), &rows, d, WIDTH);
     let lead = &x.ty.shape[..x.ty.rank() - 1];
     let index = if folds { Vec::new() } else { coordinates(&mut b, walk.first, lead) };
     let mut place = |(param, t): (Param, &Tensor)| -> Result<Place, Refusal> {

@@ -144,10 +144,10 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
         b.moves_only();
     }
     let params: Vec<_> = (0..r.operands.len())
-        .map(|i| param(&mut b, r.target, &format!("in{i}"), &r.operands[i], Access::Read))
+        .map(|i| param(&mut b, r.target(), &format!("in{i}"), &r.operands[i], Access::Read))
         .collect();
-    let out_param = param(&mut b, r.target, "out", out, Access::Write);
-    super::schedule::round_coarsely(&mut b, r.target, out);
+    let out_param = param(&mut b, r.target(), "out", out, Access::Write);
+    super::schedule::round_coarsely(&mut b, r.target(), out);
     let strides: Vec<Vec<i64>> = r.operands.iter().chain([out]).map(|t| broadcast_strides(t, &shape, padded)).collect();
     let last = shape.last().and_then(Dim::constant).unwrap_or(1);
     let failure = std::cell::Cell::new(None);
@@ -159,7 +159,7 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
         });
         b.broadcast(value, shape)
     };
-    match r.target {
+    match r.target() {
         Target::Host(_) => {
             RowSpace::of(&shape[..shape.len() - 1])?.grid(&mut b, 0, 1);
             let row = b.program_id(0);

@@ -265,14 +265,14 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
     let codes = grouped(&r.results[0], groups, group);
     let scales = grouped(&r.results[1], groups, 1);
     let mut b = Builder::new("quantise");
-    let x_param = param(&mut b, r.target, "x", &x, Access::Read);
-    let code_param = param(&mut b, r.target, "codes", &codes, Access::Write);
-    let scale_param = param(&mut b, r.target, "scales", &scales, Access::Write);
+    let x_param = param(&mut b, r.target(), "x", &x, Access::Read);
+    let code_param = param(&mut b, r.target(), "codes", &codes, Access::Write);
+    let scale_param = param(&mut b, r.target(), "scales", &scales, Access::Write);
     let lead = &x.ty.shape[..x.ty.rank() - 1];
     let space = RowSpace::of(lead)?;
     let folds = [&x, &codes, &scales].into_iter().all(|t| row_stride(t).is_ok());
     let start_walk = if folds { Walk::new } else { Walk::single_rows };
-    let walk = start_walk(&mut b, r.target, &space, group, WIDTH);
+    let walk = start_walk(&mut b, r.target(), &space, group, WIDTH);
     let index = if folds { Vec::new() } else { coordinates(&mut b, walk.first, lead) };
     let mut place = |t: &Tensor| -> Result<(V, i64), Refusal> {
         if !folds {

@@ -48,9 +48,9 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
     let n = last_dim(x)?;
     let dtype = x.ty.dtype;
     let mut b = Builder::new("reduce");
-    let x_param = param(&mut b, r.target, "x", x, Access::Read);
-    let out_param = param(&mut b, r.target, "out", out, Access::Write);
-    let walk = Walk::new(&mut b, r.target, &RowSpace::of(&x.ty.shape[..x.ty.rank() - 1])?, n, 32);
+    let x_param = param(&mut b, r.target(), "x", x, Access::Read);
+    let out_param = param(&mut b, r.target(), "out", out, Access::Write);
+    let walk = Walk::new(&mut b, r.target(), &RowSpace::of(&x.ty.shape[..x.ty.rank() - 1])?, n, 32);
     let (x_stride, out_stride) = (row_stride(x)?, row_stride(out)?);
     let base = b.scale(walk.first, x_stride);
     let out_base = b.scale(walk.first, out_stride);

@@ -50,7 +50,7 @@ pub fn check(r: &Request<'_>) -> Result<(), Refusal> {
     last_dim(x)?;
     contiguous_last(x)?;
     // GPU programs address caches by any strides.
-    if p.cache.is_none() || r.target.gpu().is_none() {
+    if p.cache.is_none() || r.target().gpu().is_none() {
         contiguous_last(&r.results[0])?;
     }
     require(x.ty.shape[1].constant().is_some(), "heads", &x.ty, "a constant")?;
@@ -98,7 +98,7 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
     let mut arguments = Vec::new();
     let mut operand = |b: &mut Builder, name: &str, i: usize| {
         arguments.push(Argument::Operand(i));
-        param(b, r.target, name, &r.operands[i], Access::Read)
+        param(b, r.target(), name, &r.operands[i], Access::Read)
     };
     let x_param = operand(&mut b, "x", p.x);
     let positions = operand(&mut b, "positions", p.positions);
@@ -107,11 +107,11 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
         .cache
         .as_ref()
         .map(|c| (operand(&mut b, "sequence_ids", c.sequence_ids), operand(&mut b, "block_tables", c.block_tables), c));
-    let out_param = param(&mut b, r.target, "out", &r.results[0], Access::Write);
+    let out_param = param(&mut b, r.target(), "out", &r.results[0], Access::Write);
     arguments.push(Argument::Result(0));
     let rotary = table.map_or(0, |(_, t)| t.ty.last_constant().unwrap_or(0));
     // A host program takes one head; one of a GPU takes several, and tokens go along x, whose size is not limited.
-    let together = r.target.gpu().map(|_| {
+    let together = r.target().gpu().map(|_| {
         let width = (rotary / 2).max(d - rotary).next_power_of_two();
         let heads = heads.next_power_of_two().min((ELEMENTS / 2 / width).max(1));
         b.threads(threads_for(heads * width, 4));

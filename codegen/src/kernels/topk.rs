@@ -53,8 +53,8 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
 
 fn window(r: &Request<'_>, k: i64, positions: &super::Tensor) -> Result<Built, Refusal> {
     let mut b = Builder::new("window");
-    let position_param = param(&mut b, r.target, "positions", positions, Access::Read);
-    let out_param = param(&mut b, r.target, "out", &r.results[0], Access::Write);
+    let position_param = param(&mut b, r.target(), "positions", positions, Access::Read);
+    let out_param = param(&mut b, r.target(), "out", &r.results[0], Access::Write);
     let row = Row::new(&mut b, r, (position_param, positions), out_param)?;
     let count = b.offset(row.position, 1);
     row.store_window(&mut b, k, count);
@@ -68,9 +68,9 @@ fn window(r: &Request<'_>, k: i64, positions: &super::Tensor) -> Result<Built, R
 
 fn topk(r: &Request<'_>, k: i64, scores: &super::Tensor, positions: &super::Tensor) -> Result<Built, Refusal> {
     let mut b = Builder::new("topk");
-    let score_param = param(&mut b, r.target, "scores", scores, Access::Read);
-    let position_param = param(&mut b, r.target, "positions", positions, Access::Read);
-    let out_param = param(&mut b, r.target, "out", &r.results[0], Access::Write);
+    let score_param = param(&mut b, r.target(), "scores", scores, Access::Read);
+    let position_param = param(&mut b, r.target(), "positions", positions, Access::Read);
+    let out_param = param(&mut b, r.target(), "out", &r.results[0], Access::Write);
     let row = Row::new(&mut b, r, (position_param, positions), out_param)?;
     let columns = match &scores.ty.shape[1] {
         Dim::Const(n) => b.int(*n as i64),
@@ -114,12 +114,12 @@ impl Row {
         out: Param,
     ) -> Result<Row, Refusal> {
         RowSpace::of(&positions.ty.shape)?.grid(b, 0, 1);
-        let (width, lanes) = match (r.target.gpu().is_some(), r.op) {
+        let (width, lanes) = match (r.target().gpu().is_some(), r.op) {
             (false, _) => (HOST_SCORES, 1),
             (true, Op::Topk { .. }) => (GPU_SCORES, THREADS),
             (true, _) => (r.results[0].ty.last_constant().unwrap_or(1).next_power_of_two().min(2048) as u32, 1),
         };
-        if r.target.gpu().is_some() {
+        if r.target().gpu().is_some() {
             b.threads(threads_for(u64::from(width), 4));
         }
         let token = b.program_id(0);

@@ -225,11 +225,12 @@ impl<'c> Lower<'c, '_> {
 #[cfg(test)]
 mod tests {
     use crate::llvm::{Emit, HostTarget, compile_host};
+    use crate::setup::Symbols;
     use crate::tile::{Access, Builder, Elem};
 
     /// Assembly of [4, 16] += [4, 8] [8, 16] in bf16 for an AVX-512 machine.
     fn assembly(avx512_bf16: bool) -> String {
-        let mut target = HostTarget::named("x86-64-v4", &[]).expect("a known target");
+        let mut target = HostTarget::named("x86-64-v4").expect("a known target");
         if avx512_bf16 {
             target.features.push_str(",+avx512bf16");
             target.avx512_bf16 = true;
@@ -242,7 +243,10 @@ mod tests {
         let sum = b.dot_bf16(acc, left, right);
         b.store(out, zero, &[64, 4], sum, None);
         let emit = Emit { llvm: false, asm: true };
-        compile_host(&[&b.finish("dot".into())], &target, emit).expect("a well-formed kernel").asm.expect("assembly")
+        compile_host(&[&b.finish("dot".into())], (&target, &Symbols::plain(&[])), emit)
+            .expect("a well-formed kernel")
+            .asm
+            .expect("assembly")
     }
 
     #[test]

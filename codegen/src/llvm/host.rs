@@ -2,7 +2,7 @@
 
 use super::LlvmError;
 use super::lower::lower;
-use crate::select::Choices;
+use crate::setup::Symbols;
 use crate::tile::{self, Kernel};
 use inkwell::OptimizationLevel;
 use inkwell::attributes::AttributeLoc;
@@ -28,10 +28,6 @@ pub struct HostTarget {
     pub avx_vnni: bool,
     /// `vdpbf16ps`.
     pub avx512_bf16: bool,
-    /// Automatic choices that the user fixed.
-    pub choices: Choices,
-    /// Names of the dims block's slots, in order.
-    pub symbols: Vec<String>,
 }
 
 /// Features a kernel may rely on when the CPU has them, in LLVM's spelling; `is_x86_feature_detected` spells alike
@@ -44,7 +40,7 @@ impl HostTarget {
     ///
     /// # Errors
     /// If the name is not one of host, x86-64-v3, x86-64-v4, icelake-server, sapphirerapids, znver4, or the machine lacks AVX2 and FMA for `host`.
-    pub fn named(name: &str, symbols: &[String]) -> Result<HostTarget, String> {
+    pub fn named(name: &str) -> Result<HostTarget, String> {
         let mut features: Vec<&str> = BASE_V3.to_vec();
         match name {
             "x86-64-v3" => {}
@@ -90,22 +86,12 @@ impl HostTarget {
             avx512_vnni: has("avx512vnni"),
             avx_vnni: has("avxvnni"),
             avx512_bf16: has("avx512bf16"),
-            choices: Choices::default(),
-            symbols: symbols.to_vec(),
         })
     }
 
     /// Feature names without signs, as the manifest stores them.
     pub fn feature_list(&self) -> Vec<String> {
         self.features.split(',').map(|f| f.trim_start_matches('+').to_owned()).collect()
-    }
-
-    /// Slot of a symbol in the dims block.
-    pub(super) fn symbol_slot(&self, name: &str) -> Result<usize, LlvmError> {
-        self.symbols
-            .iter()
-            .position(|s| s == name)
-            .ok_or_else(|| LlvmError::Tile(format!("symbol {name} has no slot in the dims block")))
     }
 
     /// Attributes of every kernel function. `no-builtins` keeps LLVM from inventing memcpy calls: the image has no imports.
@@ -163,7 +149,11 @@ pub struct HostObject {
 ///
 /// # Errors
 /// Malformed tile programs and LLVM's own failures.
-pub fn compile_host(kernels: &[&Kernel], target: &HostTarget, emit: Emit) -> Result<HostObject, LlvmError> {
+pub fn compile_host(
+    kernels: &[&Kernel],
+    (target, symbols): (&HostTarget, &Symbols),
+    emit: Emit,
+) -> Result<HostObject, LlvmError> {
     let context = Context::create();
     let module = context.create_module("kernels");
     let machine = target.machine()?;
@@ -171,7 +161,7 @@ pub fn compile_host(kernels: &[&Kernel], target: &HostTarget, emit: Emit) -> Res
     module.set_data_layout(&machine.get_target_data().get_data_layout());
     for kernel in kernels {
         tile::verify(kernel).map_err(LlvmError::Tile)?;
-        lower(&context, &module, kernel, target)?;
+        lower(&context, &module, kernel, target, symbols)?;
     }
     if cfg!(debug_assertions) {
         module.verify().map_err(|e| LlvmError::Llvm(e.to_string()))?;

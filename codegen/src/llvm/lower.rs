@@ -6,6 +6,8 @@
 use super::LlvmError;
 use super::host::HostTarget;
 use super::ops::Ops;
+use super::slot;
+use crate::setup::Symbols;
 use crate::tile::{Inst, Kernel, Stmt, TileType, V};
 use inkwell::IntPredicate;
 use inkwell::context::Context;
@@ -112,6 +114,7 @@ pub(super) fn lower<'c>(
     module: &Module<'c>,
     kernel: &Kernel,
     target: &HostTarget,
+    symbols: &Symbols,
 ) -> Result<(), LlvmError> {
     let (ptr, i64t) = (context.ptr_type(Default::default()), context.i64_type());
     let signature = context.void_type().fn_type(&[ptr.into(), ptr.into(), i64t.into(), i64t.into()], false);
@@ -141,7 +144,7 @@ pub(super) fn lower<'c>(
     }
     for i in 0..kernel.symbols.len() {
         // All kernels share one dims block, in the manifest's order of symbols.
-        let at = lower.byte_offset(dims_ptr, 8 * target.symbol_slot(&kernel.symbols[i])? as i64)?;
+        let at = lower.byte_offset(dims_ptr, 8 * slot(symbols, &kernel.symbols[i])?)?;
         let loaded = lower.builder.build_load(i64t, at, "dim")?;
         lower.invariant(loaded)?;
         lower.dims.push(loaded.into_int_value());

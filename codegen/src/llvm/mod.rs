@@ -9,6 +9,8 @@ mod lower;
 mod memory;
 mod ops;
 
+use crate::setup::Symbols;
+
 pub use gpu::{GpuObject, compile_gpu};
 pub use host::{Emit, HostObject, HostTarget, compile_host};
 
@@ -30,4 +32,10 @@ pub enum LlvmError {
     /// An intrinsic outside the allow list, or one that LLVM does not have.
     #[error("LLVM intrinsic {0} is not available")]
     Intrinsic(String),
+}
+
+/// The place of a symbol in the dims block, which all kernels share, in bytes over 8.
+fn slot(symbols: &Symbols, name: &str) -> Result<i64, LlvmError> {
+    let slot = symbols.slot(name).and_then(|slot| i64::try_from(slot).ok());
+    slot.ok_or_else(|| LlvmError::Tile(format!("symbol {name} has no slot in the dims block")))
 }

@@ -1,7 +1,7 @@
 //! The cost model: launch and barrier, bytes over bandwidth, multiply-adds over rate. Constants are of the order of a current
 //! server core pair, or of a current data-centre GPU; only their ratios decide between graphs.
 
-use crate::target::Target;
+use crate::setup::Setup;
 use weldment_ir::{Category, DType, Op, OpKind, TensorType};
 use weldment_passes::target::{bytes_at, dim_at};
 
@@ -29,9 +29,9 @@ const SKIPPING: f64 = 0.95;
 
 impl Rates {
     /// The target's, with what the user fixed.
-    fn of(target: &Target) -> Rates {
-        let rates = if target.gpu().is_some() { GPU } else { HOST };
-        let choices = target.choices();
+    fn of(setup: &Setup) -> Rates {
+        let rates = if setup.target.gpu().is_some() { GPU } else { HOST };
+        let choices = &setup.choices;
         let fixed = |choice: Option<u32>, default: f64| choice.map_or(default, f64::from);
         Rates {
             launch: fixed(choices.cost_launch_ns, rates.launch),
@@ -44,7 +44,7 @@ impl Rates {
 
 /// Estimated time of one launch of `op` on `target`.
 pub fn nanoseconds(
-    target: &Target,
+    setup: &Setup,
     op: &Op,
     operands: &[TensorType],
     results: &[TensorType],
@@ -54,7 +54,7 @@ pub fn nanoseconds(
     if category == Category::Leaf || (category == Category::View && !matches!(op.kind(), OpKind::Concat)) {
         return 0.0;
     }
-    let machine = Rates::of(target);
+    let machine = Rates::of(setup);
     let bytes = |types: &[TensorType]| types.iter().map(|t| bytes_at(t, dims) as f64).sum::<f64>();
     let elements = |t: &TensorType| t.shape.iter().map(|d| dim_at(d, dims) as f64).product::<f64>();
     let written = bytes(results);

@@ -12,7 +12,7 @@ use crate::kernels::{
     Built, Request, RowSpace, Tensor, attention, collective, contiguous_last, gather, general, index_scores, library,
     matmul, norm, pointwise, quantise, reduce, refuse, require, rope, row_stride, scaled_matmul, topk,
 };
-use crate::target::Target;
+use crate::setup::Setup;
 use weldment_ir::{Category, DType, Dim, Graph, NodeId, Op, OpKind, TensorType};
 use weldment_passes::buffer::KernelNeeds;
 use weldment_passes::specialise::Threshold;
@@ -225,20 +225,15 @@ fn folds(ty: &TensorType) -> bool {
 /// A target's kernels for one variant.
 #[derive(Clone, Debug)]
 pub struct KernelLibrary {
-    /// The machine.
-    pub target: Target,
+    /// Machine, choices and symbols.
+    pub setup: Setup,
     /// Largest number of tokens of the variant.
     pub max_tokens: u64,
 }
 
 /// True for operands that are paged caches.
 fn is_cache(op: &Op, operand: usize) -> bool {
-    match op.kind() {
-        OpKind::CacheWrite | OpKind::RopeCacheWrite => operand == 0,
-        OpKind::Attention | OpKind::SparseAttention => matches!(operand, 1 | 2),
-        OpKind::IndexScores => operand == 2,
-        _ => false,
-    }
+    op.paged().is_some_and(|paged| paged.caches.contains(&operand))
 }
 
 /// Families count elements of a dim, rounded up to powers of two, in 32 bits.
@@ -251,7 +246,7 @@ fn in_range(r: &Request<'_>) -> Result<(), Refusal> {
 /// Quantised activations are the host's: a GPU is short of bandwidth, not of multiply-adds.
 fn no_q8a_on_gpus(r: &Request<'_>) -> Result<(), Refusal> {
     let quantised = r.operands.iter().chain(&r.results).any(|t| t.ty.dtype == DType::Q8A);
-    require(!(quantised && r.target.gpu().is_some()), "activation dtype on GPUs", DType::Q8A, "f32, f16 or bf16")
+    require(!(quantised && r.target().gpu().is_some()), "activation dtype on GPUs", DType::Q8A, "f32, f16 or bf16")
 }
 
 impl TargetModel for KernelLibrary {
@@ -266,7 +261,7 @@ impl TargetModel for KernelLibrary {
             operands: operands.iter().map(Tensor::contiguous).collect(),
             results: results.iter().map(Tensor::contiguous).collect(),
             max_tokens: self.max_tokens,
-            target: &self.target,
+            setup: &self.setup,
         };
         // Types alone do not say whether a weight is static; the matmul and gather kernels take both kinds.
         for (i, t) in request.operands.iter_mut().enumerate() {
@@ -280,7 +275,7 @@ impl TargetModel for KernelLibrary {
         }
         no_q8a_on_gpus(&request)?;
         if matches!(op, Op::MatmulSiluMul { .. }) && library::takes(&request) {
-            let from = library::from_tokens(self.target.choices());
+            let from = library::from_tokens(&self.setup.choices);
             let accepted = format!("fewer than {from}: more go to the vendor's library");
             return refuse("tokens", self.max_tokens, accepted);
         }
@@ -288,18 +283,18 @@ impl TargetModel for KernelLibrary {
     }
 
     fn cost(&self, op: &Op, operands: &[TensorType], results: &[TensorType], dims: &dyn Fn(&str) -> u64) -> f64 {
-        cost::nanoseconds(&self.target, op, operands, results, dims)
+        cost::nanoseconds(&self.setup, op, operands, results, dims)
     }
 
     fn thresholds(&self, op: &Op, operands: &[TensorType], results: &[TensorType]) -> Vec<Threshold> {
-        thresholds::of(&self.target, op, operands, results)
+        thresholds::of(&self.setup, op, operands, results)
     }
 }
 
 impl KernelNeeds for KernelLibrary {
     fn read(&self, op: &Op, operand: usize, ty: &TensorType, strides: &[u64]) -> Result<(), String> {
         let Some(family) = family(op) else { return Ok(()) };
-        if self.target.gpu().is_some() && is_cache(op, operand) {
+        if self.setup.target.gpu().is_some() && is_cache(op, operand) {
             return Ok(());
         }
         let access = family.operands.get(operand).or(family.operands.last()).copied().unwrap_or(Access::Any);
@@ -311,7 +306,7 @@ impl KernelNeeds for KernelLibrary {
 
     fn write(&self, op: &Op, _: usize, ty: &TensorType, strides: &[u64]) -> Result<(), String> {
         let Some(family) = family(op) else { return Ok(()) };
-        if self.target.gpu().is_some() && op.kind().info().category == Category::StateWrite {
+        if self.setup.target.gpu().is_some() && op.kind().info().category == Category::StateWrite {
             return Ok(());
         }
         let access =
@@ -325,7 +320,7 @@ impl KernelNeeds for KernelLibrary {
             (0..node.operands.len()).filter(|i| is_cache(&node.op, *i)).map(|i| graph.node(node.operands[i].node))
         });
         let leaf = cached.find(|leaf| matches!(&leaf.op, Op::State { name, .. } if &**name == state))?;
-        attention::state_order(leaf.types[0].dtype, &self.target)
+        attention::state_order(leaf.types[0].dtype, &self.setup.target)
     }
 
     fn shares(&self, graph: &Graph, node: NodeId, operand: usize, result: usize) -> bool {
@@ -337,7 +332,7 @@ impl KernelNeeds for KernelLibrary {
             Sharing::Elements => !blocks && node.op.kind().info().category == Category::Elementwise,
             // A program of the host walks its row alone; on GPUs threads that hold copies of elements may still be reading.
             Sharing::Rows => {
-                !blocks && self.target.gpu().is_none() && operand + 1 < node.operands.len() && operand == result
+                !blocks && self.setup.target.gpu().is_none() && operand + 1 < node.operands.len() && operand == result
             }
         }
     }
@@ -347,11 +342,11 @@ impl KernelNeeds for KernelLibrary {
         match (&node.op, &node.operands[..]) {
             (Op::Attention { .. }, [q, keys, values, ..]) => {
                 let operands = [q, keys, values].map(|v| graph.type_of(*v));
-                attention::scratch(operands, self.max_tokens, &self.target)
+                attention::scratch(operands, self.max_tokens, &self.setup)
             }
             (Op::SparseAttention { .. }, [q, keys, values, ..]) => {
                 let operands = [q, keys, values].map(|v| graph.type_of(*v));
-                attention::sparse::scratch(operands, self.max_tokens, &self.target)
+                attention::sparse::scratch(operands, self.max_tokens, &self.setup)
             }
             _ => 0,
         }

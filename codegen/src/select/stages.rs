@@ -1,6 +1,8 @@
 //! Which form of an all-reduce runs: by machine, ranks and bytes, from one table.
 
 use crate::kernels::require;
+use crate::select::Choices;
+use crate::setup::Setup;
 use crate::target::{GpuArch, Target};
 use weldment_passes::target::Refusal;
 
@@ -56,8 +58,8 @@ fn machine(target: &Target) -> Machine {
 }
 
 /// The form that the user fixed.
-pub fn fixed(target: &Target) -> Option<Stages> {
-    Some(match target.choices().all_reduce? {
+pub fn fixed(choices: &Choices) -> Option<Stages> {
+    Some(match choices.all_reduce? {
         0 => Stages::Unfused,
         1 => Stages::One,
         2 => Stages::Two,
@@ -81,11 +83,11 @@ pub fn one_stage_bytes(target: &Target, world: u32) -> u64 {
 }
 
 /// The form for rows of `hidden` elements and `bytes` in all.
-pub fn choose(target: &Target, world: u32, hidden: u64, bytes: u64) -> Stages {
-    match fixed(target) {
+pub fn choose(setup: &Setup, world: u32, hidden: u64, bytes: u64) -> Stages {
+    match fixed(&setup.choices) {
         Some(Stages::Two) => Stages::Two,
         Some(_) => Stages::One,
-        None if bytes <= one_stage_bytes(target, world) || check_two(hidden, world).is_err() => Stages::One,
+        None if bytes <= one_stage_bytes(&setup.target, world) || check_two(hidden, world).is_err() => Stages::One,
         None => Stages::Two,
     }
 }

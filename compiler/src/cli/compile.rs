@@ -10,6 +10,7 @@ use crate::driver::{
 use crate::frontend::Checkpoint;
 use serde_json::json;
 use std::path::{Path, PathBuf};
+use weldment_artifact::SymbolRole;
 use weldment_codegen::llvm::Emit;
 use weldment_ir::{Graph, text};
 
@@ -58,10 +59,11 @@ fn front(model: &Path, build: &BuildArgs, progress: &mut dyn Progress) -> Result
     let max_seq = match graphs::has_extension(model, "wir") {
         // The graph says itself how many positions its block tables hold, if it has some.
         true => {
-            let most = |symbol: &str| graph.symbols().get(symbol).map(|r| r.max);
-            let paged = most("P").map(|blocks| blocks.saturating_mul(crate::models::KV_BLOCK));
+            let most = |role: &SymbolRole| graph.symbol_of(role).map(|(_, range)| range.max);
+            let block = driver::block_positions(&graph) as u64;
+            let paged = most(&SymbolRole::BLOCKS).map(|blocks| blocks.saturating_mul(block));
             let limit = u64::from(u32::MAX);
-            most("C").into_iter().chain(paged).fold(limit, u64::min)
+            most(&SymbolRole::Context).into_iter().chain(paged).fold(limit, u64::min)
         }
         false => driver::max_seq(&checkpoint, &graphs::entry_options(build)?)?,
     };
@@ -122,7 +124,12 @@ pub fn compile(args: &CompileArgs) -> Result<(), CompileError> {
     let planned = plan_targets(&front.graph, &options.targets, &options.fusion, &mut front.timeline, &mut bars)?;
     for target in &planned {
         for variant in &target.variants {
-            dumps.graph(Form::Fused, "fuse", &format!("{}.{}", target.target.name(), variant.name), &variant.graph)?;
+            dumps.graph(
+                Form::Fused,
+                "fuse",
+                &format!("{}.{}", target.setup.target.name(), variant.name),
+                &variant.graph,
+            )?;
         }
     }
     if args.stop_after == Some(Stage::Fused) {

@@ -9,6 +9,7 @@ use crate::frontend::graph::random;
 use crate::frontend::{Checkpoint, WeightSource};
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
+use weldment_artifact::SymbolRole;
 use weldment_codegen::select::Choices;
 use weldment_ir::Graph;
 use weldment_passes::specialise::narrow;
@@ -133,20 +134,22 @@ fn ranged(mut graph: Graph, build: &BuildArgs) -> Result<Graph, CompileError> {
     let context = build.max_seq.map(|n| ("--max-seq", "context", n));
     let dims = build.dims.iter().map(|d| ("--dim", d.name.as_str(), d.max));
     for (option, name, most) in dims.chain(context) {
-        let symbol = match name {
-            "tokens" => "T",
-            "seqs" => "B",
-            _ => "C",
+        let role = match name {
+            "tokens" => SymbolRole::Tokens,
+            "seqs" => SymbolRole::Sequences,
+            _ => SymbolRole::Context,
         };
-        let declared = graph.symbols().get(symbol).copied();
-        let range = declared.filter(|r| (r.min..=r.max).contains(&most)).ok_or_else(|| {
-            let found = declared.map_or("nothing".to_owned(), |r| format!("{symbol}: {}..{}", r.min, r.max));
+        let declared = graph.symbol_of(&role).map(|(symbol, range)| (symbol.clone(), range));
+        let fits = declared.clone().filter(|(_, r)| (r.min..=r.max).contains(&most));
+        let (symbol, range) = fits.ok_or_else(|| {
+            let shown = |(symbol, r): (_, weldment_ir::Range)| format!("{symbol}: {}..{} {role}", r.min, r.max);
+            let found = declared.map_or(format!("no symbol in the role {role}"), shown);
             CompileError::option(
                 option,
                 format!("{name} up to {most}; the graph declares {found}, a part of it is accepted"),
             )
         })?;
-        graph = narrow(&graph, symbol, range.min, most);
+        graph = narrow(&graph, &symbol, range.min, most);
     }
     Ok(graph)
 }

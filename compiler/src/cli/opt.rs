@@ -25,11 +25,12 @@ const PLAN: &str = "bufferise";
 
 /// The graph for a part of its range of tokens.
 fn tokens(graph: &Graph, pass: &str, part: fn(u64) -> (u64, u64)) -> Result<Graph, CompileError> {
-    let range = graph.symbols().get("T").copied();
+    let rows = graph.row_symbol().map(|(name, range)| (name.clone(), range));
+    let range = rows.as_ref().map(|(_, range)| *range);
     let part = range.map(|r| (r, part(r.max))).filter(|(r, (min, max))| *min >= r.min && max <= &r.max && min <= max);
-    let missing = || CompileError::option("--passes", format!("{pass}: the graph's T does not reach there"));
-    let (_, (min, max)) = part.ok_or_else(missing)?;
-    Ok(narrow(graph, "T", min, max))
+    let missing = || CompileError::option("--passes", format!("{pass}: the graph's tokens do not reach there"));
+    let ((name, _), (_, (min, max))) = rows.zip(part).ok_or_else(missing)?;
+    Ok(narrow(graph, &name, min, max))
 }
 
 fn fuse(graph: &Graph, args: &OptArgs) -> Result<Graph, CompileError> {

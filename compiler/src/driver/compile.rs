@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use weldment_codegen::llvm::Emit;
 use weldment_codegen::select::KernelLibrary;
+use weldment_codegen::setup::Setup;
 use weldment_codegen::target::Target as MachineTarget;
 use weldment_codegen::{Kernels, Prepared, VariantPlan};
 use weldment_ir::Graph;
@@ -44,8 +45,8 @@ pub struct CompileOptions {
 /// A target with its variants planned.
 #[derive(Debug)]
 pub struct PlannedTarget {
-    /// The machine.
-    pub target: MachineTarget,
+    /// Machine, choices and symbols.
+    pub setup: Setup,
     /// One plan a variant.
     pub variants: Vec<Planned>,
 }
@@ -78,18 +79,18 @@ pub fn plan_targets(
 ) -> Result<Vec<PlannedTarget>, CompileError> {
     let mut out: Vec<PlannedTarget> = Vec::new();
     for name in targets {
-        let target = machine(graph, name, fusion)?;
-        if out.iter().any(|t| t.target.name() == target.name()) {
+        let setup = machine(graph, name, fusion)?;
+        if out.iter().any(|t| t.setup.target.name() == setup.target.name()) {
             return Err(CompileError::option("--target", format!("{name} is given twice")));
         }
-        let library = |max_tokens| KernelLibrary { target: target.clone(), max_tokens };
+        let library = |max_tokens| KernelLibrary { setup: setup.clone(), max_tokens };
         let planned = plan_entry(graph, &library, fusion, timeline, progress)?;
         for variant in &planned {
             for requirement in &fusion.require {
                 variant.report.require(requirement).map_err(|e| e.in_variant(&variant.name))?;
             }
         }
-        out.push(PlannedTarget { target, variants: planned });
+        out.push(PlannedTarget { setup, variants: planned });
     }
     share_layouts(&mut out);
     Ok(out)
@@ -106,15 +107,13 @@ fn share_layouts(planned: &mut [PlannedTarget]) {
 }
 
 /// A target by name, with the choices that were fixed or perturbed.
-fn machine(graph: &Graph, name: &str, fusion: &FusionOptions) -> Result<MachineTarget, CompileError> {
-    let names: Vec<String> = graph.symbols().keys().map(|s| s.to_string()).collect();
-    let mut target = MachineTarget::named(name, &names).map_err(|e| CompileError::option("--target", e))?;
-    let mut choices = fusion.choices;
+fn machine(graph: &Graph, name: &str, fusion: &FusionOptions) -> Result<Setup, CompileError> {
+    let target = MachineTarget::named(name).map_err(|e| CompileError::option("--target", e))?;
+    let mut setup = Setup { choices: fusion.choices, ..Setup::of(target, graph) };
     if let Some(seed) = fusion.chaos {
-        choices.perturb(seed);
+        setup.choices.perturb(seed);
     }
-    target.set_choices(choices);
-    Ok(target)
+    Ok(setup)
 }
 
 /// For every target and variant: the rewrite that breaks it, if one does.
@@ -128,8 +127,8 @@ pub fn bisect_targets(
 ) -> Result<Vec<(String, Option<Culprit>)>, CompileError> {
     let mut out = Vec::new();
     for name in targets {
-        let target = machine(graph, name, fusion)?;
-        let library = |max_tokens| KernelLibrary { target: target.clone(), max_tokens };
+        let setup = machine(graph, name, fusion)?;
+        let library = |max_tokens| KernelLibrary { setup: setup.clone(), max_tokens };
         let found = bisect_entry(graph, &library, fusion)?;
         out.extend(found.into_iter().map(|(variant, culprit)| (format!("{name} {variant}"), culprit)));
     }
@@ -175,7 +174,7 @@ pub fn build_artifact(
     let mut prepared: Vec<Prepared> = Vec::new();
     for target in planned {
         let plans: Vec<VariantPlan<'_>> = target.variants.iter().map(Planned::variant).collect();
-        let work = || weldment_codegen::prepare(&plans, &target.target, &mut statics);
+        let work = || weldment_codegen::prepare(&plans, &target.setup, &mut statics);
         prepared.push(timeline.stage(progress, "build kernels", work)?);
     }
     let work = || weldment_codegen::generate(prepared, options.emit);
@@ -192,7 +191,7 @@ pub fn build_artifact(
         sources.append(&mut compiled.sources);
         let launches = compiled.variants.iter_mut().flat_map(|v| &mut v.launches);
         launches.for_each(|launch| launch.source += base);
-        let machine = &target.target;
+        let machine = &target.setup.target;
         let name = machine.stored_name().to_owned();
         let mut features = machine.feature_list();
         features.sort();
@@ -206,7 +205,7 @@ pub fn build_artifact(
             arena_bytes: compiled.arena_bytes,
             slab: compiled.slab,
             pack,
-            entries: vec![Entry { name: "step".to_owned(), variants: compiled.variants }],
+            entries: vec![Entry { name: graph.name.clone(), variants: compiled.variants }],
         });
         codes.push((code, compiled.code));
         emitted.insert(machine.name().to_owned(), compiled.emitted);

@@ -1,11 +1,13 @@
 //! An artifact's step beside the interpreter, and, where they differ, launch by launch: the first launch whose results are not
 //! what the interpreter makes of that launch's own operands.
 
+use super::one_sequence::OneSequence;
 use super::statics::Collector;
 use super::{CompileError, Planned, PlannedTarget, Reference};
 use crate::frontend::Checkpoint;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use weldment_artifact::SymbolRole;
 use weldment_codegen::{VariantPlan, prepare};
 use weldment_ir::interpret::{Binding, Bindings, F64, Options, Tensor, interpret_ranks};
 use weldment_ir::{DType, Dim, Graph, IrError, Op, OutputKind, Real, TensorType, Value, codec};
@@ -125,8 +127,10 @@ pub fn compare_artifact(
         return Err(CompileError::option("--tokens", "no tokens; one or more are expected"));
     }
     let (head, last) = tokens.split_at(tokens.len() - 1);
-    let most = |name: &str| subject.artifact.manifest().symbol(name).map_or(1, |(_, s)| s.max.max(1) as usize);
-    let parts: Vec<&[u32]> = head.chunks(most("T").min(most("R"))).chain([last]).collect();
+    let most =
+        |role: &SymbolRole| subject.artifact.manifest().symbol_of(role).map_or(1, |(_, s)| s.max.max(1) as usize);
+    let most = most(&SymbolRole::Tokens).min(most(&SymbolRole::LogitRows));
+    let parts: Vec<&[u32]> = head.chunks(most).chain([last]).collect();
     let graphs: Vec<&Graph> = subject.planned.iter().flat_map(|t| &t.variants).map(|v| &v.graph).collect();
     let mut out = Comparison { steps: Vec::new(), bound: step_bound(&graphs), compared: 0, first: None };
     run(subject, device, (&parts, tokens.len()), false, &mut out)?;
@@ -145,8 +149,8 @@ fn run(
     out: &mut Comparison,
 ) -> Result<(), CompileError> {
     let manifest = subject.artifact.manifest();
-    let block = manifest.model.kv_block.max(1) as usize;
-    let blocks = total.div_ceil(block).max(manifest.symbol("N").map_or(1, |(_, s)| s.min as usize));
+    let block = manifest.block_positions().max(1) as usize;
+    let blocks = total.div_ceil(block).max(manifest.symbol_of(&SymbolRole::POOL).map_or(1, |(_, s)| s.min as usize));
     let mut steps = SingleSteps::open(subject.artifact, device, blocks, &subject.weights)?;
     let program = steps.program();
     let target = subject.planned.get(program).ok_or_else(|| other("it has more programs than targets"))?;
@@ -157,8 +161,9 @@ fn run(
     };
     let mut position = 0;
     for part in parts {
-        let used = (position + part.len()).div_ceil(block).max(1);
-        let dims = sizes(part.len(), used, position + part.len());
+        let sizes = OneSequence { first: position, count: part.len(), blocks, block_positions: block };
+        let dims = sizes.dims(subject.entry)?;
+        let used = sizes.used();
         let count = part.len() as i32;
         let tokens: Vec<i32> = part.iter().map(|t| *t as i32).collect();
         let positions: Vec<i32> = (position as i32..position as i32 + count).collect();
@@ -173,9 +178,7 @@ fn run(
             logit_rows: &rows,
         })?;
         let planned = target.variants.get(step.variant).ok_or_else(|| other("it has more variants than planned"))?;
-        let mut all = dims.clone();
-        all.insert("N".to_owned(), blocks as u64);
-        let check = Launches { subject, planned, turns: &turns[step.variant], program, dims: all };
+        let check = Launches { subject, planned, turns: &turns[step.variant], program, dims };
         if launches {
             out.compared += step.len();
             out.first = check.first_difference(&mut step)?;
@@ -204,16 +207,10 @@ fn other(what: &str) -> CompileError {
     CompileError::option("verify", message)
 }
 
-/// Values of the dims block for a step of one sequence.
-fn sizes(tokens: usize, blocks: usize, positions: usize) -> BTreeMap<String, u64> {
-    let all = [("T", tokens), ("B", 1), ("P", blocks), ("R", tokens), ("C", positions)];
-    all.into_iter().map(|(name, n)| (name.to_owned(), n as u64)).collect()
-}
-
 /// For each variant, for each launch, the step of the plan that it belongs to.
 fn turns(subject: &Subject<'_>, target: &PlannedTarget, program: usize) -> Result<Vec<Vec<usize>>, CompileError> {
     let plans: Vec<VariantPlan<'_>> = target.variants.iter().map(Planned::variant).collect();
-    let prepared = prepare(&plans, &target.target, &mut Collector::new(subject.checkpoint))?;
+    let prepared = prepare(&plans, &target.setup, &mut Collector::new(subject.checkpoint))?;
     let entry = subject.artifact.manifest().programs.get(program).and_then(|p| p.entries.first());
     let found: Vec<usize> = entry.map_or(Vec::new(), |e| e.variants.iter().map(|v| v.launches.len()).collect());
     let expected: Vec<usize> = prepared.steps().iter().map(Vec::len).collect();
@@ -301,7 +298,7 @@ impl Launches<'_> {
                     _ => bindings.insert_on_rank(&name, rank, held),
                 }
             }
-            let op = Op::Input { name, dtype: ty.dtype, shape: ty.shape.clone() };
+            let op = Op::input(&name, ty.dtype, ty.shape.clone());
             operands.push(Value { node: part.add(op, &[], BTreeSet::new())?, result: 0 });
         }
         let copy = part.add(node.op.clone(), &operands, node.sources.clone())?;

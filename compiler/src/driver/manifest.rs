@@ -2,9 +2,9 @@
 
 use super::CompileError;
 use crate::frontend::{Checkpoint, TensorSource};
-use crate::models::KV_BLOCK;
 use indexmap::IndexMap;
 use std::path::{Path, PathBuf};
+use weldment_artifact::{InputRole, SymbolRole};
 use weldment_ir::{DType, Dim, Graph, IrError, Op, OutputKind, TensorType};
 use weldment_runtime::artifact::{
     Binding, Dim as ManifestDim, Model, SourceFile, State, Symbol, Tensor, TensorPlace, WeightMode, Weights,
@@ -35,6 +35,7 @@ pub fn symbols(graph: &Graph) -> Vec<Symbol> {
         name: name.to_string(),
         min: range.min,
         max: range.max,
+        role: graph.role(name).clone(),
     };
     graph.symbols().iter().map(symbol).collect()
 }
@@ -45,18 +46,19 @@ pub fn symbols(graph: &Graph) -> Vec<Symbol> {
 /// # Errors
 /// If one has a dtype that cannot cross the entry.
 pub fn bindings(graph: &Graph) -> Result<(Vec<Binding>, Vec<Binding>), CompileError> {
-    let binding = |name: &str, ty: &TensorType| -> Result<Binding, CompileError> {
+    let binding = |name: &str, ty: &TensorType, role: InputRole| -> Result<Binding, CompileError> {
         let dtype = stored_dtype(ty.dtype, name)?;
-        Ok(Binding { name: name.to_owned(), dtype, shape: dims(&ty.shape), dense: false })
+        Ok(Binding { name: name.to_owned(), dtype, shape: dims(&ty.shape), role, dense: false })
     };
     let mut inputs = Vec::new();
     for id in graph.ids() {
-        if let (Op::Input { name, .. }, Some(ty)) = (&graph.node(id).op, graph.node(id).types.first()) {
-            inputs.push(binding(name, ty)?);
+        if let (Op::Input { name, role, .. }, Some(ty)) = (&graph.node(id).op, graph.node(id).types.first()) {
+            inputs.push(binding(name, ty, *role)?);
         }
     }
     let results = graph.outputs().iter().filter(|o| o.kind == OutputKind::Result);
-    let outputs = results.map(|o| binding(&o.name, graph.type_of(o.value))).collect::<Result<_, _>>()?;
+    let outputs =
+        results.map(|o| binding(&o.name, graph.type_of(o.value), InputRole::Plain)).collect::<Result<_, _>>()?;
     Ok((inputs, outputs))
 }
 
@@ -72,10 +74,11 @@ pub fn states(graph: &Graph) -> Result<Vec<State>, CompileError> {
             continue;
         }
         let unit: Option<Vec<u64>> = shape.get(1..).and_then(|rest| rest.iter().map(Dim::constant).collect());
-        let unit = unit.filter(|_| matches!(shape.first(), Some(Dim::Sym(s)) if &**s == "N"));
+        let pooled = |dim: &Dim| dim.symbol().is_some_and(|s| graph.role(s).is_like(&SymbolRole::POOL));
+        let unit = unit.filter(|_| shape.first().is_some_and(pooled));
         let unit = unit.ok_or_else(|| IrError::InvalidGraph {
             path: name.to_string(),
-            message: "a state's first dim must be N and the others constant".to_owned(),
+            message: "a state's first dim must be a symbol of the role pool and the others constant".to_owned(),
         })?;
         let unit_bytes = dtype.byte_size(&unit).map_err(IrError::from)?;
         let dtype = stored_dtype(*dtype, name)?;
@@ -100,7 +103,6 @@ pub fn model_facts(checkpoint: &Checkpoint, max_seq: u64) -> Result<Model, Compi
         bos_id: c.bos_id,
         eos_ids: c.eos_ids.clone(),
         max_seq: narrow("--max-seq", max_seq)?,
-        kv_block: KV_BLOCK as u32,
     })
 }
 
@@ -184,7 +186,7 @@ mod tests {
         assert_eq!(states.len() as u64, 2 * checkpoint.config.layers);
         assert_eq!(states[0].unit_bytes, 16 * checkpoint.config.kv_heads * checkpoint.config.head_dim * 4);
         let facts = model_facts(&checkpoint, 64).unwrap();
-        assert_eq!((facts.kv_block, facts.max_seq), (16, 64));
+        assert_eq!(facts.max_seq, 64);
         let all: Vec<&str> = checkpoint.names().collect();
         let weights = ModelWeights::new(&checkpoint, &all, false).unwrap();
         assert_eq!(weights.weights.files.len(), 1);

@@ -3,6 +3,7 @@
 mod compile;
 mod launches;
 mod manifest;
+mod one_sequence;
 mod plan;
 mod reference;
 mod statics;
@@ -10,6 +11,7 @@ mod statics;
 pub use compile::{Compilation, CompileOptions, PlannedTarget, bisect_targets, build_artifact, plan_targets, reports};
 pub use launches::{Comparison, Difference, StepDifference, Subject, compare_artifact};
 pub use manifest::{ModelWeights, bindings, model_facts, states, stored_dtype, symbols};
+pub use one_sequence::block_positions;
 pub use plan::{FusionOptions, Planned, bisect_entry, plan_entry};
 pub use reference::Reference;
 

@@ -1,11 +1,13 @@
 //! From a model's graph to a planned variant: fused for a target, every value placed.
 
+use super::one_sequence::block_positions;
 use super::{CompileError, Progress, Timeline};
-use crate::models::KV_BLOCK;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use weldment_artifact::SymbolRole;
 use weldment_codegen::VariantPlan;
 use weldment_codegen::select::Choices;
-use weldment_ir::Graph;
+use weldment_ir::{Graph, Range};
 use weldment_passes::Correspondence;
 use weldment_passes::buffer::{BufferPlan, KernelNeeds, bufferise_with};
 use weldment_passes::egraph::Limits;
@@ -52,9 +54,9 @@ pub struct Planned {
     pub correspondence: Correspondence,
 }
 
-/// Tokens of a step at most.
+/// Tokens of a step at most, or whatever decides which kernels run.
 fn most_tokens(graph: &Graph) -> u64 {
-    graph.symbols().get("T").map_or(1, |r| r.max)
+    graph.row_symbol().map_or(1, |(_, range)| range.max)
 }
 
 impl Planned {
@@ -73,18 +75,27 @@ impl Planned {
 /// Sizes at which forms of a variant are priced: one sequence in the middle of its context, all tokens of the variant, or as
 /// the user fixed them.
 fn typical(graph: &Graph, choices: &Choices) -> BTreeMap<String, u64> {
-    let max = |name: &str| graph.symbols().get(name).map(|r| r.max);
-    let within = |name: &str, n: u64| graph.symbols().get(name).map_or(n, |r| n.clamp(r.min, r.max));
-    let tokens = choices.priced_tokens.map(|n| within("T", n.into()));
-    let blocks = choices.priced_context.map(|n| within("P", u64::from(n).div_ceil(KV_BLOCK)));
-    let positions = choices.priced_context.map(|n| within("C", n.into()));
-    let mut dims = BTreeMap::new();
-    dims.extend(max("T").map(|t| ("T".to_owned(), tokens.unwrap_or(t))));
-    dims.extend(max("P").map(|p| ("P".to_owned(), blocks.unwrap_or(p.div_ceil(2)))));
-    dims.extend(max("C").map(|c| ("C".to_owned(), positions.unwrap_or(c.div_ceil(2)))));
-    dims.extend(max("N").map(|n| ("N".to_owned(), n)));
-    dims.extend(["B", "R"].map(|s| (s.to_owned(), 1)));
-    dims
+    let size = |(name, range): (&Arc<str>, &Range)| {
+        let fixed = |choice: Option<u32>, default: u64| choice.map_or(default, |n| range_of(range, n.into()));
+        let half = range.max.div_ceil(2);
+        let size = match graph.role(name) {
+            SymbolRole::Tokens => fixed(choices.priced_tokens, range.max),
+            SymbolRole::Sequences | SymbolRole::LogitRows => 1,
+            SymbolRole::Context => fixed(choices.priced_context, half),
+            SymbolRole::Blocks(_) => {
+                let blocks = |n: u32| u64::from(n).div_ceil(block_positions(graph).max(1) as u64);
+                choices.priced_context.map_or(half, |n| range_of(range, blocks(n)))
+            }
+            SymbolRole::Pool(_) | SymbolRole::Plain => range.max,
+        };
+        (name.to_string(), size)
+    };
+    graph.symbols().iter().map(size).collect()
+}
+
+/// `n`, or what of the range is nearest.
+fn range_of(range: &Range, n: u64) -> u64 {
+    n.clamp(range.min, range.max)
 }
 
 /// Where saturation gives up.

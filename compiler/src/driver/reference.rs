@@ -1,9 +1,10 @@
 //! One sequence of a model in the f64 reference interpreter: what an artifact's logits are compared with.
 
+use super::one_sequence::{OneSequence, block_positions};
 use super::{CompileError, shard_graph};
 use crate::frontend::Checkpoint;
-use crate::models::{KV_BLOCK, StepOptions, build_step};
-use std::collections::BTreeMap;
+use crate::models::{StepOptions, build_step};
+use weldment_artifact::SymbolRole;
 use weldment_ir::interpret::{Binding, Bindings, F64, Options, interpret_ranks};
 use weldment_ir::{DType, Dim, Graph, IrError, Op, OutputKind};
 
@@ -12,7 +13,7 @@ use weldment_ir::{DType, Dim, Graph, IrError, Op, OutputKind};
 pub struct Reference {
     graph: Graph,
     bindings: Bindings,
-    /// (state name, shape with N resolved).
+    /// (state name, shape with the pool's size).
     states: Vec<(String, Vec<usize>)>,
     blocks: u64,
     position: usize,
@@ -47,8 +48,8 @@ impl Reference {
     /// # Errors
     /// If the graph needs a weight that the checkpoint lacks, or has an inner symbolic dim in a state.
     pub fn of_graph(graph: Graph, checkpoint: &Checkpoint) -> Result<Reference, CompileError> {
-        let max = |name: &str| graph.symbols().get(name).map_or(1, |r| r.max);
-        let blocks = max("P").min(max("N"));
+        let max = |role: &SymbolRole| graph.symbol_of(role).map_or(1, |(_, range)| range.max);
+        let blocks = max(&SymbolRole::BLOCKS).min(max(&SymbolRole::POOL));
         let mut bindings = Bindings::new();
         let mut states = Vec::new();
         let broken = |path: &str, message: String| IrError::InvalidGraph { path: path.to_owned(), message };
@@ -65,10 +66,11 @@ impl Reference {
                 Op::State { name, shape, .. } => {
                     let size = |d: &Dim| match d {
                         Dim::Const(n) => usize::try_from(*n).ok(),
-                        Dim::Sym(s) => (&**s == "N").then_some(blocks as usize),
+                        Dim::Sym(s) => graph.role(s).is_like(&SymbolRole::POOL).then_some(blocks as usize),
                     };
                     let shape: Option<Vec<usize>> = shape.iter().map(size).collect();
-                    let shape = shape.ok_or_else(|| broken(name, "a state with a dim other than N".into()))?;
+                    let shape =
+                        shape.ok_or_else(|| broken(name, "a state with a symbolic dim that counts no pool".into()))?;
                     let count: Option<usize> = shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d));
                     let count = count.ok_or_else(|| broken(name, "a state too large for memory".into()))?;
                     bindings.insert(name, Binding::f64(&shape, vec![0.0; count]));
@@ -86,24 +88,14 @@ impl Reference {
     /// If a token is outside the vocabulary or the sequence is full; the error names the node.
     pub fn step(&mut self, tokens: &[u32]) -> Result<Vec<f64>, CompileError> {
         let count = tokens.len();
-        let ints = |values: Vec<i64>| Binding::ints(&[values.len()], values);
-        let first = self.position;
-        let used = (first + count).div_ceil(KV_BLOCK as usize).max(1);
-        self.bindings.insert("tokens", ints(tokens.iter().map(|t| i64::from(*t)).collect()));
-        self.bindings.insert("positions", ints((first..first + count).map(|p| p as i64).collect()));
-        self.bindings.insert("sequence_ids", ints(vec![0; count]));
-        self.bindings.insert("block_tables", Binding::ints(&[1, used], (0..used as i64).collect()));
-        self.bindings.insert("logit_rows", ints((0..count as i64).collect()));
-        let context = (first + count) as u64;
-        let dims = [
-            ("T", count as u64),
-            ("B", 1),
-            ("P", used as u64),
-            ("R", count as u64),
-            ("N", self.blocks),
-            ("C", context),
-        ];
-        let dims: BTreeMap<String, u64> = dims.into_iter().map(|(name, n)| (name.to_owned(), n)).collect();
+        let step = OneSequence {
+            first: self.position,
+            count,
+            blocks: self.blocks as usize,
+            block_positions: block_positions(&self.graph),
+        };
+        step.bind(&self.graph, tokens, &mut self.bindings)?;
+        let dims = step.dims(&self.graph)?;
         let mut ranks = interpret_ranks::<F64>(&self.graph, &dims, &self.bindings, &Options::default())?;
         let world = ranks.len();
         for (name, shape) in &self.states {

@@ -5,6 +5,7 @@ use super::config::{Architecture, ModelConfig, RopeConfig, RopeKind};
 use super::error::{FrontendError, Place};
 use indexmap::IndexMap;
 use std::path::Path;
+use weldment_artifact::SymbolRole;
 use weldment_ir::{DType, Graph, Op};
 
 /// The checkpoint of a graph that was read from `path`: every weight it names, random from `seed`. Its config has the graph's
@@ -46,7 +47,7 @@ pub fn random(graph: &Graph, path: &Path, seed: u64) -> Result<Checkpoint, Front
         o_bias: false,
         mlp_bias: false,
         qk_norm: false,
-        max_positions: graph.symbols().get("C").map_or(u64::MAX, |r| r.max),
+        max_positions: graph.symbol_of(&SymbolRole::Context).map_or(u64::MAX, |(_, range)| range.max),
         bos_id: None,
         eos_ids: Vec::new(),
         dtype: DType::F32,

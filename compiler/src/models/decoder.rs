@@ -5,6 +5,7 @@ use super::{KV_BLOCK, StepOptions};
 use crate::frontend::{Checkpoint, FrontendError, ModelConfig, Place, Quantization, RopeKind, WeightScales, is_code};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use weldment_artifact::{InputRole, SymbolRole};
 use weldment_ir::graph::OutputKind;
 use weldment_ir::{DType, Dim, Graph, IrError, Op, Real, Shape, Value};
 
@@ -71,22 +72,22 @@ impl<'a> Builder<'a> {
     fn new(checkpoint: &'a Checkpoint, options: &'a StepOptions) -> Builder<'a> {
         let mut graph = Graph::new("step");
         let blocks = options.max_seq_len.div_ceil(KV_BLOCK);
-        graph.declare_symbol("T", 1, options.max_tokens);
-        graph.declare_symbol("B", 1, options.max_seqs);
-        graph.declare_symbol("P", 1, blocks);
-        graph.declare_symbol("R", 1, options.max_tokens);
-        graph.declare_symbol("N", 1, blocks.saturating_mul(options.max_seqs));
-        graph.declare_symbol("C", 1, options.max_seq_len);
+        graph.declare("T", 1, options.max_tokens, SymbolRole::Tokens);
+        graph.declare("B", 1, options.max_seqs, SymbolRole::Sequences);
+        graph.declare("P", 1, blocks, SymbolRole::Blocks("N".to_owned()));
+        graph.declare("R", 1, options.max_tokens, SymbolRole::LogitRows);
+        graph.declare("N", 1, blocks.saturating_mul(options.max_seqs), SymbolRole::Pool(KV_BLOCK as u32));
+        graph.declare("C", 1, options.max_seq_len, SymbolRole::Context);
         Builder { checkpoint, config: &checkpoint.config, options, graph, weights: BTreeMap::new(), quantised: None }
     }
 
     fn step(&mut self) -> Result<(), IrError> {
         let token_dim = || vec![Dim::sym("T")];
-        let tokens = self.input("tokens", token_dim())?;
-        let positions = self.input("positions", token_dim())?;
-        let sequence_ids = self.input("sequence_ids", token_dim())?;
-        let block_tables = self.input("block_tables", vec![Dim::sym("B"), Dim::sym("P")])?;
-        let logit_rows = self.input("logit_rows", vec![Dim::sym("R")])?;
+        let tokens = self.input("tokens", token_dim(), InputRole::Tokens)?;
+        let positions = self.input("positions", token_dim(), InputRole::Positions)?;
+        let sequence_ids = self.input("sequence_ids", token_dim(), InputRole::Sequences)?;
+        let block_tables = self.input("block_tables", vec![Dim::sym("B"), Dim::sym("P")], InputRole::Blocks)?;
+        let logit_rows = self.input("logit_rows", vec![Dim::sym("R")], InputRole::LogitRows)?;
         let rope_table = self.rope_table()?;
         let inputs = Inputs { positions, sequence_ids, block_tables, rope_table };
 
@@ -237,8 +238,8 @@ impl<'a> Builder<'a> {
         Ok(after)
     }
 
-    fn input(&mut self, name: &str, shape: Shape) -> Result<Value, IrError> {
-        self.graph.push(name, Op::Input { name: name.into(), dtype: DType::I32, shape }, &[])
+    fn input(&mut self, name: &str, shape: Shape, role: InputRole) -> Result<Value, IrError> {
+        self.graph.push(name, Op::Input { name: name.into(), dtype: DType::I32, shape, role }, &[])
     }
 
     /// cos and sin of every position that the caches have room for.

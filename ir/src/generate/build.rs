@@ -153,7 +153,7 @@ impl Build<'_> {
         }
         self.leaves += 1;
         let (dtype, shape) = (t.dtype, t.shape.clone());
-        self.push(Op::Input { name: format!("x{}", self.leaves).as_str().into(), dtype, shape }, &[])
+        self.push(Op::input(&format!("x{}", self.leaves), dtype, shape), &[])
     }
 
     /// A weight.
@@ -195,7 +195,7 @@ impl Build<'_> {
             self.graph.ids().find(|id| matches!(&self.graph.node(*id).op, Op::Input { name: n, .. } if **n == *name));
         match found {
             Some(node) => Ok(Value { node, result: 0 }),
-            None => self.push(Op::Input { name: name.into(), dtype, shape }, &[]),
+            None => self.push(Op::input(name, dtype, shape), &[]),
         }
     }
 

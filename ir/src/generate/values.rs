@@ -27,8 +27,9 @@ pub fn random_bindings(graph: &Graph, dims: &BTreeMap<String, u64>, seed: u64) -
     let mut bindings = Bindings::new();
     for id in graph.ids() {
         let node = graph.node(id);
-        let (Op::Input { name, dtype, shape } | Op::Weight { name, dtype, shape } | Op::State { name, dtype, shape }) =
-            &node.op
+        let (Op::Input { name, dtype, shape, .. }
+        | Op::Weight { name, dtype, shape }
+        | Op::State { name, dtype, shape }) = &node.op
         else {
             continue;
         };
@@ -104,16 +105,7 @@ fn role(graph: &Graph, id: NodeId, dims: &BTreeMap<String, u64>) -> Role {
             let t = node.operands.get(operand).map(|v| graph.type_of(*v))?;
             size(t.shape.get(axis)?, dims)
         };
-        // (positions, sequence ids, block tables, cache, slots per block) of the paged ops.
-        let paged = match &node.op {
-            Op::CacheWrite { transposed } => Some((2, 3, 4, 0, dim(0, if *transposed { 3 } else { 2 }))),
-            Op::RopeCacheWrite { transposed, .. } => Some((2, 4, 5, 0, dim(0, if *transposed { 3 } else { 2 }))),
-            Op::Attention { .. } => Some((3, 4, 5, 1, dim(1, 3))),
-            Op::SparseAttention { .. } => Some((4, 5, 6, 1, dim(1, 3))),
-            Op::IndexScores { .. } => Some((3, 4, 5, 2, dim(2, 3))),
-            _ => None,
-        };
-        let (kind, limit) = match (&node.op, paged, using.operand as usize) {
+        let (kind, limit) = match (&node.op, node.op.paged(), using.operand as usize) {
             (Op::Gather { .. }, _, 1) => (Kind::Index, dim(0, 0)),
             (Op::GatherPart { world, .. }, _, 1) => {
                 (Kind::Index, dim(0, 0).map(|rows| rows.saturating_mul(world.unsigned_abs())))
@@ -121,14 +113,15 @@ fn role(graph: &Graph, id: NodeId, dims: &BTreeMap<String, u64>) -> Role {
             (Op::Rope { .. }, _, 1) => (Kind::Positions, dim(2, 0)),
             (Op::Topk { .. }, _, 1) => (Kind::Positions, dim(0, 1)),
             (Op::Window { .. }, _, 0) => (Kind::Positions, None),
-            (_, Some((positions, _, tables, _, slots)), i) if i == positions => {
+            (_, Some(p), i) if i == p.positions => {
                 let rows = if matches!(node.op, Op::RopeCacheWrite { .. }) { dim(3, 0) } else { None };
-                let room = dim(tables, 1).zip(slots).map(|(width, slots)| width.saturating_mul(slots));
-                role.sequences = dim(tables, 0);
+                let slots = dim(p.caches[0], p.slots);
+                let room = dim(p.block_tables, 1).zip(slots).map(|(width, slots)| width.saturating_mul(slots));
+                role.sequences = dim(p.block_tables, 0);
                 (Kind::Positions, room.into_iter().chain(rows).min())
             }
-            (_, Some((_, ids, tables, ..)), i) if i == ids => (Kind::SequenceIds, dim(tables, 0)),
-            (_, Some((_, _, tables, cache, _)), i) if i == tables => (Kind::BlockTable, dim(cache, 0)),
+            (_, Some(p), i) if i == p.sequence_ids => (Kind::SequenceIds, dim(p.block_tables, 0)),
+            (_, Some(p), i) if i == p.block_tables => (Kind::BlockTable, dim(p.caches[0], 0)),
             _ => continue,
         };
         role.kind = kind;

@@ -10,7 +10,7 @@
 //!
 //! let mut graph = Graph::new("twice");
 //! graph.declare_symbol("T", 1, 8);
-//! let x = graph.push("x", Op::Input { name: "x".into(), dtype: DType::F32, shape: vec![Dim::sym("T")] }, &[])?;
+//! let x = graph.push("x", Op::input("x", DType::F32, vec![Dim::sym("T")]), &[])?;
 //! let sum = graph.push("sum", Op::Add {}, &[x, x])?;
 //! graph.output("y", OutputKind::Result, sum);
 //!

@@ -10,6 +10,7 @@ use crate::types::{Dim, MAX_RANK, Shape, TensorType};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use weldment_artifact::error::UnknownDType;
+use weldment_artifact::{InputRole, SymbolRole};
 
 /// Longest text accepted, in bytes.
 pub const MAX_TEXT: usize = 64 << 20;
@@ -160,8 +161,41 @@ impl<'a> Parser<'a> {
                 place.error(format!("symbol {} has the range {min}..{max}; min <= max is expected", clip(name)))
             );
         }
-        graph.declare_symbol(name, min, max);
+        let role = self.symbol_role()?;
+        graph.declare(name, min, max, role);
         Ok(())
+    }
+
+    /// The role after a symbol's range, if there is one.
+    fn symbol_role(&mut self) -> Result<SymbolRole, IrError> {
+        let Token::Word(word) = self.token else { return Ok(SymbolRole::Plain) };
+        let place = self.place;
+        self.advance()?;
+        Ok(match word {
+            "tokens" => SymbolRole::Tokens,
+            "sequences" => SymbolRole::Sequences,
+            "logit_rows" => SymbolRole::LogitRows,
+            "context" => SymbolRole::Context,
+            "blocks" => {
+                self.mark('(')?;
+                let pool = self.word("the symbol of a pool")?.to_owned();
+                self.mark(')')?;
+                SymbolRole::Blocks(pool)
+            }
+            "pool" => {
+                self.mark('(')?;
+                let positions = self.number("positions of a block (an integer)")?;
+                self.mark(')')?;
+                SymbolRole::Pool(positions)
+            }
+            other => {
+                return Err(place.error(format!(
+                    "{} is no role of a symbol; tokens, sequences, logit_rows, context, blocks(POOL) or pool(POSITIONS) is \
+                     expected",
+                    clip(other)
+                )));
+            }
+        })
     }
 
     fn node(&mut self, graph: &mut Graph) -> Result<(), IrError> {
@@ -253,6 +287,12 @@ impl<'a> Parser<'a> {
                 Ok(())
             })?;
         }
+        // What is not said of an input's role is that it has none.
+        for (value, (_, kind)) in found.iter_mut().zip(table) {
+            if *kind == AttrKind::Role {
+                value.get_or_insert(Attr::Role(InputRole::Plain));
+            }
+        }
         if let Some(i) = found.iter().position(Option::is_none) {
             return Err(place.error(format!("{kind} needs the attribute {} ({:?})", table[i].0, table[i].1)));
         }
@@ -291,6 +331,15 @@ impl<'a> Parser<'a> {
             }
             AttrKind::Shape => Attr::Shape(self.shape(graph)?),
             AttrKind::Text => Attr::Text(self.string("a quoted text")?),
+            AttrKind::Role => {
+                let place = self.place;
+                let word = self.word("a role")?;
+                let words = InputRole::ALL.map(InputRole::word).join(", ");
+                let role = InputRole::from_word(word);
+                Attr::Role(role.ok_or_else(|| {
+                    place.error(format!("{} is no role of an input; one of {words} is expected", clip(word)))
+                })?)
+            }
         })
     }
 

@@ -1,8 +1,10 @@
 //! Graph to text.
 
 use super::is_word;
+use crate::attr::Attr;
 use crate::graph::{Graph, NodeId, OutputKind, Value};
 use std::fmt::{self, Write};
+use weldment_artifact::{InputRole, SymbolRole};
 
 /// The text of a graph: deterministic, and read back by [`super::parse`] to a graph that prints the same.
 pub fn print(graph: &Graph) -> String {
@@ -27,6 +29,10 @@ fn write_graph(f: &mut impl Write, graph: &Graph) -> fmt::Result {
     }
     for (i, (name, range)) in graph.symbols().iter().enumerate() {
         write!(f, "{}{name}: {}..{}", if i == 0 { " (" } else { ", " }, range.min, range.max)?;
+        match graph.role(name) {
+            SymbolRole::Plain => {}
+            role => write!(f, " {role}")?,
+        }
     }
     f.write_str(if graph.symbols().is_empty() { " {\n" } else { ") {\n" })?;
     for id in graph.ids() {
@@ -65,7 +71,9 @@ fn write_node(f: &mut impl Write, graph: &Graph, id: NodeId) -> fmt::Result {
     if !node.operands.is_empty() {
         f.write_char(')')?;
     }
-    for (i, (attr, (name, _))) in node.op.attrs().iter().zip(info.attrs).enumerate() {
+    let attrs = node.op.attrs();
+    let shown = attrs.iter().zip(info.attrs).filter(|(attr, _)| **attr != Attr::Role(InputRole::Plain));
+    for (i, (attr, (name, _))) in shown.enumerate() {
         write!(f, "{}{name}: {attr}", if i == 0 { " {" } else { ", " })?;
     }
     if !info.attrs.is_empty() {

@@ -43,7 +43,7 @@ pub(super) fn is_dense_input(graph: &Graph, input: NodeId) -> bool {
     graph.node(input).types.first().is_some_and(symbolic)
         && !graph.outputs().iter().any(|o| o.value.node == input)
         && graph.users(input).all(|(user, using)| {
-            graph.node(user).op.kind().info().operands.get(using.operand as usize) == Some(&"block_tables")
+            graph.node(user).op.paged().is_some_and(|paged| paged.block_tables == using.operand as usize)
         })
 }
 

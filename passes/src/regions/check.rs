@@ -8,10 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use weldment_ir::generate::{Random, random_bindings};
 use weldment_ir::interpret::{Bindings, Domain, F64, Options, Outputs, Ring, interpret_ranks};
-use weldment_ir::{Category, DType, Graph, IrError, NodeId, Op, OpKind};
-
-/// Positions of a KV block of the paged entry.
-const BLOCK_POSITIONS: u64 = 16;
+use weldment_ir::{Category, DType, Dim, Graph, IrError, NodeId, Op, OpKind};
 
 /// How much is tried.
 #[derive(Clone, Copy, Debug)]
@@ -141,12 +138,23 @@ fn dims(graph: &Graph, own_ranges: bool, seed: u64) -> BTreeMap<String, u64> {
         out.insert(name.to_string(), (least + random.below(4)).min(range.max));
     }
     // Every position of the tables, and a pool in which each of their blocks is another, where there may be so many.
-    let size = |out: &BTreeMap<String, u64>, name: &str| out.get(name).copied().unwrap_or(1);
-    let blocks = size(&out, "B").saturating_mul(size(&out, "P"));
-    let positions = size(&out, "P").saturating_mul(BLOCK_POSITIONS);
-    for (name, wanted) in [("N", blocks), ("C", positions)] {
-        if let Some(range) = graph.symbols().get(name) {
-            out.insert(name.into(), wanted.clamp(if own_ranges { range.min } else { 1 }, range.max));
+    let at = |out: &BTreeMap<String, u64>, dim: Option<&Dim>| match dim {
+        Some(Dim::Const(n)) => *n,
+        Some(Dim::Sym(s)) => out.get(&**s).copied().unwrap_or(1),
+        None => 1,
+    };
+    for id in graph.ids() {
+        let node = graph.node(id);
+        let Some(paged) = node.op.paged() else { continue };
+        let dim = |operand: usize, axis: usize| graph.type_of(node.operands[operand]).shape.get(axis);
+        let (cache, tables) = (paged.caches[0], paged.block_tables);
+        let blocks = at(&out, dim(tables, 0)).saturating_mul(at(&out, dim(tables, 1)));
+        let positions = at(&out, dim(tables, 1)).saturating_mul(at(&out, dim(cache, paged.slots)));
+        let columns = if let Op::IndexScores { columns, .. } = &node.op { columns.first() } else { None };
+        for (dim, wanted) in [(dim(cache, 0), blocks), (columns, positions)] {
+            if let Some((name, range)) = dim.and_then(Dim::symbol).and_then(|s| Some((s, graph.symbols().get(s)?))) {
+                out.insert(name.into(), wanted.clamp(if own_ranges { range.min } else { 1 }, range.max));
+            }
         }
     }
     out

@@ -116,10 +116,8 @@ struct Part<'a, 'n> {
 
 impl<'a, 'n> Part<'a, 'n> {
     fn new(graph: &'a Graph, names: &'n mut Names) -> Part<'a, 'n> {
-        let mut out = Graph::new("region");
-        for (name, range) in graph.symbols() {
-            out.declare_symbol(name, range.min, range.max);
-        }
+        let mut out = graph.emptied();
+        "region".clone_into(&mut out.name);
         Part { graph, names, out, map: BTreeMap::new(), entered: BTreeMap::new(), read: BTreeSet::new() }
     }
 
@@ -185,7 +183,7 @@ impl<'a, 'n> Part<'a, 'n> {
             }
             None => {
                 let ty = before.type_of(value);
-                let op = Op::Input { name: name.clone(), dtype: ty.dtype, shape: ty.shape.clone() };
+                let op = Op::input(&name, ty.dtype, ty.shape.clone());
                 Value { node: self.out.add(op, &[], BTreeSet::new())?, result: 0 }
             }
         };

@@ -10,10 +10,7 @@ use weldment_ir::{DType, Dim, Graph, NodeId, Op, OutputKind, Real, TensorType, V
 type Sources = BTreeSet<Arc<str>>;
 
 pub(super) fn emit(graph: &Graph, spread: &Spread, world: u32) -> Result<Graph, PassError> {
-    let mut out = Graph::new(&graph.name);
-    for (name, range) in graph.symbols() {
-        out.declare_symbol(name, range.min, range.max);
-    }
+    let out = graph.emptied();
     let mut emitter = Emitter { graph, spread, world: world.into(), out, values: Vec::new(), shards: BTreeMap::new() };
     for id in graph.ids() {
         let node = emitter.node(id)?;

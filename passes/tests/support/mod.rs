@@ -76,7 +76,7 @@ impl Build {
     }
 
     pub fn input(&mut self, name: &str, dtype: DType, shape: Vec<Dim>) -> Value {
-        self.push(name, Op::Input { name: name.into(), dtype, shape }, &[])
+        self.push(name, Op::input(name, dtype, shape), &[])
     }
 
     pub fn weight(&mut self, name: &str, dtype: DType, shape: &[u64]) -> Value {
@@ -216,8 +216,9 @@ pub fn bindings(graph: &Graph, dims: &BTreeMap<String, u64>, random: &mut Random
     let mut out = Bindings::new();
     for id in graph.ids() {
         let node = graph.node(id);
-        let (Op::Input { name, dtype, shape } | Op::Weight { name, dtype, shape } | Op::State { name, dtype, shape }) =
-            &node.op
+        let (Op::Input { name, dtype, shape, .. }
+        | Op::Weight { name, dtype, shape }
+        | Op::State { name, dtype, shape }) = &node.op
         else {
             continue;
         };

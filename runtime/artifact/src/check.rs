@@ -5,6 +5,7 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::limits::*;
 use crate::manifest::*;
+use crate::role::{RoleInput, SymbolRole, check_roles};
 use std::collections::BTreeSet;
 
 /// Checks that `manifest` is consistent in itself.
@@ -27,6 +28,7 @@ pub fn check_manifest(manifest: &Manifest) -> Result<()> {
         c.limit(what, n, MAX_BINDINGS)?;
     }
     c.model()?;
+    c.roles()?;
     c.bindings()?;
     c.tensors()?;
     for program in &manifest.programs {
@@ -52,8 +54,8 @@ impl Checker<'_> {
 
     fn model(&self) -> Result<()> {
         let model = &self.manifest.model;
-        if model.vocab_size == 0 || model.vocab_size > i32::MAX as u32 || model.kv_block == 0 || model.max_seq == 0 {
-            return self.bad("model", "vocab_size, max_seq and kv_block must be positive");
+        if model.vocab_size == 0 || model.vocab_size > i32::MAX as u32 || model.max_seq == 0 {
+            return self.bad("model", "vocab_size and max_seq must be positive");
         }
         let mut names = BTreeSet::new();
         for symbol in &self.manifest.symbols {
@@ -85,6 +87,18 @@ impl Checker<'_> {
     /// Refuses dtypes that never leave a step.
     fn stored(&self, place: &str, dtype: DType) -> Result<()> {
         if dtype.is_stored() { Ok(()) } else { self.bad(place, format!("dtype {dtype}, which never leaves a step")) }
+    }
+
+    fn roles(&self) -> Result<()> {
+        let symbols: Vec<_> = self.manifest.symbols.iter().map(|s| (s.name.as_str(), &s.role)).collect();
+        let symbol = |dim| if let &Dim::Symbol(ref name) = dim { Some(name.as_str()) } else { None };
+        let inputs = self.manifest.inputs.iter().map(|input| RoleInput {
+            name: &input.name,
+            role: input.role,
+            dtype: input.dtype,
+            shape: input.shape.iter().map(symbol).collect(),
+        });
+        check_roles(&symbols, &inputs.collect::<Vec<_>>()).or_else(|(name, detail)| self.bad(name, detail))
     }
 
     fn bindings(&self) -> Result<()> {
@@ -470,6 +484,19 @@ impl Manifest {
                 let most = guards.fold(declared, |most, guard| most.min(guard.max));
                 Some(most.checked_mul(mul)?.div_ceil(div))
             }
+        }
+    }
+
+    /// The first symbol of a role like this one, with its place in the dims block.
+    pub fn symbol_of(&self, role: &SymbolRole) -> Option<(usize, &Symbol)> {
+        self.symbols.iter().enumerate().find(|(_, symbol)| symbol.role.is_like(role))
+    }
+
+    /// Positions of a sequence that a block of the pool holds; 1 without a pool.
+    pub fn block_positions(&self) -> u32 {
+        match self.symbol_of(&SymbolRole::POOL) {
+            Some((_, Symbol { role: SymbolRole::Pool(positions), .. })) => *positions,
+            _ => 1,
         }
     }
 

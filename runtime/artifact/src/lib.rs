@@ -1,5 +1,5 @@
-//! What the compiler writes and the runtime reads, declared once: element types ([`DType`]), weight layouts ([`layout`]), the
-//! [`manifest`], its [`limits`] and its [checks](check::check_manifest), the file's [`format`], the table that kernels of collectives
+//! What the compiler writes and the runtime reads, declared once: element types ([`DType`]), weight layouts ([`layout`]), the [roles](role) of an entry's symbols and inputs,
+//! the [`manifest`], its [`limits`] and its [checks](check::check_manifest), the file's [`format`], the table that kernels of collectives
 //! read ([`comm_table`]), and what AMD's loader asks of a code object ([`code_object`]).
 //!
 //! The crate opens no file and drives no device. Nothing here is unsafe, and nothing panics on any bytes.
@@ -15,6 +15,7 @@ pub mod format;
 pub mod layout;
 pub mod limits;
 pub mod manifest;
+pub mod role;
 mod shards;
 
 pub use block::layout_for;
@@ -22,3 +23,4 @@ pub use dtype::DType;
 pub use error::{Error, Result};
 pub use layout::{AffineBlocks, Layout, Raw, RowsInterleaved};
 pub use manifest::*;
+pub use role::{InputRole, SymbolRole};

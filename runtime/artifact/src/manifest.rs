@@ -2,6 +2,7 @@
 
 use crate::dtype::DType;
 use crate::layout::Layout;
+use crate::role::{InputRole, SymbolRole};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -63,19 +64,20 @@ pub struct Model {
     pub eos_ids: Vec<u32>,
     /// Positions a sequence may have.
     pub max_seq: u32,
-    /// Positions per KV block.
-    pub kv_block: u32,
 }
 
 /// A symbolic dim and its compiled range, both ends included.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Symbol {
-    /// Short name: T, B, P, R, N.
+    /// Its name in the graph.
     pub name: String,
     /// Smallest value.
     pub min: u64,
     /// Largest value.
     pub max: u64,
+    /// What it counts.
+    #[serde(default, skip_serializing_if = "SymbolRole::is_plain")]
+    pub role: SymbolRole,
 }
 
 /// A dim of a shape: a number, or a symbol by name.
@@ -97,20 +99,23 @@ pub struct Binding {
     pub dtype: DType,
     /// Dims, outermost first.
     pub shape: Vec<Dim>,
+    /// What an input holds; plain for an output.
+    #[serde(default, skip_serializing_if = "InputRole::is_plain")]
+    pub role: InputRole,
     /// How rows lie in memory where inner dims are symbolic: one after the other at the step's own dims, or (not dense) each as far
     /// from the next as in the largest step.
     #[serde(default, skip_serializing_if = "crate::layout::is_false")]
     pub dense: bool,
 }
 
-/// State that outlives a step, allocated by the session as `N` units.
+/// State that outlives a step, allocated by the session unit by unit.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct State {
     /// `layers.{i}.k_cache`, ...
     pub name: String,
     /// Element type.
     pub dtype: DType,
-    /// Dims; the first is the symbol N.
+    /// Dims; the first is a symbol of the role pool.
     pub shape: Vec<Dim>,
     /// Bytes of one unit of the first dim (one KV block).
     pub unit_bytes: u64,

@@ -7,6 +7,7 @@ mod writer;
 pub use reader::Artifact;
 pub use weldment_artifact::manifest::*;
 pub use weldment_artifact::{
-    AffineBlocks, Layout, Raw, RowsInterleaved, block, check, comm_table, format, layout, layout_for, limits, manifest,
+    AffineBlocks, InputRole, Layout, Raw, RowsInterleaved, SymbolRole, block, check, comm_table, format, layout,
+    layout_for, limits, manifest, role,
 };
 pub use writer::{write_artifact, write_atomically};

@@ -1,7 +1,7 @@
 //! `doctor`: what this machine offers, and whether its drivers do what they must.
 
 use super::{SessionArgs, put, put_json};
-use crate::artifact::Artifact;
+use crate::artifact::{Artifact, SymbolRole};
 use crate::conformance::{Outcome, built_in, check_artifact, check_driver};
 use crate::cpu;
 use crate::device::Device;
@@ -158,7 +158,7 @@ fn conformance(args: &SessionArgs, out: &mut dyn Write) -> Result<()> {
         None => put(out, &format!("skipped the driver's own checks: this binary has no code for {}\n", driver.name()))?,
     }
     // Two sessions at once, each with room for the suite's one sequence.
-    let blocks = artifact.manifest().symbol("N").map(|(_, n)| n.max.min(n.min.max(64)) as usize);
+    let blocks = artifact.manifest().symbol_of(&SymbolRole::POOL).map(|(_, n)| n.max.min(n.min.max(64)) as usize);
     let options =
         SessionOptions { kv_blocks: blocks, weights_file: args.weights_file.clone(), ..SessionOptions::default() };
     report(check_artifact(&artifact, &device, &options)?, out)?;

@@ -94,7 +94,7 @@ fn summary(t: &mut String, artifact: &Artifact) -> std::fmt::Result {
         model.name.as_ref().map(|n| format!(" ({n})")).unwrap_or_default(),
         model.vocab_size,
         model.max_seq,
-        model.kv_block
+        m.block_positions()
     )?;
     if m.world > 1 {
         writeln!(t, "ranks     {}", m.world)?;

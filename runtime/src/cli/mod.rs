@@ -14,7 +14,7 @@ pub mod run;
 pub mod verify;
 pub mod workload;
 
-use crate::artifact::Artifact;
+use crate::artifact::{Artifact, SymbolRole};
 use crate::comm::{DEFAULT_DEADLINE, Group, GroupOptions, Ranks};
 use crate::device::{Device, DeviceChoice};
 use crate::driver::host::HostOptions;
@@ -99,9 +99,10 @@ impl SessionArgs {
             Some(group) => group.share(device)?,
             None => device?,
         };
-        let kv_blocks = manifest.symbol("N").map(|(_, n)| {
-            let width = manifest.symbol("P").map_or(1, |(_, p)| p.max);
-            let asked = positions.map_or(width, |p| (p as u64).div_ceil(u64::from(manifest.model.kv_block)).min(width));
+        let kv_blocks = manifest.symbol_of(&SymbolRole::POOL).map(|(_, n)| {
+            let width = manifest.symbol_of(&SymbolRole::BLOCKS).map_or(1, |(_, p)| p.max);
+            let asked =
+                positions.map_or(width, |p| (p as u64).div_ceil(u64::from(manifest.block_positions())).min(width));
             asked.saturating_mul(sequences as u64).clamp(n.min, n.max) as usize
         });
         let weights_file = self.weights_file.clone();

@@ -3,7 +3,7 @@
 
 use super::SessionArgs;
 use super::gpu_bench::{back_to_back, median, rounds};
-use crate::artifact::{Artifact, Manifest};
+use crate::artifact::{Artifact, Manifest, SymbolRole};
 use crate::error::{Error, Result};
 use crate::memory::Sequence;
 use crate::session::{Session, StepInput};
@@ -29,16 +29,19 @@ impl Shape {
         if batch == 0 {
             return Err(Error::InvalidInput("--batch must be at least 1".into()));
         }
-        let most = |name| manifest.symbol(name).map_or(u64::MAX, |(_, symbol)| symbol.max);
-        let most = ["T", "B", "R"].map(most).into_iter().fold(u64::MAX, u64::min);
+        let most = |role| manifest.symbol_of(&role).map_or(u64::MAX, |(_, symbol)| symbol.max);
+        let most = [SymbolRole::Tokens, SymbolRole::Sequences, SymbolRole::LogitRows]
+            .map(most)
+            .into_iter()
+            .fold(u64::MAX, u64::min);
         let range = |name: &str, n: usize, most: u64| {
             let fits = (1..=most).contains(&(n as u64));
             let refused = || Error::InvalidInput(format!("--{name} {n} is outside the compiled range 1..={most}"));
             fits.then_some(n).ok_or_else(refused)
         };
         let batch = range("batch", batch, most)?;
-        let width = manifest.symbol("P").map_or(1, |(_, p)| p.max);
-        let positions = width.saturating_mul(u64::from(manifest.model.kv_block));
+        let width = manifest.symbol_of(&SymbolRole::BLOCKS).map_or(1, |(_, p)| p.max);
+        let positions = width.saturating_mul(u64::from(manifest.block_positions()));
         let limit = positions.min(u64::from(manifest.model.max_seq));
         let within = |asked: Option<usize>, default: u64, name: &str| {
             asked.map_or(Ok(default.min(limit) as usize), |n| range(name, n, limit))
@@ -67,8 +70,8 @@ impl DecodeStep {
     pub fn new(session: &mut Session, shape: Shape) -> Result<DecodeStep> {
         let Shape { batch, context, .. } = shape;
         session.trust_tables();
-        let kv_block = session.model().kv_block as usize;
-        let width = context.div_ceil(kv_block).max(session.range("P").0);
+        let kv_block = session.manifest().block_positions() as usize;
+        let width = context.div_ceil(kv_block).max(session.range(&SymbolRole::BLOCKS).0);
         let mut sequences: Vec<_> = (0..batch).map(|_| session.new_sequence()).collect();
         let mut block_tables = Vec::with_capacity(batch * width);
         for sequence in &mut sequences {

@@ -2,7 +2,7 @@
 //! other sequences' blocks behind a sequence's own.
 
 use super::ensure;
-use crate::artifact::Variant;
+use crate::artifact::{SymbolRole, Variant};
 use crate::error::Result;
 use crate::memory::Sequence;
 use crate::session::{Session, StepInput};
@@ -33,9 +33,10 @@ struct Member {
 /// A batch that gives other logits than its sequences alone: in any bit on the host, where both run the same sums; by more than other
 /// kernels' roundings on a GPU.
 pub(super) fn check(session: &mut Session) -> Result<()> {
-    let kv_block = session.model().kv_block as usize;
+    let kv_block = session.manifest().block_positions() as usize;
     let tokens = most_tokens(session);
-    let most = MOST.min(session.range("B").1).min(tokens).min(session.range("R").1);
+    let most =
+        MOST.min(session.range(&SymbolRole::Sequences).1).min(tokens).min(session.range(&SymbolRole::LogitRows).1);
     let mut numbers = Numbers(7);
     for batch in 1..=most {
         let blocks = session.block_pool().blocks() / batch;
@@ -45,7 +46,7 @@ pub(super) fn check(session: &mut Session) -> Result<()> {
         }
         let members = members(session, &mut numbers, (batch, tokens), longest)?;
         let needed = members.iter().map(|m| m.sequence.blocks().len()).max().unwrap_or(1);
-        let (least, widest) = session.range("P");
+        let (least, widest) = session.range(&SymbolRole::BLOCKS);
         let least = least.max(needed);
         let mut widths: Vec<usize> = (least..=widest).collect();
         if batch != 3 {
@@ -70,7 +71,7 @@ pub(super) fn check(session: &mut Session) -> Result<()> {
 /// Tokens that some variant takes in one step.
 fn most_tokens(session: &Session) -> usize {
     let (manifest, program) = (session.manifest(), session.program());
-    let Some((symbol, range)) = manifest.symbol("T") else { return 1 };
+    let Some((symbol, range)) = manifest.symbol_of(&SymbolRole::Tokens) else { return 1 };
     let of = |variant: &Variant| {
         let own = variant.guards.iter().filter(|g| g.symbol as usize == symbol).map(|g| g.max);
         own.fold(range.max, u64::min)

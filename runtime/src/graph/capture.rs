@@ -2,7 +2,7 @@
 
 use super::dims::Dims;
 use crate::artifact::limits::ROW_MULTIPLE;
-use crate::artifact::{Arg, Binding, Dim, Guard, Manifest, Program, Region, Variant};
+use crate::artifact::{Arg, Binding, Dim, Guard, Manifest, Program, Region, SymbolRole, Variant};
 use crate::comm::Library;
 use crate::driver::{Buffer, CaptureArg, CaptureLaunch, CaptureSpec, Driver, Graph, Module, StreamBackend};
 use crate::error::{Error, Result};
@@ -78,7 +78,7 @@ struct Captured {
 }
 
 impl StepGraph {
-    /// Captures entry `name` of `program` as `capturing` says. `blocks` is the value that symbol N has in every step.
+    /// Captures the entry of `program` as `capturing` says. `blocks` is the value that symbol N has in every step.
     ///
     /// # Errors
     /// If the entry is missing or the driver refuses a launch.
@@ -86,16 +86,11 @@ impl StepGraph {
         driver: &dyn Driver,
         manifest: &Manifest,
         program: &Program,
-        name: &str,
         module: &Arc<dyn Module>,
         regions: &Regions,
         (blocks, capturing): (usize, Capturing),
     ) -> Result<StepGraph> {
-        let entry = program
-            .entries
-            .iter()
-            .find(|entry| entry.name == name)
-            .ok_or_else(|| Error::Unsupported(format!("the artifact has no entry called {name}")))?;
+        let entry = program.entries.first().ok_or_else(|| Error::Unsupported("the artifact has no entry".into()))?;
         let mut variants = Vec::with_capacity(entry.variants.len());
         for (index, variant) in entry.variants.iter().enumerate() {
             let max_dims = max_dims(manifest, variant, blocks);
@@ -108,7 +103,7 @@ impl StepGraph {
                         .ok_or_else(|| Error::Unsupported(format!("the size of input {} overflows", input.name)))
                 })
                 .collect::<Result<Vec<_>>>()?;
-            let label = format!("entry {name}, variant {index}");
+            let label = format!("entry {}, variant {index}", entry.name);
             let spec = CaptureSpec { label: &label, max_dims: &max_dims, input_bytes: &input_bytes };
             let mut graphs = Vec::new();
             let mut capture = driver.begin_capture(Arc::clone(module), &spec)?;
@@ -196,10 +191,13 @@ impl StepGraph {
     }
 }
 
-/// The largest value of every symbol in `variant`: its guards narrow the compiled ranges, and N is what the session has.
+/// The largest value of every symbol in `variant`: its guards narrow the compiled ranges, and a pool is what the session has.
 pub(super) fn max_dims(manifest: &Manifest, variant: &Variant, blocks: usize) -> Vec<i64> {
-    let mut max: Vec<u64> =
-        manifest.symbols.iter().map(|s| if s.name == "N" { s.max.min(blocks as u64) } else { s.max }).collect();
+    let mut max: Vec<u64> = manifest
+        .symbols
+        .iter()
+        .map(|s| if s.role.is_like(&SymbolRole::POOL) { s.max.min(blocks as u64) } else { s.max })
+        .collect();
     for guard in &variant.guards {
         if let Some(value) = max.get_mut(guard.symbol as usize) {
             *value = guard.max.min(*value);

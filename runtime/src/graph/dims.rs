@@ -1,7 +1,7 @@
 //! The dims block: the value of every symbol for one step.
 
 use crate::artifact::limits::MAX_SYMBOLS;
-use crate::artifact::{Manifest, Symbol};
+use crate::artifact::{Manifest, Symbol, SymbolRole};
 use crate::error::{Error, Result};
 
 /// Values of the manifest's symbols, in its order.
@@ -21,20 +21,20 @@ impl Dims {
         Dims { values, count: symbols.len().min(MAX_SYMBOLS) }
     }
 
-    /// Sets the symbol called `name`, if the manifest has it.
+    /// Sets the symbol of a role like this one, if the manifest has it.
     ///
     /// # Errors
     /// [`Error::InvalidInput`] naming symbol, value and compiled range if it is outside.
-    pub fn set(&mut self, manifest: &Manifest, name: &str, value: usize) -> Result<()> {
-        let Some((index, symbol)) = manifest.symbol(name) else { return Ok(()) };
+    pub fn set(&mut self, manifest: &Manifest, role: &SymbolRole, value: usize) -> Result<()> {
+        let Some((index, symbol)) = manifest.symbol_of(role) else { return Ok(()) };
         let value = value as u64;
         if value < symbol.min || value > symbol.max {
             return Err(Error::InvalidInput(format!(
                 "{} = {value} is outside the compiled range {}..={} ({})",
-                name,
+                symbol.name,
                 symbol.min,
                 symbol.max,
-                meaning(name)
+                symbol.role.meaning()
             )));
         }
         if let Some(slot) = self.values.get_mut(index) {
@@ -51,17 +51,5 @@ impl Dims {
     /// The value of symbol `index`; 0 if there is none.
     pub fn get(&self, index: usize) -> i64 {
         self.values().get(index).copied().unwrap_or(0)
-    }
-}
-
-fn meaning(name: &str) -> &'static str {
-    match name {
-        "T" => "tokens in a step, --dim tokens=",
-        "B" => "sequences, --dim seqs=",
-        "P" => "KV blocks of a sequence, --max-seq",
-        "R" => "rows of logits",
-        "C" => "positions of the longest sequence, --dim context=",
-        "N" => "KV blocks in the pool",
-        _ => "a symbolic dim",
     }
 }

@@ -2,21 +2,10 @@
 
 use super::StepInput;
 use super::tables::Tables;
-use crate::DType;
-use crate::artifact::Manifest;
+use crate::artifact::{InputRole, Manifest, SymbolRole};
 use crate::driver::bytes_of;
 use crate::error::{Error, Result};
 use crate::graph::Dims;
-
-/// An input that this runtime fills.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum InputKind {
-    Tokens,
-    Positions,
-    SequenceIds,
-    BlockTables,
-    LogitRows,
-}
 
 /// As many inputs as there are kinds.
 pub(crate) const MAX_INPUTS: usize = 5;
@@ -27,7 +16,7 @@ pub(crate) struct Checked {
     dims: Dims,
     tables: Tables,
     /// What each input of the manifest is.
-    kinds: Vec<InputKind>,
+    roles: Vec<InputRole>,
     /// `[T]`, derived from `seq_starts`.
     sequence_ids: Vec<i32>,
 }
@@ -38,12 +27,12 @@ impl Checked {
     /// # Errors
     /// If the artifact has inputs that no step gives.
     pub(crate) fn new(manifest: &Manifest, blocks: usize, trusted: bool) -> Result<Checked> {
-        let kinds = input_kinds(manifest)?;
+        let roles = input_roles(manifest)?;
         let mut dims = Dims::new(&manifest.symbols);
-        dims.set(manifest, "N", blocks)?;
-        let tokens = manifest.symbol("T").map_or(1, |(_, s)| s.max) as usize;
+        dims.set(manifest, &SymbolRole::POOL, blocks)?;
+        let tokens = manifest.symbol_of(&SymbolRole::Tokens).map_or(1, |(_, s)| s.max) as usize;
         let sequence_ids = Vec::with_capacity(tokens.min(1 << 20));
-        Ok(Checked { dims, tables: Tables::new(manifest, blocks, trusted)?, kinds, sequence_ids })
+        Ok(Checked { dims, tables: Tables::new(manifest, blocks, trusted)?, roles, sequence_ids })
     }
 
     /// From now on block tables are the caller's business.
@@ -59,13 +48,14 @@ impl Checked {
     /// The inputs of `input`, which was the last to be checked, in the manifest's order.
     pub(crate) fn bytes<'i>(&'i self, input: &StepInput<'i>) -> [&'i [u8]; MAX_INPUTS] {
         let mut inputs: [&[u8]; MAX_INPUTS] = [&[]; MAX_INPUTS];
-        for (slot, kind) in inputs.iter_mut().zip(&self.kinds) {
-            *slot = bytes_of(match kind {
-                InputKind::Tokens => input.tokens,
-                InputKind::Positions => input.positions,
-                InputKind::SequenceIds => &self.sequence_ids,
-                InputKind::BlockTables => self.tables.lying(input.block_tables),
-                InputKind::LogitRows => input.logit_rows,
+        for (slot, role) in inputs.iter_mut().zip(&self.roles) {
+            *slot = bytes_of(match role {
+                InputRole::Tokens => input.tokens,
+                InputRole::Positions => input.positions,
+                InputRole::Sequences => &self.sequence_ids,
+                InputRole::Blocks => self.tables.lying(input.block_tables),
+                InputRole::LogitRows => input.logit_rows,
+                InputRole::Plain => &[],
             });
         }
         inputs
@@ -79,6 +69,7 @@ impl Checked {
         let bad = |text: String| Err(Error::InvalidInput(text));
         let StepInput { tokens, positions, seq_starts, block_tables, logit_rows } = *input;
         let model = &manifest.model;
+        let block = manifest.block_positions() as usize;
         let sequences = seq_starts.len().saturating_sub(1);
         if positions.len() != tokens.len() {
             return bad(format!("{} positions for {} tokens", positions.len(), tokens.len()));
@@ -87,10 +78,14 @@ impl Checked {
             return bad(format!("{} block table entries for {sequences} sequences", block_tables.len()));
         }
         let width = block_tables.len() / sequences;
-        for (name, value) in
-            [("T", tokens.len()), ("B", sequences), ("P", width), ("R", logit_rows.len()), ("N", self.tables.blocks())]
-        {
-            self.dims.set(manifest, name, value)?;
+        for (role, value) in [
+            (SymbolRole::Tokens, tokens.len()),
+            (SymbolRole::Sequences, sequences),
+            (SymbolRole::BLOCKS, width),
+            (SymbolRole::LogitRows, logit_rows.len()),
+            (SymbolRole::POOL, self.tables.blocks()),
+        ] {
+            self.dims.set(manifest, &role, value)?;
         }
         if let Some(id) = tokens.iter().find(|id| **id < 0 || **id as u32 >= model.vocab_size) {
             return bad(format!("token id {id} is outside the vocabulary 0..{}", model.vocab_size));
@@ -130,7 +125,7 @@ impl Checked {
             let after = *first as usize + own.len();
             context = context.max(after);
             // Attention reads every block up to the last position, so all must be there.
-            let needed = after.div_ceil(model.kv_block as usize);
+            let needed = after.div_ceil(block);
             if needed > width || after > model.max_seq as usize {
                 let last = after - 1;
                 return bad(format!(
@@ -142,15 +137,12 @@ impl Checked {
             let table = &block_tables[sequence * width..][..needed];
             if table.iter().fold(false, |any, id| any | (*id < 0)) {
                 let at = table.iter().position(|id| *id < 0).unwrap_or_default();
-                return bad(format!(
-                    "sequence {sequence} has no KV block for position {}",
-                    at * model.kv_block as usize
-                ));
+                return bad(format!("sequence {sequence} has no KV block for position {}", at * block));
             }
             self.tables.owns(table, *first as usize).or_else(|what| bad(format!("sequence {sequence} {what}")))?;
             self.sequence_ids.extend(own.iter().map(|_| sequence as i32));
         }
-        self.dims.set(manifest, "C", context)
+        self.dims.set(manifest, &SymbolRole::Context, context)
     }
 
     /// The step `input`, which was the last to be checked, is on its way: what its positions held before is void.
@@ -166,28 +158,11 @@ impl Checked {
     }
 }
 
-fn input_kinds(manifest: &Manifest) -> Result<Vec<InputKind>> {
-    let mut kinds = Vec::with_capacity(manifest.inputs.len());
-    for input in &manifest.inputs {
-        let kind = match input.name.as_str() {
-            "tokens" => InputKind::Tokens,
-            "positions" => InputKind::Positions,
-            "sequence_ids" => InputKind::SequenceIds,
-            "block_tables" => InputKind::BlockTables,
-            "logit_rows" => InputKind::LogitRows,
-            other => {
-                return Err(Error::Unsupported(format!(
-                    "the artifact has an input this runtime does not fill: {other}"
-                )));
-            }
-        };
-        if input.dtype != DType::I32 {
-            return Err(Error::Unsupported(format!("input {} is {}, not i32", input.name, input.dtype)));
-        }
-        if kinds.contains(&kind) {
-            return Err(Error::Unsupported(format!("input {} is declared twice", input.name)));
-        }
-        kinds.push(kind);
+/// The roles of the inputs, which a step must be able to give.
+fn input_roles(manifest: &Manifest) -> Result<Vec<InputRole>> {
+    if let Some(input) = manifest.inputs.iter().find(|input| input.role.is_plain()) {
+        let message = format!("the artifact has an input that a step does not give: {}", input.name);
+        return Err(Error::Unsupported(message));
     }
-    Ok(kinds)
+    Ok(manifest.inputs.iter().map(|input| input.role).collect())
 }

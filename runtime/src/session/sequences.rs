@@ -1,6 +1,7 @@
 //! Steps of one sequence: its KV blocks, its positions, and inputs that are longer than a step.
 
 use super::{Session, StepInput};
+use crate::artifact::SymbolRole;
 use crate::error::{Error, Result};
 use crate::memory::Sequence;
 
@@ -31,7 +32,8 @@ impl Session {
         all: bool,
         rows: &mut dyn FnMut(&[f32]) -> Result<()>,
     ) -> Result<()> {
-        let (max_tokens, max_rows) = (self.range("T").1.max(1), self.range("R").1.max(1));
+        let (max_tokens, max_rows) =
+            (self.range(&SymbolRole::Tokens).1.max(1), self.range(&SymbolRole::LogitRows).1.max(1));
         let limit = self.max_positions();
         let total = sequence.positions + tokens.len();
         if total > limit {
@@ -46,7 +48,7 @@ impl Session {
         }
         self.reserve(sequence, total)?;
         let chunk = if all { max_tokens.min(max_rows) } else { max_tokens };
-        let width = sequence.blocks().len().max(self.range("P").0);
+        let width = sequence.blocks().len().max(self.range(&SymbolRole::BLOCKS).0);
         let mut table = sequence.blocks().to_vec();
         table.resize(width, -1);
         for tokens in tokens.chunks(chunk) {
@@ -73,7 +75,7 @@ impl Session {
     /// # Errors
     /// If too few are free, or the sequence is another session's.
     pub fn reserve(&self, sequence: &mut Sequence, positions: usize) -> Result<()> {
-        self.pool.reserve(sequence, positions, self.manifest.model.kv_block as usize)
+        self.pool.reserve(sequence, positions, self.manifest.block_positions() as usize)
     }
 
     /// A new, empty sequence of this session. It gives its KV blocks back when it drops.

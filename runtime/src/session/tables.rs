@@ -1,6 +1,6 @@
 //! What a session knows of its KV blocks: how far each is filled, and who names it in a step.
 
-use crate::artifact::{Dim, Manifest};
+use crate::artifact::{Dim, InputRole, Manifest};
 use crate::error::{Error, Result};
 
 /// A KV block.
@@ -32,16 +32,16 @@ impl Tables {
     /// # Errors
     /// If the artifact's input of block tables is no matrix.
     pub(super) fn new(manifest: &Manifest, blocks: usize, trusted: bool) -> Result<Tables> {
-        let pitch = match manifest.inputs.iter().find(|input| input.name == "block_tables") {
+        let pitch = match manifest.inputs.iter().find(|input| input.role == InputRole::Blocks) {
             None => None,
             Some(input) => match &input.shape[..] {
                 [_, Dim::Symbol(_)] if input.dense => None,
                 [_, Dim::Symbol(name)] => manifest.symbol(name).and_then(|(_, s)| usize::try_from(s.max).ok()),
                 [_, Dim::Const(width)] => usize::try_from(*width).ok(),
-                _ => return Err(Error::Unsupported("input block_tables must be [sequences, blocks]".into())),
+                _ => return Err(Error::Unsupported(format!("input {} must be [sequences, blocks]", input.name))),
             },
         };
-        let kv_block = manifest.model.kv_block.max(1) as usize;
+        let kv_block = manifest.block_positions().max(1) as usize;
         let blocks = vec![Block::default(); blocks];
         Ok(Tables { blocks, step: 0, trusted, kv_block, pitch, spread: Vec::new() })
     }

@@ -28,11 +28,26 @@ pub const CODE: [u8; 153] = [
 pub const ENTRIES: [u64; 3] = [0x00, 0x50, 0x70];
 
 fn symbol(name: &str, max: u64) -> Symbol {
-    Symbol { name: name.into(), min: 1, max }
+    let role = match name {
+        "T" => SymbolRole::Tokens,
+        "B" => SymbolRole::Sequences,
+        "P" => SymbolRole::Blocks("N".into()),
+        "R" => SymbolRole::LogitRows,
+        _ => SymbolRole::Pool(16),
+    };
+    Symbol { name: name.into(), min: 1, max, role }
 }
 
 fn binding(name: &str, dtype: DType, shape: &[Dim]) -> Binding {
-    Binding { name: name.into(), dtype, shape: shape.to_vec(), dense: false }
+    let role = match name {
+        "tokens" => InputRole::Tokens,
+        "positions" => InputRole::Positions,
+        "sequence_ids" => InputRole::Sequences,
+        "block_tables" => InputRole::Blocks,
+        "logit_rows" => InputRole::LogitRows,
+        _ => InputRole::Plain,
+    };
+    Binding { name: name.into(), dtype, shape: shape.to_vec(), role, dense: false }
 }
 
 /// The manifest of the tiny artifact, with one embedded weight that no kernel reads.
@@ -82,7 +97,6 @@ pub fn manifest() -> Manifest {
             bos_id: None,
             eos_ids: vec![7],
             max_seq: 64,
-            kv_block: 16,
         },
         symbols: vec![symbol("T", 16), symbol("B", 4), symbol("P", 4), symbol("R", 16), symbol("N", 16)],
         inputs: vec![

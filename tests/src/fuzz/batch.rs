@@ -7,7 +7,7 @@ use crate::host::Loaded;
 use indexmap::IndexMap;
 use weldment_codegen::llvm::Emit;
 use weldment_codegen::select::KernelLibrary;
-use weldment_codegen::target::Target;
+use weldment_codegen::setup::Setup;
 use weldment_codegen::{Prepared, VariantPlan, generate, prepare};
 use weldment_ir::{Graph, Op};
 use weldment_passes::buffer::{BufferPlan, bufferise};
@@ -49,9 +49,9 @@ pub type Ran = (Vec<(Planned, Outcome)>, Vec<Invalid>);
 ///
 /// # Errors
 /// The stage's message.
-pub fn plan(target: &Target, case: Case, sabotage: &dyn Fn(Graph) -> Graph) -> Result<Planned, Invalid> {
+pub fn plan(setup: &Setup, case: Case, sabotage: &dyn Fn(Graph) -> Graph) -> Result<Planned, Invalid> {
     let invalid = |message: String| Invalid { index: case.index, message };
-    let library = KernelLibrary { target: target.clone(), max_tokens: case.max_tokens };
+    let library = KernelLibrary { setup: setup.clone(), max_tokens: case.max_tokens };
     let optimised = optimise(&case.graph, &library, &case.options).map_err(|e| invalid(format!("optimise: {e}")))?;
     let rules = optimised.report.units.iter().flat_map(|u| u.matches.keys().cloned()).collect();
     let graph = sabotage(optimised.graph);
@@ -63,10 +63,10 @@ pub fn plan(target: &Target, case: Case, sabotage: &dyn Fn(Graph) -> Graph) -> R
 ///
 /// # Errors
 /// The stage's message.
-pub fn kernels(target: &Target, case: Case) -> Result<(), String> {
-    let planned = plan(target, case, &|graph| graph).map_err(|e| e.message)?;
+pub fn kernels(setup: &Setup, case: Case) -> Result<(), String> {
+    let planned = plan(setup, case, &|graph| graph).map_err(|e| e.message)?;
     let zeros = zeros(&planned.graph);
-    prepared(target, &[planned], &mut Static::new(&zeros)).map(drop)
+    prepared(setup, &[planned], &mut Static::new(&zeros)).map(drop)
 }
 
 /// Zeros for every weight: what is computed from them must be there, whatever it is.
@@ -87,18 +87,18 @@ fn zeros(graph: &Graph) -> Values {
 ///
 /// # Errors
 /// What no single case is to blame for: LLVM, the linker, the driver.
-pub fn run(target: &Target, planned: Vec<Planned>, threads: usize) -> Result<Ran, String> {
+pub fn run(setup: &Setup, planned: Vec<Planned>, threads: usize) -> Result<Ran, String> {
     let weights = weights(&planned);
-    let (kept, invalid) = match prepared(target, &planned, &mut Static::new(&weights)) {
+    let (kept, invalid) = match prepared(setup, &planned, &mut Static::new(&weights)) {
         Ok(_) => (planned, Vec::new()),
-        Err(_) => sieve(target, planned, &weights),
+        Err(_) => sieve(setup, planned, &weights),
     };
     let Some(first) = kept.first() else { return Ok((Vec::new(), invalid)) };
     let mut statics = Static::new(&weights);
-    let prepared = prepared(target, &kept, &mut statics)?;
+    let prepared = prepared(setup, &kept, &mut statics)?;
     let compiled = generate(vec![prepared], Emit::default()).map_err(|e| e.to_string())?.pop();
     let compiled = compiled.ok_or("the program went missing")?;
-    let loaded = Loaded::new(&first.graph, target, &compiled, &statics, threads)?;
+    let loaded = Loaded::new(&first.graph, &setup.target, &compiled, &statics, threads)?;
     let mut done = Vec::with_capacity(kept.len());
     for (i, p) in kept.into_iter().enumerate() {
         let found = loaded.run((&compiled, i), (&p.graph, &p.plan), &p.case.dims, &p.case.values, None);
@@ -126,7 +126,7 @@ fn weights(planned: &[Planned]) -> Values {
     weights
 }
 
-fn prepared(target: &Target, planned: &[Planned], statics: &mut Static<'_>) -> Result<Prepared, String> {
+fn prepared(setup: &Setup, planned: &[Planned], statics: &mut Static<'_>) -> Result<Prepared, String> {
     let variants: Vec<VariantPlan<'_>> = planned
         .iter()
         .map(|p| VariantPlan {
@@ -137,14 +137,14 @@ fn prepared(target: &Target, planned: &[Planned], statics: &mut Static<'_>) -> R
             guards: Vec::new(),
         })
         .collect();
-    prepare(&variants, target, statics).map_err(|e| e.to_string())
+    prepare(&variants, setup, statics).map_err(|e| e.to_string())
 }
 
 /// Sorts out the cases that have no kernels.
-fn sieve(target: &Target, planned: Vec<Planned>, weights: &Values) -> (Vec<Planned>, Vec<Invalid>) {
+fn sieve(setup: &Setup, planned: Vec<Planned>, weights: &Values) -> (Vec<Planned>, Vec<Invalid>) {
     let (mut kept, mut invalid) = (Vec::new(), Vec::new());
     for p in planned {
-        match prepared(target, std::slice::from_ref(&p), &mut Static::new(weights)) {
+        match prepared(setup, std::slice::from_ref(&p), &mut Static::new(weights)) {
             Ok(_) => kept.push(p),
             Err(message) => invalid.push(Invalid { index: p.case.index, message }),
         }

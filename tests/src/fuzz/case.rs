@@ -5,7 +5,8 @@ use super::values::{draw_dims, draw_values};
 use crate::execute::Values;
 use indexmap::IndexMap;
 use std::collections::{BTreeMap, BTreeSet};
-use weldment_codegen::select::KernelLibrary;
+use weldment_codegen::select::{Choices, KernelLibrary};
+use weldment_codegen::setup::{Setup, Symbols};
 use weldment_codegen::target::Target;
 use weldment_ir::generate::{Motif, Palette, Random, Wanted, random_dims, random_graph_of};
 use weldment_ir::interpret::{Bindings, Options, Tensor, interpret};
@@ -66,8 +67,8 @@ pub enum Lost {
 ///
 /// # Errors
 /// If the code generator does not know it.
-pub fn machine() -> Result<Target, String> {
-    Target::named(TARGET, &SYMBOLS.map(str::to_owned))
+pub fn machine() -> Result<Setup, String> {
+    setup(TARGET)
 }
 
 /// The machine that case `index` of the run with `seed` is compiled for: batches alternate between [`TARGET`] and what this CPU
@@ -75,21 +76,24 @@ pub fn machine() -> Result<Target, String> {
 ///
 /// # Errors
 /// If the code generator does not know it.
-pub fn compiled(seed: u64, index: u64) -> Result<Target, String> {
-    let symbols = SYMBOLS.map(str::to_owned);
+pub fn compiled(seed: u64, index: u64) -> Result<Setup, String> {
     let own = (seed ^ (index / BATCH / 2)) & 1 == 0;
-    Target::named(if own { "host" } else { TARGET }, &symbols)
+    setup(if own { "host" } else { TARGET })
+}
+
+fn setup(target: &str) -> Result<Setup, String> {
+    Ok(Setup { target: Target::named(target)?, choices: Choices::default(), symbols: Symbols::plain(&SYMBOLS) })
 }
 
 /// Draws case `index` of the run with `seed`: graphs until one has values for which everything is decided.
 ///
 /// # Errors
 /// See [`Lost`].
-pub fn draw(target: &Target, seed: u64, index: u64) -> Result<Case, Lost> {
+pub fn draw(setup: &Setup, seed: u64, index: u64) -> Result<Case, Lost> {
     let mut random = Random::new(Random::new(seed).bits() ^ Random::new(!index).bits());
     let mut redrawn = 0;
     for _ in 0..GRAPHS {
-        match draw_graph(target, seed, index, &mut random) {
+        match draw_graph(setup, seed, index, &mut random) {
             Ok(case) => return Ok(Case { redrawn: case.redrawn + redrawn, ..case }),
             Err(Lost::Undecided { draws }) => redrawn += draws,
             Err(broken) => return Err(broken),
@@ -98,9 +102,9 @@ pub fn draw(target: &Target, seed: u64, index: u64) -> Result<Case, Lost> {
     Err(Lost::Undecided { draws: redrawn })
 }
 
-fn draw_graph(target: &Target, seed: u64, index: u64, random: &mut Random) -> Result<Case, Lost> {
+fn draw_graph(setup: &Setup, seed: u64, index: u64, random: &mut Random) -> Result<Case, Lost> {
     let max_tokens = *random.pick(&[1, 6, 6, 19]).unwrap_or(&6);
-    let library = KernelLibrary { target: target.clone(), max_tokens };
+    let library = KernelLibrary { setup: setup.clone(), max_tokens };
     let prefix = format!("g{index}.");
     // The cases of a batch share sizes and dtypes, and so kernels: compiling is most of the time.
     let palette = Palette::random(Random::new(seed).bits() ^ Random::new(index / BATCH).bits());
@@ -250,10 +254,7 @@ pub fn expect(
 /// The graph with activations quantised before every product by a block format: what rules of class `Approx` may do, wherever
 /// they may.
 fn quantise_activations(graph: &Graph) -> Result<Graph, IrError> {
-    let mut out = Graph::new(&graph.name);
-    for (name, range) in graph.symbols() {
-        out.declare_symbol(name, range.min, range.max);
-    }
+    let mut out = graph.emptied();
     let mut map = Vec::with_capacity(graph.len());
     for id in graph.ids() {
         let node = graph.node(id);

@@ -4,7 +4,7 @@ use super::batch::{self, Outcome};
 use super::case::{Case, expect};
 use crate::execute::{Stored, Values};
 use std::fmt::Write;
-use weldment_codegen::target::Target;
+use weldment_codegen::setup::Setup;
 use weldment_ir::interpret::{Bindings, F64, Options, interpret_all};
 use weldment_ir::{Graph, IrError, NodeId, Op, Value, text};
 
@@ -13,7 +13,7 @@ const PRINTED: usize = 600;
 
 /// How `case` fails alone, if it does: what is wrong with its outputs, or the stage that refuses it. `sabotage` as in
 /// [`batch::plan`].
-pub fn failure(target: &Target, case: &Case, sabotage: &dyn Fn(Graph) -> Graph) -> Option<String> {
+pub fn failure(target: &Setup, case: &Case, sabotage: &dyn Fn(Graph) -> Graph) -> Option<String> {
     let planned = match batch::plan(target, case.clone(), sabotage) {
         Ok(planned) => planned,
         Err(invalid) => return Some(invalid.message),
@@ -31,7 +31,7 @@ pub fn failure(target: &Target, case: &Case, sabotage: &dyn Fn(Graph) -> Graph) 
 }
 
 /// The smallest failing case found by greedy steps; `case` itself must fail.
-pub fn minimise(target: &Target, case: &Case, sabotage: &dyn Fn(Graph) -> Graph) -> Case {
+pub fn minimise(target: &Setup, case: &Case, sabotage: &dyn Fn(Graph) -> Graph) -> Case {
     let kind = |message: &str| message.starts_with("output ");
     let Some(first) = failure(target, case, sabotage) else { return case.clone() };
     let fails =
@@ -112,7 +112,7 @@ fn cut(case: &Case, id: NodeId) -> Option<Case> {
     let name = format!("cut{}", case.graph.len());
     let op = match case.graph.statics()[id.index()] {
         true => Op::Weight { name: name.as_str().into(), dtype: ty.dtype, shape: ty.shape.clone() },
-        false => Op::Input { name: name.as_str().into(), dtype: ty.dtype, shape: ty.shape.clone() },
+        false => Op::input(&name, ty.dtype, ty.shape.clone()),
     };
     let graph = rebuild(&case.graph, |at| (at == id).then(|| op.clone()), |_| true).ok()?;
     with_graph(case, graph, Some((name, stored)))
@@ -132,10 +132,7 @@ fn rebuild(
             graph.node(id).operands.iter().for_each(|v| live[v.node.index()] = true);
         }
     }
-    let mut out = Graph::new(&graph.name);
-    for (name, range) in graph.symbols() {
-        out.declare_symbol(name, range.min, range.max);
-    }
+    let mut out = graph.emptied();
     let mut map: Vec<NodeId> = vec![NodeId::default(); graph.len()];
     for id in graph.ids().filter(|id| live[id.index()]) {
         let node = graph.node(id);

@@ -53,10 +53,7 @@ impl Sabotage {
     /// # Errors
     /// A mistake in the planting.
     pub fn plant(self, graph: &Graph) -> Result<(Graph, usize), IrError> {
-        let mut out = Graph::new(&graph.name);
-        for (name, range) in graph.symbols() {
-            out.declare_symbol(name, range.min, range.max);
-        }
+        let mut out = graph.emptied();
         let (mut map, mut spoilt) = (Vec::with_capacity(graph.len()), 0);
         for id in graph.ids() {
             let node = graph.node(id);

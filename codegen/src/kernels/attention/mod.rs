@@ -17,6 +17,8 @@ use self::join::{Partials, Room};
 use super::row::load_index;
 use super::schedule::param;
 use super::{Argument, Built, Request, Tensor, contiguous_last, last_dim, require};
+use crate::select::Choices;
+use crate::setup::Setup;
 use crate::target::Target;
 use crate::tile::{Access, Binary, Builder, Compare, Conversion, Elem, Param, Reduction, V};
 use weldment_ir::{DType, Dim, Op, TensorType};
@@ -29,16 +31,17 @@ use weldment_passes::target::Refusal;
 pub fn check(r: &Request<'_>) -> Result<(), Refusal> {
     let (q, out) = (&r.operands[0], &r.results[0]);
     let d = last_dim(q)?;
-    if let (Op::Attention { scale, .. } | Op::SparseAttention { scale, .. }, true) = (r.op, r.target.gpu().is_some()) {
+    if let (Op::Attention { scale, .. } | Op::SparseAttention { scale, .. }, true) = (r.op, r.target().gpu().is_some())
+    {
         // GPU programs look for the highest score before they scale.
         require(scale.0 > 0.0, "attention scale on GPUs", scale.0, "more than 0")?;
     }
     for t in [q, out] {
         contiguous_last(t)?;
     }
-    require(d <= 1024 || r.target.gpu().is_none(), "head size on GPUs", d, "at most 1024")?;
+    require(d <= 1024 || r.target().gpu().is_none(), "head size on GPUs", d, "at most 1024")?;
     // GPU programs address caches by any strides.
-    for t in r.operands[1..3].iter().filter(|_| r.target.gpu().is_none()) {
+    for t in r.operands[1..3].iter().filter(|_| r.target().gpu().is_none()) {
         contiguous_last(t)?;
     }
     check_keys(&r.operands[1])?;
@@ -71,35 +74,35 @@ const LOWEST: f64 = f32::MIN as f64;
 const MANY_TOKENS: u64 = 65;
 
 /// True for variants whose tokens are too few for that.
-fn few_tokens(max_tokens: u64, target: &Target) -> bool {
-    max_tokens < target.choices().attention_tile_tokens.map_or(MANY_TOKENS, u64::from)
+fn few_tokens(max_tokens: u64, choices: &Choices) -> bool {
+    max_tokens < choices.attention_tile_tokens.map_or(MANY_TOKENS, u64::from)
 }
 
 /// Partial softmaxes of the programs that share a context, where they do.
-fn room(operands: [&TensorType; 3], max_tokens: u64, target: &Target) -> Option<Room> {
+fn room(operands: [&TensorType; 3], max_tokens: u64, setup: &Setup) -> Option<Room> {
     let kv_heads = operands[1].shape.get(1)?.constant()?;
-    shared_room(operands, kv_heads, max_tokens, target)
+    shared_room(operands, kv_heads, max_tokens, setup)
 }
 
 /// The same, of a token with `programs` otherwise.
-fn shared_room(operands: [&TensorType; 3], programs: u64, max_tokens: u64, target: &Target) -> Option<Room> {
-    let Target::Gpu(gpu) = target else { return None };
-    tiles::unit(operands).filter(|_| few_tokens(max_tokens, target))?;
+fn shared_room(operands: [&TensorType; 3], programs: u64, max_tokens: u64, setup: &Setup) -> Option<Room> {
+    setup.target.gpu()?;
+    tiles::unit(operands).filter(|_| few_tokens(max_tokens, &setup.choices))?;
     let q = operands[0];
     let (heads, d) = (q.shape.get(1)?.constant()?, q.last_constant()?);
     // Tokens by any other symbol may be more than the variant's.
     let tokens = match &q.shape[0] {
         Dim::Const(n) => *n,
-        Dim::Sym(s) if &**s == "T" => max_tokens,
+        Dim::Sym(s) if setup.symbols.is_rows(Some(s)) => max_tokens,
         Dim::Sym(_) => return None,
     };
-    let splits = join::splits(programs, tokens, &gpu.choices);
+    let splits = join::splits(programs, tokens, &setup.choices);
     (splits > 1).then(|| Room::new(splits, tokens, heads, d))
 }
 
 /// Arena bytes that the kernel of these queries, keys and values needs for itself.
-pub fn scratch(operands: [&TensorType; 3], max_tokens: u64, target: &Target) -> u64 {
-    room(operands, max_tokens, target).map_or(0, |room| room.bytes())
+pub fn scratch(operands: [&TensorType; 3], max_tokens: u64, setup: &Setup) -> u64 {
+    room(operands, max_tokens, setup).map_or(0, |room| room.bytes())
 }
 
 /// The kernel of a request that passed [`check`].
@@ -115,7 +118,7 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
     let mut b = Builder::new("attention");
     let names = ["q", "k_cache", "v_cache", "positions", "sequence_ids", "block_tables"];
     let params: Vec<Param> =
-        names.iter().zip(&r.operands).map(|(n, t)| param(&mut b, r.target, n, t, Access::Read)).collect();
+        names.iter().zip(&r.operands).map(|(n, t)| param(&mut b, r.target(), n, t, Access::Read)).collect();
     let problem =
         Problem::new(&params, [q, keys, values, positions, ids, tables], &r.results[0], scale.0, r.max_tokens)?;
     let products = [&q.ty, &keys.ty, &values.ty];
@@ -123,16 +126,16 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
     let mut then = None;
     let whole = |b: &mut Builder, arguments: &mut Vec<Argument>| {
         arguments.push(Argument::Result(0));
-        param(b, r.target, "out", &r.results[0], Access::Write)
+        param(b, r.target(), "out", &r.results[0], Access::Write)
     };
-    let form = match r.target {
-        Target::Host(host) => {
+    let form = match r.target() {
+        Target::Host(_) => {
             let out = whole(&mut b, &mut arguments);
-            lanes::build(&mut b, &problem, out, &host.choices)
+            lanes::build(&mut b, &problem, out, r.choices())
         }
-        Target::Gpu(gpu) => match tiles::unit(products) {
-            Some(unit) if few_tokens(r.max_tokens, r.target) => {
-                let outcome = match room(products, r.max_tokens, r.target) {
+        Target::Gpu(arch) => match tiles::unit(products) {
+            Some(unit) if few_tokens(r.max_tokens, r.choices()) => {
+                let outcome = match room(products, r.max_tokens, r.setup) {
                     Some(room) => {
                         let partials = room.declare(&mut b, Access::Write);
                         arguments.extend(partials.arguments());
@@ -141,20 +144,20 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
                             &q.ty.shape[0],
                             room,
                             problem.scale,
-                            gpu.arch,
+                            *arch,
                             false,
                         )));
                         Outcome::Partials(partials)
                     }
                     None => Outcome::Whole(whole(&mut b, &mut arguments)),
                 };
-                tiles::build_few(&mut b, &problem, outcome, gpu.arch, &gpu.choices, unit)
+                tiles::build_few(&mut b, &problem, outcome, *arch, r.choices(), unit)
             }
             unit => {
                 let out = whole(&mut b, &mut arguments);
                 match unit {
-                    Some(unit) => tiles::build_many(&mut b, &problem, out, gpu.arch, unit),
-                    None => split::build(&mut b, &problem, out, &gpu.choices),
+                    Some(unit) => tiles::build_many(&mut b, &problem, out, *arch, unit),
+                    None => split::build(&mut b, &problem, out, r.choices()),
                 }
             }
         },

@@ -11,6 +11,7 @@ use crate::kernels::row::{elem_of, for_row, store_f32};
 use crate::kernels::schedule::{all_of, below, param};
 use crate::kernels::{Argument, Built, Request, Tensor, bytes_of, contiguous_last, last_dim, paged, refuse};
 use crate::select::Choices;
+use crate::setup::Setup;
 use crate::target::{GpuArch, Target};
 use crate::tile::{Access, Binary, Builder, Compare, Conversion, Elem, Param, Reduction, V};
 use weldment_ir::{Op, TensorType};
@@ -34,15 +35,15 @@ pub fn check(r: &Request<'_>) -> Result<(), Refusal> {
 }
 
 /// Partial softmaxes of the programs that share a row, where they do.
-fn room(operands: [&TensorType; 3], max_tokens: u64, target: &Target) -> Option<Room> {
+fn room(operands: [&TensorType; 3], max_tokens: u64, setup: &Setup) -> Option<Room> {
     let (heads, kv_heads) = (operands[0].shape.get(1)?.constant()?, operands[1].shape.get(1)?.constant()?);
     let programs = tiles::programs(kv_heads, heads.checked_div(kv_heads)?);
-    shared_room(operands, programs, max_tokens, target)
+    shared_room(operands, programs, max_tokens, setup)
 }
 
 /// Arena bytes that the kernel of these queries, keys and values needs for itself.
-pub fn scratch(operands: [&TensorType; 3], max_tokens: u64, target: &Target) -> u64 {
-    room(operands, max_tokens, target).map_or(0, |room| room.bytes())
+pub fn scratch(operands: [&TensorType; 3], max_tokens: u64, setup: &Setup) -> u64 {
+    room(operands, max_tokens, setup).map_or(0, |room| room.bytes())
 }
 
 /// The kernel of a request that passed [`check`].
@@ -59,34 +60,37 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
     // Indices last: the others are numbered as attention's.
     let order = [0, 1, 2, 4, 5, 6, 3];
     let names = ["q", "k_cache", "v_cache", "positions", "sequence_ids", "block_tables", "indices"];
-    let params: Vec<Param> =
-        order.iter().zip(names).map(|(i, name)| param(&mut b, r.target, name, &r.operands[*i], Access::Read)).collect();
+    let params: Vec<Param> = order
+        .iter()
+        .zip(names)
+        .map(|(i, name)| param(&mut b, r.target(), name, &r.operands[*i], Access::Read))
+        .collect();
     let operands = [q, keys, values, positions, ids, tables];
     let problem = Problem::new(&params, operands, &r.results[0], scale.0, r.max_tokens)?;
     let rows = Rows { p: &problem, indices, param: params[6], length: last_dim(indices)? };
     let products = [&q.ty, &keys.ty, &values.ty];
     let mut arguments: Vec<Argument> = order.map(Argument::Operand).into();
     let mut then = None;
-    let form = match (r.target, tiles::unit(products)) {
-        (Target::Gpu(gpu), Some(unit)) => {
-            let outcome = match room(products, r.max_tokens, r.target) {
+    let form = match (r.target(), tiles::unit(products)) {
+        (Target::Gpu(arch), Some(unit)) => {
+            let outcome = match room(products, r.max_tokens, r.setup) {
                 Some(room) => {
                     let partials = room.declare(&mut b, Access::Write);
                     arguments.extend(partials.arguments());
-                    let join = join::build(&r.results[0], &q.ty.shape[0], room, problem.scale, gpu.arch, true);
+                    let join = join::build(&r.results[0], &q.ty.shape[0], room, problem.scale, *arch, true);
                     then = Some(Box::new(join));
                     Outcome::Partials(partials)
                 }
                 None => {
                     arguments.push(Argument::Result(0));
-                    Outcome::Whole(param(&mut b, r.target, "out", &r.results[0], Access::Write))
+                    Outcome::Whole(param(&mut b, r.target(), "out", &r.results[0], Access::Write))
                 }
             };
-            matrix(&mut b, &rows, outcome, gpu.arch, &gpu.choices, unit)
+            matrix(&mut b, &rows, outcome, *arch, r.choices(), unit)
         }
         (target, _) => {
             arguments.push(Argument::Result(0));
-            let out = param(&mut b, r.target, "out", &r.results[0], Access::Write);
+            let out = param(&mut b, r.target(), "out", &r.results[0], Access::Write);
             match target {
                 Target::Host(_) => host(&mut b, &rows, out),
                 Target::Gpu(_) => wide(&mut b, &rows, out),

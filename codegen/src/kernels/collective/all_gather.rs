@@ -63,8 +63,8 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
     let rows = RowSpace::every(&x.ty.shape[..x.ty.rank() - 1]);
     let mut b = Builder::new("all_gather");
     let mut arguments = vec![Argument::Operand(0), Argument::Result(0)];
-    let x_param = param(&mut b, r.target, "x", x, Access::Read);
-    let out_param = param(&mut b, r.target, "out", out, Access::Write);
+    let x_param = param(&mut b, r.target(), "x", x, Access::Read);
+    let out_param = param(&mut b, r.target(), "out", out, Access::Write);
     let columns = Columns::new(&mut b, r, world, &rows, (n, elem), NAN);
     let size = stored.bytes() as i64;
     let own = |b: &mut Builder, row: V, piece: &Piece| -> V {

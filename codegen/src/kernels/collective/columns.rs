@@ -33,8 +33,8 @@ impl Columns {
         (n, elem): (u64, Elem),
         empty: u32,
     ) -> Columns {
-        if r.target.gpu().is_none() {
-            let dealt = programs(b, r, rows, channel_programs(r.target, world, n * elem.bytes()));
+        if r.target().gpu().is_none() {
+            let dealt = programs(b, r, rows, channel_programs(r.target(), world, n * elem.bytes()));
             let channel = Channel::new(world, dealt.rows, n * elem.bytes(), empty);
             return Columns { n, chunk: None, threads: 1, dealt, channel, elem };
         }
@@ -44,7 +44,7 @@ impl Columns {
         b.threads(threads);
         b.grid_constant(1, across);
         // Wide rows share out the programs that narrow ones have to themselves.
-        let most = channel_programs(r.target, world, width * elem.bytes());
+        let most = channel_programs(r.target(), world, width * elem.bytes());
         let dealt = programs(b, r, rows, (most / across).max(1));
         let channel = Channel::new(world, dealt.rows * across, width * elem.bytes(), empty);
         let channel = Channel { row: n * elem.bytes(), ..channel };
@@ -71,8 +71,8 @@ impl Columns {
                 (b.add(program, chunk), Some(b.scale(chunk, width as i64)))
             }
         };
-        let peers = Peers::open(b, r.target, self.channel.world, self.threads, arguments);
-        let mail = Mailbox::open(b, r.target, (self.channel, self.elem), peers, program, arguments);
+        let peers = Peers::open(b, r.target(), self.channel.world, self.threads, arguments);
+        let mail = Mailbox::open(b, r.target(), (self.channel, self.elem), peers, program, arguments);
         each_row(b, [&mail], rows, (first, self.dealt.step), |b, row, [turn]| {
             let each = |b: &mut Builder, body: &mut dyn FnMut(&mut Builder, &Exchange<'_>, V, &Piece)| {
                 let exchange = Exchange { mail: &mail, turn: &turn, at };

@@ -74,12 +74,7 @@ struct Programs {
 /// Programs for `space` rows: one each where all rows of the variant have one.
 fn programs(b: &mut Builder, r: &Request<'_>, space: &RowSpace, most: u64) -> Programs {
     // Of symbols other than tokens and logit rows no bound is known here.
-    let bound = match space.symbol.as_deref() {
-        _ if !space.others.is_empty() => None,
-        None => Some(space.mul),
-        Some("T" | "R") => space.mul.checked_mul(r.max_tokens),
-        Some(_) => None,
-    };
+    let bound = r.most_rows(space).filter(|_| space.others.is_empty());
     if bound.is_some_and(|n| n <= most) {
         space.grid(b, 0, 1);
         return Programs { step: None, rows: most };

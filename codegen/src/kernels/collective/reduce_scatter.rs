@@ -46,8 +46,8 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
     let rows = RowSpace::every(&out.ty.shape[..out.ty.rank() - 1]);
     let mut b = Builder::new("reduce_scatter");
     let mut arguments = vec![Argument::Operand(0), Argument::Result(0)];
-    let x_param = param(&mut b, r.target, "x", x, Access::Read);
-    let out_param = param(&mut b, r.target, "out", out, Access::Write);
+    let x_param = param(&mut b, r.target(), "x", x, Access::Read);
+    let out_param = param(&mut b, r.target(), "out", out, Access::Write);
     let columns = Columns::new(&mut b, r, world, &rows, (n, elem), negative_zero(dtype));
     // A piece of the part of rank `of`, without negative zeros.
     let part = |b: &mut Builder, row: V, piece: &Piece, of: V| -> V {

@@ -44,12 +44,12 @@ impl<'r, 'q> Draft<'r, 'q> {
         let mut arguments = Vec::new();
         let operands = r.operands.iter().enumerate().map(|(i, t)| {
             arguments.push(Argument::Operand(i));
-            Cell { tensor: t, param: param(&mut b, r.target, &format!("in{i}"), t, Access::Read) }
+            Cell { tensor: t, param: param(&mut b, r.target(), &format!("in{i}"), t, Access::Read) }
         });
         let operands = operands.collect();
         let results = r.results.iter().enumerate().map(|(i, t)| {
             arguments.push(Argument::Result(i));
-            Cell { tensor: t, param: param(&mut b, r.target, &format!("out{i}"), t, Access::Write) }
+            Cell { tensor: t, param: param(&mut b, r.target(), &format!("out{i}"), t, Access::Write) }
         });
         let results = results.collect();
         Draft { r, b, operands, results, arguments }
@@ -58,14 +58,14 @@ impl<'r, 'q> Draft<'r, 'q> {
     /// The table that tells a rank of itself.
     fn comm(&mut self) -> Param {
         self.arguments.push(Argument::Comm);
-        comm_param(&mut self.b, self.r.target)
+        comm_param(&mut self.b, self.r.target())
     }
 
     /// Calls `value` for every element of the one result and stores what it gives.
     fn each(&mut self, kind: Kind, mut value: impl FnMut(&mut Builder, &[Cell<'_>], &[V]) -> V) {
         let Draft { r, b, operands, results, .. } = self;
         let out = results[0];
-        let rows = Rows::new(b, r.target, &out.tensor.ty.shape, Some(out.step()));
+        let rows = Rows::new(b, r.target(), &out.tensor.ty.shape, Some(out.step()));
         rows.each(b, &mut |b, lead| {
             rows.write(b, &out, lead, kind, &mut |b, index| value(b, operands, index));
         });

@@ -66,7 +66,7 @@ pub fn write(d: &mut Draft<'_, '_>) -> Result<(), Refusal> {
         }
     };
     let shape = &x.tensor.ty.shape;
-    let rows = Rows::new(b, r.target, shape, None);
+    let rows = Rows::new(b, r.target(), shape, None);
     rows.each(b, &mut |b, lead| {
         let position = pages.positions.integer(b, &lead[..1]);
         let (id, slot) = pages.locate(b, lead[0], position);
@@ -108,7 +108,7 @@ pub fn attention(d: &mut Draft<'_, '_>) -> Result<(), Refusal> {
     let group = (heads(&q) / heads(&keys)).max(1) as i64;
     let pages = Pages::new(operands, last_dim(keys.tensor)?)?;
     let depth = last_dim(q.tensor)? as i64;
-    let rows = Rows::new(b, r.target, &out.tensor.ty.shape, None);
+    let rows = Rows::new(b, r.target(), &out.tensor.ty.shape, None);
     rows.each(b, &mut |b, lead| {
         let (token, head) = (lead[0], lead[1]);
         let per = b.int(group);

@@ -46,7 +46,7 @@ pub fn softmax(d: &mut Draft<'_, '_>) {
     let Draft { r, b, operands, results, .. } = d;
     let (x, out) = (operands[0], results[0]);
     let shape = &out.tensor.ty.shape;
-    let rows = Rows::new(b, r.target, shape, None);
+    let rows = Rows::new(b, r.target(), shape, None);
     rows.each(b, &mut |b, lead| {
         let Some(last) = shape.last() else {
             // Of one number: 1.
@@ -82,7 +82,7 @@ pub fn norm(d: &mut Draft<'_, '_>) -> Result<(), Refusal> {
     let added = residual.then(|| (operands[1], results[results.len() - 1]));
     let shape = &x.tensor.ty.shape;
     let Some(last) = shape.last() else { return refuse("rank", 0, "1 or more") };
-    let rows = Rows::new(b, r.target, shape, None);
+    let rows = Rows::new(b, r.target(), shape, None);
     let mut outcome = Ok(());
     rows.each(b, &mut |b, lead| {
         let count = size(b, last);
@@ -131,7 +131,7 @@ pub fn quantise(d: &mut Draft<'_, '_>, dtype: DType, group: i64) -> Result<(), R
     let x = operands[0];
     let group = group.unsigned_abs().max(1);
     let groups = last_dim(x.tensor)? / group;
-    let rows = Rows::new(b, r.target, &x.tensor.ty.shape, None);
+    let rows = Rows::new(b, r.target(), &x.tensor.ty.shape, None);
     let mut outcome = Ok(());
     rows.each(b, &mut |b, lead| {
         let value = |b: &mut Builder, index: &[V]| x.real(b, index);

@@ -12,12 +12,11 @@ use weldment_passes::target::Refusal;
 
 /// Rows per program: one for decode, else as many as leave the accumulators in registers.
 pub(in crate::kernels) fn row_tile(r: &Request<'_>, rows: &RowSpace) -> u32 {
-    let wide = r.target.choices().gemm_rows.unwrap_or(if r.target.lanes() == 16 { 8 } else { 4 });
+    let wide = r.choices().gemm_rows.unwrap_or(if r.target().lanes() == 16 { 8 } else { 4 });
     match &rows.symbol {
         // Rows past the symbol's value are computed into the padding that bufferisation leaves (16 rows).
-        Some(s) if s == "T" && r.max_tokens > 1 => wide,
-        Some(s) if s == "T" => 1,
-        // Logit rows are few.
+        Some(_) if r.counts_tokens(rows) && r.max_tokens > 1 => wide,
+        // One token; or rows of logits, which are few.
         Some(_) => 1,
         None => [8, 4, 2, 1].into_iter().find(|m| *m <= wide && rows.mul.is_multiple_of(u64::from(*m))).unwrap_or(1),
     }
@@ -30,7 +29,7 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
     let n = last_dim(out)?;
     let rows = RowSpace::of(&x.ty.shape[..x.ty.rank() - 1])?;
     let m_tile = row_tile(r, &rows);
-    let n_tile = u64::from(r.target.lanes());
+    let n_tile = u64::from(r.target().lanes());
     let pair = matches!(r.op, Op::MatmulSiluMul { .. });
     let mut b = Builder::new(if m_tile == 1 { "gemv" } else { "gemm" });
     let bound = Bound::new(&mut b, r)?;
@@ -201,7 +200,7 @@ fn float_product(b: &mut Builder, x: &Left<'_>, w: Param, at: V, layout: &RowsIn
 fn dynamic_product(b: &mut Builder, x: &Left<'_>, r: &Request<'_>, w: Param, tile: V, k: u64) -> Result<V, Refusal> {
     let weights = &r.operands[1];
     let n = weights.ty.shape[0].constant().unwrap_or(1);
-    let lanes = r.target.lanes();
+    let lanes = r.target().lanes();
     let elem = elem_of(weights.ty.dtype).unwrap_or(Elem::F32);
     let x_elem = elem_of(x.ty.dtype).unwrap_or(Elem::F32);
     let (row, column) = (weights.byte_stride(0), weights.byte_stride(1));

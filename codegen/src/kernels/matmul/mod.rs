@@ -50,7 +50,7 @@ pub fn check(r: &Request<'_>) -> Result<(), Refusal> {
         require(r.operands[1..].iter().all(|w| w.is_static), "weights", "one computed in the step", "static ones")?;
     }
     if w.is_static {
-        matrix_layout(w.ty.dtype, k, r.target, false)?;
+        matrix_layout(w.ty.dtype, k, r.target(), false)?;
     } else {
         require(
             w.ty.dtype.is_compute_float() && x.ty.dtype.is_compute_float(),
@@ -93,21 +93,21 @@ impl Bound {
     fn new(b: &mut Builder, r: &Request<'_>) -> Result<Bound, Refusal> {
         let pair = matches!(r.op, Op::MatmulSiluMul { .. });
         let k = last_dim(&r.operands[0])?;
-        let x = schedule::param(b, r.target, "x", &r.operands[0], Access::Read);
+        let x = schedule::param(b, r.target(), "x", &r.operands[0], Access::Read);
         let mut arguments = vec![Argument::Operand(0)];
         let (w, layout) = if r.operands[1].is_static {
-            let layout = matrix_layout(r.operands[1].ty.dtype, k, r.target, pair)?;
+            let layout = matrix_layout(r.operands[1].ty.dtype, k, r.target(), pair)?;
             arguments.push(Argument::Packed { operands: if pair { vec![1, 2] } else { vec![1] }, layout });
-            (packed_param(b, r.target, "w"), Some(layout))
+            (packed_param(b, r.target(), "w"), Some(layout))
         } else {
             arguments.push(Argument::Operand(1));
-            (schedule::param(b, r.target, "w", &r.operands[1], Access::Read), None)
+            (schedule::param(b, r.target(), "w", &r.operands[1], Access::Read), None)
         };
         let addend = matches!(r.op, Op::MatmulAdd { .. }).then(|| {
             arguments.push(Argument::Operand(2));
-            schedule::param(b, r.target, "addend", &r.operands[2], Access::Read)
+            schedule::param(b, r.target(), "addend", &r.operands[2], Access::Read)
         });
-        let out = schedule::param(b, r.target, "out", &r.results[0], Access::Write);
+        let out = schedule::param(b, r.target(), "out", &r.results[0], Access::Write);
         arguments.push(Argument::Result(0));
         Ok(Bound { x, w, addend, out, layout, arguments })
     }
@@ -171,9 +171,9 @@ fn joined(b: &mut Builder, products: &[V]) -> V {
 /// As [`check`].
 pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
     check(r)?;
-    match r.target {
+    match r.target() {
         Target::Host(_) => lanes::build(r),
-        Target::Gpu(gpu) => build_gpu(r, gpu.arch),
+        Target::Gpu(arch) => build_gpu(r, *arch),
     }
 }
 
@@ -196,15 +196,11 @@ fn build_gpu(r: &Request<'_>, arch: GpuArch) -> Result<Built, Refusal> {
     let space = RowSpace::of(&x.ty.shape[..x.ty.rank() - 1])?;
     let matrices = if matches!(r.op, Op::MatmulSiluMul { .. }) { 2 } else { 1 };
     // Tokens and rows of logits are bounded by the variant; nothing is known of other symbols.
-    let most = match space.symbol.as_deref() {
-        None => space.mul,
-        Some("T" | "R") => space.mul.saturating_mul(r.max_tokens),
-        Some(_) => u64::MAX,
-    };
-    let choices = r.target.choices();
+    let most = r.most_rows(&space).unwrap_or(u64::MAX);
+    let choices = r.choices();
     let few = most <= choices.gemv_tokens.map_or(row_sum::MOST_ROWS, u64::from);
     let mut b = Builder::new(if few { "gemv" } else { "gemm" });
-    schedule::round_coarsely(&mut b, r.target, &r.results[0]);
+    schedule::round_coarsely(&mut b, r.target(), &r.results[0]);
     let bound = Bound::new(&mut b, r)?;
     let blocks = match bound.layout {
         Some(Layout::AffineBlocks(blocks)) => Some(blocks),
@@ -222,7 +218,7 @@ fn build_gpu(r: &Request<'_>, arch: GpuArch) -> Result<Built, Refusal> {
         Ok(plan) => plan.threads,
     });
     // Rows of logits are few, however many there might be: one program goes through them all.
-    let looped = !few && space.symbol.as_deref().is_some_and(|s| s != "T");
+    let looped = !few && space.symbol.is_some() && !r.counts_tokens(&space);
     let (row_axis, column_axis) = if few || looped { (1, 0) } else { (0, 1) };
     b.grid_constant(column_axis, n.div_ceil(u64::from(n_tile)));
     if !looped {
@@ -235,7 +231,7 @@ fn build_gpu(r: &Request<'_>, arch: GpuArch) -> Result<Built, Refusal> {
         b.reshape(mask, &[1, n_tile])
     });
     // Bufferisation leaves room for a multiple of 16 tokens.
-    let room = space.symbol.as_deref() == Some("T") && super::has_room(&space, r.max_tokens, most, m_tile);
+    let room = r.counts_tokens(&space) && super::has_room(&space, r.max_tokens, most, m_tile);
     let right = Right::new(&mut b, r, &bound, [column, first_column], matrices)?;
     let share = |b: &mut Builder, first_row: V| -> Result<(), Refusal> {
         let ragged = m_tile > 1 && (space.symbol.is_some() || !space.mul.is_multiple_of(u64::from(m_tile)));
@@ -336,12 +332,15 @@ impl Right {
 mod tests {
     use super::{DType, Op, Request, TensorType, build};
     use crate::kernels::Tensor;
+    use crate::select::Choices;
+    use crate::setup::{Setup, Symbols};
     use crate::target::Target;
     use weldment_ir::Dim;
 
     /// The tile program of [4, k] x [32, k].
     fn program(x: DType, w: DType, k: u64) -> String {
-        let target = Target::named("x86-64-v4", &[]).expect("a known target");
+        let target = Target::named("x86-64-v4").expect("a known target");
+        let setup = Setup { target, choices: Choices::default(), symbols: Symbols::default() };
         let tensor = |dtype, rows, columns| {
             Tensor::contiguous(&TensorType { dtype, shape: vec![Dim::Const(rows), Dim::Const(columns)] })
         };
@@ -350,7 +349,7 @@ mod tests {
             operands: vec![tensor(x, 4, k), Tensor { is_static: true, ..tensor(w, 32, k) }],
             results: vec![tensor(DType::F32, 4, 32)],
             max_tokens: 1,
-            target: &target,
+            setup: &setup,
         };
         build(&request).expect("a matmul the family takes").kernel.to_string()
     }

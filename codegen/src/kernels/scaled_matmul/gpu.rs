@@ -60,11 +60,7 @@ pub fn build(r: &Request<'_>, arch: GpuArch) -> Result<Built, Refusal> {
     let space = RowSpace::of(&x.ty.shape[..x.ty.rank() - 1])?;
     let n = last_dim(&r.results[0])?;
     // Tokens and rows of logits are bounded by the variant; nothing is known of other symbols.
-    let most = match space.symbol.as_deref() {
-        None => space.mul,
-        Some("T" | "R") => space.mul.saturating_mul(r.max_tokens),
-        Some(_) => u64::MAX,
-    };
+    let most = r.most_rows(&space).unwrap_or(u64::MAX);
     let plan = Plan::new(&Shape::of(r)?, most, arch);
     let mut b = Builder::new(if plan.few { "gemv" } else { "gemm" });
     let bound = Bound::new(&mut b, r)?;
@@ -84,7 +80,7 @@ pub fn build(r: &Request<'_>, arch: GpuArch) -> Result<Built, Refusal> {
         schedule::present(&mut b, first[0], count, plan.m)
     });
     // Bufferisation leaves room for a multiple of 16 tokens: nothing comes of surplus rows that are read.
-    let room = space.symbol.as_deref() == Some("T") && crate::kernels::has_room(&space, r.max_tokens, most, plan.m);
+    let room = r.counts_tokens(&space) && crate::kernels::has_room(&space, r.max_tokens, most, plan.m);
     let tile = Tile { plan: &plan, first, rows: rows.filter(|_| !room), columns };
     let value = if plan.few { few(&mut b, r, &bound, &tile)? } else { many(&mut b, r, &bound, &tile)? };
     let mask = all_of(&mut b, &[rows, columns], &[plan.m, plan.n]);

@@ -15,7 +15,7 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
     let x = &r.operands[0];
     let rows = RowSpace::of(&x.ty.shape[..x.ty.rank() - 1])?;
     let m = row_tile(r, &rows);
-    let n = r.target.lanes();
+    let n = r.target().lanes();
     let mut b = Builder::new(if m == 1 { "gemv" } else { "gemm" });
     let bound = Bound::new(&mut b, r)?;
     let shape = bound.shape;

@@ -29,8 +29,8 @@ pub fn check(r: &Request<'_>) -> Result<(), Refusal> {
     require(w.is_static, "weight", "one computed in the step", "a static one")?;
     require(w_scales.is_static, "weight scales", "computed in the step", "static ones")?;
     RowSpace::of(&codes.ty.shape[..codes.ty.rank() - 1])?;
-    if let Target::Host(_) = r.target {
-        let lanes = u64::from(r.target.lanes());
+    if let Target::Host(_) = r.target() {
+        let lanes = u64::from(r.target().lanes());
         let whole = shape.rows == 1 || shape.rows >= shape.n || shape.rows.is_multiple_of(lanes);
         require(whole, "rows of a weight block", shape.rows, format!("1, all, or a multiple of {lanes}"))?;
     }
@@ -84,18 +84,18 @@ impl Bound {
         };
         let formats = [format(0)?, format(2)?];
         let dtype = r.operands[2].ty.dtype;
-        let layout = match r.target {
+        let layout = match r.target() {
             Target::Gpu(_) => Layout::Raw(Raw { dtype }),
             Target::Host(_) => {
-                let n_tile = r.target.lanes();
+                let n_tile = r.target().lanes();
                 Layout::RowsInterleaved(RowsInterleaved { dtype, n_tile, pair_interleave: false, k_pair: false })
             }
         };
-        let x = schedule::param(b, r.target, "x", &r.operands[0], Access::Read);
-        let scales = schedule::param(b, r.target, "scales", &r.operands[1], Access::Read);
-        let w = packed_param(b, r.target, "w");
-        let w_scales = schedule::param(b, r.target, "w_scales", &r.operands[3], Access::Read);
-        let out = schedule::param(b, r.target, "out", &r.results[0], Access::Write);
+        let x = schedule::param(b, r.target(), "x", &r.operands[0], Access::Read);
+        let scales = schedule::param(b, r.target(), "scales", &r.operands[1], Access::Read);
+        let w = packed_param(b, r.target(), "w");
+        let w_scales = schedule::param(b, r.target(), "w_scales", &r.operands[3], Access::Read);
+        let out = schedule::param(b, r.target(), "out", &r.results[0], Access::Write);
         let packed = Argument::Packed { operands: vec![2], layout };
         let arguments =
             vec![Argument::Operand(0), Argument::Operand(1), packed, Argument::Operand(3), Argument::Result(0)];
@@ -190,8 +190,8 @@ fn runs(b: &mut Builder, shape: &Shape, init: V, mut body: impl FnMut(&mut Build
 /// As [`check`].
 pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
     check(r)?;
-    match r.target {
+    match r.target() {
         Target::Host(_) => host::build(r),
-        Target::Gpu(gpu) => gpu::build(r, gpu.arch),
+        Target::Gpu(arch) => gpu::build(r, *arch),
     }
 }

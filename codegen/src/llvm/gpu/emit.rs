@@ -5,7 +5,9 @@ use super::infer::{Inferred, broadcast_map, infer, narrowed, widened};
 use super::layout::{Layout, bits, dropped, first_bit, log2};
 use crate::llvm::LlvmError;
 use crate::llvm::ops::{Ops, int_constant};
-use crate::target::{GpuArch, GpuTarget};
+use crate::llvm::slot;
+use crate::setup::Symbols;
+use crate::target::GpuArch;
 use crate::tile::{Conversion, Elem, Inst, Kernel, Stmt, TileType, Unary, V};
 use indexmap::IndexMap;
 use inkwell::context::Context;
@@ -72,9 +74,10 @@ pub(in crate::llvm) fn emit<'c>(
     module: &Module<'c>,
     function: FunctionValue<'c>,
     kernel: &Kernel,
-    target: &GpuTarget,
+    arch: GpuArch,
+    symbols: &Symbols,
 ) -> Result<(), LlvmError> {
-    let inferred = infer(kernel, target.arch).map_err(|e| LlvmError::Tile(format!("{}: {e}", kernel.name)))?;
+    let inferred = infer(kernel, arch).map_err(|e| LlvmError::Tile(format!("{}: {e}", kernel.name)))?;
     let builder = context.create_builder();
     builder.position_at_end(context.append_basic_block(function, "entry"));
     let ops = Ops { context, module, builder, function };
@@ -86,7 +89,7 @@ pub(in crate::llvm) fn emit<'c>(
     let dims_block = argument(kernel.params.len())?;
     let i32t = context.i32_type();
     let register = |name: &str| Ok::<_, LlvmError>(ops.intrinsic(name, &[], &[], i32t.into())?.into_int_value());
-    let names = if target.arch.is_amd() {
+    let names = if arch.is_amd() {
         [
             "llvm.amdgcn.workitem.id.x",
             "llvm.amdgcn.workgroup.id.x",
@@ -110,12 +113,7 @@ pub(in crate::llvm) fn emit<'c>(
     }
     let mut dims = Vec::new();
     for symbol in &kernel.symbols {
-        let slot = target
-            .symbols
-            .iter()
-            .position(|s| s == symbol)
-            .ok_or_else(|| LlvmError::Tile(format!("symbol {symbol} has no slot in the dims block")))?;
-        let at = ops.byte_offset(dims_block, 8 * slot as i64)?;
+        let at = ops.byte_offset(dims_block, 8 * slot(symbols, symbol)?)?;
         let loaded = ops.builder.build_load(context.i64_type(), at, symbol)?;
         ops.invariant(loaded)?;
         dims.push(loaded.into_int_value());
@@ -123,7 +121,7 @@ pub(in crate::llvm) fn emit<'c>(
     let mut emit = Emit {
         ops,
         kernel,
-        arch: target.arch,
+        arch,
         inferred,
         params,
         dims,
@@ -135,7 +133,7 @@ pub(in crate::llvm) fn emit<'c>(
         shared: None,
         shared_bytes: 0,
         dirty: vec![false; kernel.params.len()],
-        waited: target.arch.is_amd(),
+        waited: arch.is_amd(),
         ahead_of_ranks: kernel.waits(),
         depth: 0,
     };

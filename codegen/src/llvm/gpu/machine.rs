@@ -3,7 +3,8 @@
 use super::emit::{GLOBAL, emit};
 use crate::llvm::ops::Ops;
 use crate::llvm::{Emit, LlvmError};
-use crate::target::{GpuArch, GpuTarget};
+use crate::setup::Symbols;
+use crate::target::GpuArch;
 use crate::tile::{self, Kernel};
 use inkwell::attributes::{Attribute, AttributeLoc};
 use inkwell::context::{AsContextRef, Context};
@@ -120,43 +121,48 @@ fn add_kernel<'c>(
     context: &'c Context,
     module: &Module<'c>,
     kernel: &Kernel,
-    target: &GpuTarget,
+    arch: GpuArch,
+    symbols: &Symbols,
 ) -> Result<(), LlvmError> {
     let pointer: BasicMetadataTypeEnum<'c> = context.ptr_type(AddressSpace::from(GLOBAL)).into();
     let signature = context.void_type().fn_type(&vec![pointer; kernel.params.len() + 1], false);
     let function = module.add_function(&kernel.name, signature, None);
-    function.set_call_conventions(if target.arch.is_amd() { AMDGPU_KERNEL } else { PTX_KERNEL });
-    target.arch.mark(context, function, kernel.threads);
+    function.set_call_conventions(if arch.is_amd() { AMDGPU_KERNEL } else { PTX_KERNEL });
+    arch.mark(context, function, kernel.threads);
     let attribute = |name: &str| context.create_enum_attribute(Attribute::get_named_enum_kind_id(name), 0);
     let constants = kernel.params.iter().map(|p| p.constant).chain([true]);
     // NVPTX makes a constant load of any from such a parameter, even of one that must stay where it is; there each load says.
     // Nor may loads move past a wait for other ranks.
-    let says = target.arch.is_amd() && !kernel.waits();
+    let says = arch.is_amd() && !kernel.waits();
     for (i, _) in constants.enumerate().filter(|(_, constant)| *constant && says) {
         for name in ["noalias", "readonly"] {
             function.add_attribute(AttributeLoc::Param(i as u32), attribute(name));
         }
     }
-    emit(context, module, function, kernel, target)
+    emit(context, module, function, kernel, arch, symbols)
 }
 
 /// Compiles tile programs for a GPU: one module.
 ///
 /// # Errors
 /// Tile programs that break the rules for GPUs, and LLVM's own failures.
-pub fn compile_gpu(kernels: &[&Kernel], target: &GpuTarget, emit: Emit) -> Result<GpuObject, LlvmError> {
+pub fn compile_gpu(
+    kernels: &[&Kernel],
+    (arch, symbols): (GpuArch, &Symbols),
+    emit: Emit,
+) -> Result<GpuObject, LlvmError> {
     let context = Context::create();
     let module = context.create_module("kernels");
-    let machine = target.arch.machine()?;
+    let machine = arch.machine()?;
     module.set_triple(&machine.get_triple());
     module.set_data_layout(&machine.get_target_data().get_data_layout());
-    if target.arch.is_amd() {
+    if arch.is_amd() {
         let version = context.i32_type().const_int(CODE_OBJECT_VERSION, false);
         module.add_basic_value_flag("amdhsa_code_object_version", FlagBehavior::Error, version);
     }
     for kernel in kernels {
         tile::verify(kernel).map_err(LlvmError::Tile)?;
-        add_kernel(&context, &module, kernel, target)?;
+        add_kernel(&context, &module, kernel, arch, symbols)?;
     }
     if cfg!(debug_assertions) {
         module.verify().map_err(|e| LlvmError::Llvm(e.to_string()))?;
@@ -166,10 +172,10 @@ pub fn compile_gpu(kernels: &[&Kernel], target: &GpuTarget, emit: Emit) -> Resul
     let llvm = emit.llvm.then(|| module.print_to_string().to_string());
     // Emission lowers the module itself, so the text is made from a copy of what it was, and after the code: the code
     // does not depend on what is asked for beside it.
-    let before = (emit.asm && target.arch.is_amd()).then(|| module.write_bitcode_to_memory());
-    let kind = if target.arch.is_amd() { FileType::Object } else { FileType::Assembly };
+    let before = (emit.asm && arch.is_amd()).then(|| module.write_bitcode_to_memory());
+    let kind = if arch.is_amd() { FileType::Object } else { FileType::Assembly };
     let mut code = write(&machine, &module, kind)?;
-    if !target.arch.is_amd() {
+    if !arch.is_amd() {
         // A memory buffer ends in NUL; text does not.
         while code.last() == Some(&0) {
             code.pop();

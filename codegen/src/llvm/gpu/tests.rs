@@ -2,14 +2,14 @@
 
 use super::compile_gpu;
 use crate::llvm::Emit;
-use crate::select::Choices;
-use crate::target::{GpuArch, GpuTarget};
+use crate::setup::Symbols;
+use crate::target::GpuArch;
 use crate::tile::{Access, Builder, Compare, Conversion, Elem, Kernel, Reduction};
 
 fn assembly(kernel: &Kernel, arch: GpuArch) -> String {
-    let target = GpuTarget { arch, choices: Choices::default(), symbols: vec!["T".into()] };
+    let symbols = Symbols::plain(&["T"]);
     let emit = Emit { llvm: false, asm: true };
-    let object = compile_gpu(&[kernel], &target, emit).unwrap_or_else(|e| panic!("{}: {e}", arch.cpu()));
+    let object = compile_gpu(&[kernel], (arch, &symbols), emit).unwrap_or_else(|e| panic!("{}: {e}", arch.cpu()));
     if let Ok(dir) = std::env::var("WELDMENT_DUMP") {
         std::fs::write(format!("{dir}/{}.{}.o", kernel.name, arch.cpu()), &object.code).unwrap();
     }
@@ -175,8 +175,9 @@ fn tiles_change_layout_through_shared_memory() {
 fn emission_does_not_change_code() {
     for kernel in [gemv(), gemm(Elem::BF16)] {
         for arch in [GpuArch::Gfx942, GpuArch::Sm90a] {
-            let target = GpuTarget { arch, choices: Choices::default(), symbols: vec!["T".into()] };
-            let code = |llvm, asm| compile_gpu(&[&kernel], &target, Emit { llvm, asm }).expect("it compiles").code;
+            let symbols = Symbols::plain(&["T"]);
+            let code =
+                |llvm, asm| compile_gpu(&[&kernel], (arch, &symbols), Emit { llvm, asm }).expect("it compiles").code;
             assert_eq!(code(false, false), code(true, true), "{} for {}", kernel.name, arch.cpu());
         }
     }

@@ -103,7 +103,7 @@ fn plan(
 /// What was fused where: the table that no perturbation may change.
 fn coverage(planned: &[PlannedTarget]) -> Vec<(String, String, Vec<String>, bool)> {
     let mut out = Vec::new();
-    for (target, variant) in planned.iter().flat_map(|t| t.variants.iter().map(move |v| (t.target.name(), v))) {
+    for (target, variant) in planned.iter().flat_map(|t| t.variants.iter().map(move |v| (t.setup.target.name(), v))) {
         for group in &variant.report.groups {
             for anchor in &group.anchors {
                 let kept = matches!(anchor.outcome, Outcome::Kept { .. });
@@ -120,7 +120,7 @@ pub fn verify(graph: &Graph, build: &BuildArgs, args: &VerifyArgs, bars: &mut Ba
     let given = graphs::fusion_options(build)?;
     let planned = plan(graph, build, &given, bars)?;
     let (mut known, mut failed, mut text, mut json) = (Known::new(), Vec::new(), String::new(), Vec::new());
-    for (target, variant) in planned.iter().flat_map(|t| t.variants.iter().map(move |v| (t.target.name(), v))) {
+    for (target, variant) in planned.iter().flat_map(|t| t.variants.iter().map(move |v| (t.setup.target.name(), v))) {
         let rows = rows(variant, &mut known, bars)?;
         let name = if planned.len() > 1 { format!("{target} {}", variant.name) } else { variant.name.clone() };
         let places: usize = rows.iter().map(|r| r.places).sum();

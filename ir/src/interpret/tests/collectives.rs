@@ -28,7 +28,7 @@ fn run<D: Domain>(case: &Case) -> Result<Vec<Vec<Tensor<D::Value>>>, IrError> {
     for (i, (dtype, shape, ranks)) in case.operands.iter().enumerate() {
         let name = format!("x{i}");
         let dims = TensorType::fixed(*dtype, shape).shape;
-        values.push(graph.push(&name, Op::Input { name: name.as_str().into(), dtype: *dtype, shape: dims }, &[])?);
+        values.push(graph.push(&name, Op::input(&name, *dtype, dims), &[])?);
         let sizes: Vec<usize> = shape.iter().map(|n| *n as usize).collect();
         let binding = |elements: &[f64]| match dtype.is_float() {
             true => Binding::f64(&sizes, elements.to_vec()),
@@ -168,7 +168,7 @@ fn every_collective_runs_in_the_ring() {
 fn rank_zero_answers_and_a_missing_rank_is_named() {
     let mut graph = Graph::new("g");
     let shape = TensorType::fixed(F32, &[2]).shape;
-    let x = graph.push("x", Op::Input { name: "x".into(), dtype: F32, shape }, &[]).unwrap();
+    let x = graph.push("x", Op::input("x", F32, shape), &[]).unwrap();
     let sum = graph.push("sum", Op::AllReduce { world: 2 }, &[x]).unwrap();
     let mine = graph.push("mine", Op::Shard { axis: 0, parts: 2, replicas: 1 }, &[sum]).unwrap();
     graph.output("y", OutputKind::Result, mine);
@@ -184,7 +184,7 @@ fn rank_zero_answers_and_a_missing_rank_is_named() {
 fn one_graph_names_one_number_of_ranks() {
     let mut graph = Graph::new("g");
     let shape = TensorType::fixed(F32, &[4]).shape;
-    let x = graph.push("x", Op::Input { name: "x".into(), dtype: F32, shape }, &[]).unwrap();
+    let x = graph.push("x", Op::input("x", F32, shape), &[]).unwrap();
     let sum = graph.push("a", Op::AllReduce { world: 2 }, &[x]).unwrap();
     let part = graph.push("b", Op::Shard { axis: 0, parts: 2, replicas: 2 }, &[sum]).unwrap();
     graph.output("y", OutputKind::Result, part);

@@ -175,7 +175,7 @@ fn encoded_integers_are_exact() {
 fn dims_must_lie_in_their_ranges() {
     let mut graph = Graph::new("step");
     graph.declare_symbol("T", 1, 4);
-    let x = graph.push("x", Op::Input { name: "x".into(), dtype: F32, shape: vec![Dim::sym("T")] }, &[]).unwrap();
+    let x = graph.push("x", Op::input("x", F32, vec![Dim::sym("T")]), &[]).unwrap();
     graph.output("y", OutputKind::Result, x);
     let run = |dims: &[(&str, u64)]| {
         let dims = dims.iter().map(|(n, v)| ((*n).to_owned(), *v)).collect();

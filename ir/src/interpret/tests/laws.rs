@@ -217,12 +217,9 @@ fn stored_weights_are_read_like_decoded_ones() {
         let w = graph.push("w", weight("w"), &[]).unwrap();
         let dense = graph.push("d", Op::Cast { dtype: F32 }, &[w]).unwrap();
         let pack = graph.push("p", Op::Concat { axis: 0 }, &[w, w]).unwrap();
-        let x = graph
-            .push("x", Op::Input { name: "x".into(), dtype: F32, shape: vec![Dim::sym("T"), 32.into()] }, &[])
-            .unwrap();
+        let x = graph.push("x", Op::input("x", F32, vec![Dim::sym("T"), 32.into()]), &[]).unwrap();
         graph.declare_symbol("T", 1, 4);
-        let index =
-            graph.push("i", Op::Input { name: "i".into(), dtype: DType::I32, shape: vec![1.into()] }, &[]).unwrap();
+        let index = graph.push("i", Op::input("i", DType::I32, vec![1.into()]), &[]).unwrap();
         let row = Op::Slice { axis: 0, start: 1, end: 2 };
         let pairs = [
             [

@@ -29,7 +29,7 @@ pub(super) fn graph_of(
     for (i, (dtype, shape, elements)) in operands.iter().enumerate() {
         let name = format!("x{i}");
         let dims = TensorType::fixed(*dtype, shape).shape;
-        values.push(graph.push(&name, Op::Input { name: name.as_str().into(), dtype: *dtype, shape: dims }, &[])?);
+        values.push(graph.push(&name, Op::input(&name, *dtype, dims), &[])?);
         let sizes: Vec<usize> = shape.iter().map(|n| *n as usize).collect();
         let binding = if dtype.is_float() {
             Binding::f64(&sizes, elements.to_vec())

@@ -67,15 +67,15 @@ impl Checker<'_> {
 
     /// Does every step that reads an input read it whole, as block tables?
     fn read_as_tables(&self, input: &Region) -> bool {
-        let name = |step: &Step, at: usize| match step.kind {
-            StepKind::Kernel(id) => self.graph.node(id).op.kind().info().operands.get(at).copied(),
+        let tables = |step: &Step| match step.kind {
+            StepKind::Kernel(id) => self.graph.node(id).op.paged().map(|paged| paged.block_tables),
             StepKind::Copy { .. } => None,
         };
         let read = |step: &Step| {
             step.reads.iter().enumerate().filter(|(_, v)| v.region == *input).map(|(at, _)| at).collect::<Vec<_>>()
         };
         matches!(input, Region::Input(_))
-            && self.plan.steps.iter().all(|s| read(s).into_iter().all(|at| name(s, at) == Some("block_tables")))
+            && self.plan.steps.iter().all(|s| read(s).into_iter().all(|at| tables(s) == Some(at)))
     }
 
     fn external(&mut self, value: Value, found: Option<&External>, region: Region) -> Result<(), Violation> {

@@ -318,7 +318,7 @@ mod tests {
             let mut g = Graph::new("views");
             let input = |g: &mut Graph, name: &str, shape: &[u64]| {
                 let shape = shape.iter().map(|d| Dim::Const(*d)).collect();
-                g.push(name, Op::Input { name: name.into(), dtype: DType::F32, shape }, &[]).unwrap()
+                g.push(name, Op::input(name, DType::F32, shape), &[]).unwrap()
             };
             let x = input(&mut g, "x", &[4, 6, 2]);
             let mut v = x;

@@ -43,7 +43,7 @@ fn shape(text: &str) -> Vec<Dim> {
 }
 
 fn input(g: &mut Graph, name: &str, dtype: DType, dims: &str) -> Value {
-    g.push(name, Op::Input { name: name.into(), dtype, shape: shape(dims) }, &[]).unwrap()
+    g.push(name, Op::input(name, dtype, shape(dims)), &[]).unwrap()
 }
 
 fn state(g: &mut Graph, name: &str, dims: &str) -> Value {
@@ -312,7 +312,7 @@ fn an_operand_that_is_read_later_keeps_its_bytes() {
 #[test]
 fn wrong_graphs_are_refused() {
     let mut g = Graph::new("bad");
-    let x = g.push("x", Op::Input { name: "x".into(), dtype: DType::F32, shape: shape("Q 4") }, &[]).unwrap();
+    let x = g.push("x", Op::input("x", DType::F32, shape("Q 4")), &[]).unwrap();
     g.output("y", OutputKind::Result, x);
     assert_eq!(bufferise(&g, &AnyStrides), Err(BufferError::UndeclaredSymbol("Q".into())));
     g.declare_symbol("Q", 1, u64::MAX / 2);

@@ -6,6 +6,7 @@ use super::support::Random;
 use crate::egraph::{ENode, Facts, LeafFacts, Net, Term, typed_op};
 use egg::{ENodeOrVar, Id, PatternAst, Subst, Var};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use weldment_ir::{Attr, AttrKind, DType, Dim, Graph, IrError, Op, OpKind, Real, Shape, TensorType, Value};
 
 /// Elements of one value of an instance, symbols counted at their largest.
@@ -53,7 +54,7 @@ impl Instance {
 
     /// A leaf; None if no tensor has this type.
     pub fn leaf(&mut self, leaf: Leaf, ty: TensorType) -> Option<Id> {
-        let op = Op::Input { name: "leaf".into(), dtype: ty.dtype, shape: ty.shape.clone() };
+        let op = Op::input("leaf", ty.dtype, ty.shape.clone());
         op.infer(&[]).ok()?;
         let index = self.leaves.len() as u32;
         self.leaves.push(leaf);
@@ -103,10 +104,11 @@ impl Instance {
             let value = match node {
                 ENode::Attr(_) => continue,
                 ENode::Leaf(i) => {
-                    let (ty, name) = (&self.net.analysis.leaves[*i as usize].ty, format!("leaf{i}").as_str().into());
+                    let ty = &self.net.analysis.leaves[*i as usize].ty;
+                    let name: Arc<str> = format!("leaf{i}").into();
                     let (dtype, shape) = (ty.dtype, ty.shape.clone());
                     let op = match self.leaves[*i as usize] {
-                        Leaf::Input => Op::Input { name, dtype, shape },
+                        Leaf::Input => Op::input(&name, dtype, shape),
                         Leaf::Weight => Op::Weight { name, dtype, shape },
                         Leaf::State => Op::State { name, dtype, shape },
                     };

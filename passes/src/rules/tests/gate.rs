@@ -214,8 +214,9 @@ fn bindings(
     );
     let mut out = if integers { generate::random_bindings(&graph, dims, random.next())? } else { Bindings::new() };
     for id in graph.ids() {
-        let (Op::Input { name, dtype, shape } | Op::Weight { name, dtype, shape } | Op::State { name, dtype, shape }) =
-            &graph.node(id).op
+        let (Op::Input { name, dtype, shape, .. }
+        | Op::Weight { name, dtype, shape }
+        | Op::State { name, dtype, shape }) = &graph.node(id).op
         else {
             continue;
         };

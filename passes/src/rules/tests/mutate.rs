@@ -324,5 +324,6 @@ fn neighbour(attr: &Attr, up: bool) -> Attr {
             Attr::Shape(s)
         }
         Attr::Text(t) => Attr::Text(t.clone()),
+        Attr::Role(r) => Attr::Role(*r),
     }
 }

@@ -32,11 +32,26 @@ impl History {
 }
 
 fn symbol(name: &str, max: u64) -> Symbol {
-    Symbol { name: name.into(), min: 1, max }
+    let role = match name {
+        "T" => SymbolRole::Tokens,
+        "B" => SymbolRole::Sequences,
+        "P" => SymbolRole::Blocks("N".into()),
+        "R" => SymbolRole::LogitRows,
+        _ => SymbolRole::Pool(16),
+    };
+    Symbol { name: name.into(), min: 1, max, role }
 }
 
 fn binding(name: &str, dtype: DType, shape: &[Dim]) -> Binding {
-    Binding { name: name.into(), dtype, shape: shape.to_vec(), dense: false }
+    let role = match name {
+        "tokens" => InputRole::Tokens,
+        "positions" => InputRole::Positions,
+        "sequence_ids" => InputRole::Sequences,
+        "block_tables" => InputRole::Blocks,
+        "logit_rows" => InputRole::LogitRows,
+        _ => InputRole::Plain,
+    };
+    Binding { name: name.into(), dtype, shape: shape.to_vec(), role, dense: false }
 }
 
 fn launch(kernel: u32, args: &[(Region, u64)]) -> Launch {
@@ -113,7 +128,6 @@ pub fn write_tiny_of(path: &Path, world: u32) {
             bos_id: None,
             eos_ids: vec![],
             max_seq: 4096,
-            kv_block: 16,
         },
         symbols: vec![symbol("T", 64), symbol("B", 4), symbol("P", 256), symbol("R", 64), symbol("N", 256)],
         inputs: vec![

@@ -61,7 +61,7 @@ fn parts<'r>(r: &'r Request<'_>) -> Parts<'r> {
 /// The first that fails.
 pub fn check(r: &Request<'_>) -> Result<(), Refusal> {
     let p = parts(r);
-    match stages::fixed(r.target) {
+    match stages::fixed(r.choices()) {
         Some(Stages::Unfused | Stages::Library) if p.norm.is_some() => {
             require(false, "all_reduce", "0 or 3", "1 or 2: --set all_reduce=0 or 3 keeps norms apart")?;
         }
@@ -102,7 +102,7 @@ fn admit(r: &Request<'_>) -> Result<(), Refusal> {
         require(out.is_compute_float() || blocks, "norm dtype", out, "f32, f16, bf16, or q8a for multiples of 32")?;
     }
     if let Some((format, group)) = p.codes {
-        Sink::check(r.target, d, group, format)?;
+        Sink::check(r.target(), d, group, format)?;
     }
     let sum = r.results[p.sum].ty.dtype;
     for t in p.residual.into_iter().chain([&r.results[p.sum]]) {
@@ -110,7 +110,7 @@ fn admit(r: &Request<'_>) -> Result<(), Refusal> {
     }
     let addend = p.residual.map_or(p.x.ty.dtype, |t| t.ty.dtype);
     require(sum == addend, "sum dtype", sum, format!("{addend}, to which the sum is rounded"))?;
-    if stages::fixed(r.target) == Some(Stages::Two) { stages::check_two(d, world) } else { Ok(()) }
+    if stages::fixed(r.choices()) == Some(Stages::Two) { stages::check_two(d, world) } else { Ok(()) }
 }
 
 /// The kernel of a request.
@@ -125,7 +125,7 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
     let rows = RowSpace::every(&x.ty.shape[..x.ty.rank() - 1]);
     let tokens = if rows.symbol.is_some() { rows.mul.saturating_mul(r.max_tokens) } else { rows.mul };
     let bytes = (d * x.ty.dtype.block_bytes() as u64).saturating_mul(tokens);
-    match stages::choose(r.target, world, d, bytes) {
+    match stages::choose(r.setup, world, d, bytes) {
         Stages::Two => two_stage::build(r),
         _ => one_stage::build(r),
     }
@@ -198,7 +198,7 @@ fn tensors<'r>(b: &mut Builder, r: &'r Request<'_>, arguments: &mut Vec<Argument
     let p = parts(r);
     let mut place = |b: &mut Builder, name: &str, tensor: &'r Tensor, access: Access, argument: Argument| {
         arguments.push(argument);
-        Place { param: param(b, r.target, name, tensor, access), dtype: tensor.ty.dtype, tensor }
+        Place { param: param(b, r.target(), name, tensor, access), dtype: tensor.ty.dtype, tensor }
     };
     let x = place(b, "x", p.x, Access::Read, Argument::Operand(0));
     let residual = p.residual.map(|t| place(b, "residual", t, Access::Read, Argument::Operand(1)));
@@ -227,7 +227,7 @@ fn tensors<'r>(b: &mut Builder, r: &'r Request<'_>, arguments: &mut Vec<Argument
 /// Width of the pieces of a row of `d`, and threads of a program. Two vectors of 16 bytes a thread: a program of half as many warps
 /// is sooner through its barriers.
 fn width(r: &Request<'_>, d: u64) -> (u64, u32) {
-    let width = if r.target.gpu().is_some() { d.next_power_of_two().min(WIDEST) } else { WIDTH };
+    let width = if r.target().gpu().is_some() { d.next_power_of_two().min(WIDEST) } else { WIDTH };
     (width, (width / 16).clamp(64, MOST_THREADS) as u32)
 }
 

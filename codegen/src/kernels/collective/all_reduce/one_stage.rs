@@ -24,16 +24,16 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
     let t = tensors(&mut b, r, &mut arguments)?;
     let Tensors { x, residual, d, .. } = t;
     let (width, threads) = width(r, d);
-    let gpu = r.target.gpu().is_some();
+    let gpu = r.target().gpu().is_some();
     if gpu {
         b.threads(threads);
     }
-    let most = channel_programs(r.target, world, d * elem.bytes());
+    let most = channel_programs(r.target(), world, d * elem.bytes());
     let dealt = programs(&mut b, r, &rows, most);
     let channel = Channel::new(world, dealt.rows, d * elem.bytes(), negative_zero(dtype));
     let first = b.program_id(0);
-    let peers = Peers::open(&mut b, r.target, world, threads, &mut arguments);
-    let mail = Mailbox::open(&mut b, r.target, (channel, elem), peers, first, &mut arguments);
+    let peers = Peers::open(&mut b, r.target(), world, threads, &mut arguments);
+    let mail = Mailbox::open(&mut b, r.target(), (channel, elem), peers, first, &mut arguments);
     let walk = Walk::of(d, width, gpu.then_some(1), None, first);
     let weights = t.early_weights(&mut b, &walk);
     each_row(&mut b, [&mail], &rows, (first, dealt.step), |b, row, [turn]| {

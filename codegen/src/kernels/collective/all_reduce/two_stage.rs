@@ -29,18 +29,18 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
     let slice = d / u64::from(world);
     let total_elem = elem_of(sum.dtype).unwrap_or(Elem::F32);
     let (row_width, threads) = width(r, d);
-    let gpu = r.target.gpu().is_some();
+    let gpu = r.target().gpu().is_some();
     if gpu {
         b.threads(threads);
     }
-    let most = channel_programs(r.target, world, slice * elem.bytes().max(total_elem.bytes()));
+    let most = channel_programs(r.target(), world, slice * elem.bytes().max(total_elem.bytes()));
     let dealt = programs(&mut b, r, &rows, most);
     let first = b.program_id(0);
-    let peers = Peers::open(&mut b, r.target, world, threads, &mut arguments);
+    let peers = Peers::open(&mut b, r.target(), world, threads, &mut arguments);
     let mut mailbox = |b: &mut Builder, stage, elem: Elem, empty| {
         let channel = Channel { stage, ..Channel::new(world, dealt.rows, slice * elem.bytes(), empty) };
         debug_assert_eq!(channel.chunk, channel.row, "slices are whole packs");
-        Mailbox::open(b, r.target, (channel, elem), peers.clone(), first, &mut arguments)
+        Mailbox::open(b, r.target(), (channel, elem), peers.clone(), first, &mut arguments)
     };
     let slices = mailbox(&mut b, 0, elem, negative_zero(dtype));
     // A small sum may be rounded to -0.0, which a NaN of those bits never is.

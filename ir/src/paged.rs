@@ -1,0 +1,74 @@
+//! Paged states: which operands of an op address them, said once for everyone who must know.
+
+use crate::op::Op;
+
+/// Operands of an op that reads or writes paged states, by their place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Paged {
+    /// Position of each token.
+    pub positions: usize,
+    /// Sequence of each token.
+    pub sequence_ids: usize,
+    /// Blocks of each sequence.
+    pub block_tables: usize,
+    /// The states, one unit a block.
+    pub caches: &'static [usize],
+    /// The dim of the first state along which a block's positions lie.
+    pub slots: usize,
+}
+
+impl Op {
+    /// How the op addresses paged states, if it does.
+    pub fn paged(&self) -> Option<Paged> {
+        let write = |transposed: bool| if transposed { 3 } else { 2 };
+        let (positions, caches, slots): (usize, &[usize], usize) = match self {
+            Op::CacheWrite { transposed } => (2, &[0], write(*transposed)),
+            Op::RopeCacheWrite { transposed, .. } => (2, &[0], write(*transposed)),
+            Op::Attention { .. } => (3, &[1, 2], 3),
+            Op::SparseAttention { .. } => (4, &[1, 2], 3),
+            Op::IndexScores { .. } => (3, &[2], 3),
+            _ => return None,
+        };
+        // The last two operands of all of them.
+        let count = self.kind().info().operands.len();
+        Some(Paged { positions, sequence_ids: count - 2, block_tables: count - 1, caches, slots })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::attr::{Attr, AttrKind, Real};
+    use crate::op::OpKind;
+
+    #[test]
+    fn places_are_those_of_the_table() {
+        for kind in OpKind::ALL {
+            let info = kind.info();
+            let value = |kind: &AttrKind| match kind {
+                AttrKind::Int => Attr::Int(1),
+                AttrKind::Real => Attr::Real(Real(1.0)),
+                AttrKind::Flag => Attr::Flag(true),
+                AttrKind::DType => Attr::DType(crate::DType::F32),
+                AttrKind::Ints => Attr::Ints(vec![]),
+                AttrKind::Shape => Attr::Shape(vec![]),
+                AttrKind::Text => Attr::Text("x".into()),
+                AttrKind::Role => Attr::Role(weldment_artifact::InputRole::Plain),
+            };
+            let attrs: Vec<Attr> = info.attrs.iter().map(|(_, kind)| value(kind)).collect();
+            let op = Op::from_attrs(*kind, &attrs).expect("attributes of the table's kinds");
+            let named = |name: &str| info.operands.iter().position(|operand| *operand == name);
+            let Some(paged) = op.paged() else {
+                assert_eq!(named("block_tables"), None, "{kind}");
+                continue;
+            };
+            assert_eq!(Some(paged.positions), named("positions"), "{kind}");
+            assert_eq!(Some(paged.sequence_ids), named("sequence_ids"), "{kind}");
+            assert_eq!(Some(paged.block_tables), named("block_tables"), "{kind}");
+            for cache in paged.caches {
+                let name = info.operands[*cache];
+                assert!(name.contains("cache") || name == "keys" || name == "state", "{kind}: {name}");
+            }
+        }
+    }
+}
