@@ -73,10 +73,33 @@ pub struct VariantPlan<'a> {
     pub graph: &'a Graph,
     /// Its buffers and schedule.
     pub plan: &'a BufferPlan,
+    /// Machine, choices and symbols.
+    pub setup: &'a Setup,
     /// Largest number of tokens.
     pub max_tokens: u64,
     /// Assumptions: (symbol, smallest, largest).
     pub guards: Vec<(String, u64, u64)>,
+    /// Where the artifact lists what the graph takes, gives and keeps.
+    pub externals: &'a Externals,
+}
+
+/// Inputs, outputs and states of an entry among those of an artifact: the artifact's index of each, in the plan's order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Externals {
+    /// Inputs.
+    pub inputs: Vec<u32>,
+    /// Outputs.
+    pub outputs: Vec<u32>,
+    /// States.
+    pub states: Vec<u32>,
+}
+
+impl Externals {
+    /// Of an entry that is alone in its artifact.
+    pub fn alone(plan: &BufferPlan) -> Externals {
+        let all = |n: usize| (0..n as u32).collect();
+        Externals { inputs: all(plan.inputs.len()), outputs: all(plan.outputs.len()), states: all(plan.states.len()) }
+    }
 }
 
 /// Gives static values their logical tensors.
@@ -210,30 +233,23 @@ struct State<'s, 'v> {
     channels: Channels,
 }
 
-/// Compiles all variants for one target, whose symbols are the dims block's slots.
+/// Compiles all variants of all entries for one target, whose symbols are the dims block's slots.
 ///
 /// # Errors
 /// See [`CodegenError`].
-pub fn compile(
-    variants: &[VariantPlan<'_>],
-    setup: &Setup,
-    statics: &mut dyn Statics,
-    emit: Emit,
-) -> Result<Compiled, CodegenError> {
-    let prepared = prepare(variants, setup, statics)?;
+pub fn compile(variants: &[VariantPlan<'_>], statics: &mut dyn Statics, emit: Emit) -> Result<Compiled, CodegenError> {
+    let prepared = prepare(variants, statics)?;
     let compiled = generate(vec![prepared], emit)?.pop();
     compiled.ok_or_else(|| CodegenError::Internal("a program went missing".into()))
 }
 
-/// Builds the kernels of all variants for one target and binds their launches.
+/// Builds the kernels of all variants for one target and binds their launches. The variants' setups agree on machine, choices and the
+/// order of symbols.
 ///
 /// # Errors
 /// An op without a kernel, a static value that cannot be had.
-pub fn prepare(
-    variants: &[VariantPlan<'_>],
-    setup: &Setup,
-    statics: &mut dyn Statics,
-) -> Result<Prepared, CodegenError> {
+pub fn prepare(variants: &[VariantPlan<'_>], statics: &mut dyn Statics) -> Result<Prepared, CodegenError> {
+    let setup = variants.first().ok_or_else(|| CodegenError::Internal("no variant".into()))?.setup;
     let moves: Vec<Vec<Option<Op>>> = variants.iter().map(|v| v.plan.steps.iter().map(move_of).collect()).collect();
     let mut state = State {
         setup,
@@ -249,6 +265,7 @@ pub fn prepare(
     let mut steps = Vec::new();
     let mut arena_bytes = 0;
     for (variant, moves) in variants.iter().zip(&moves) {
+        state.setup = variant.setup;
         arena_bytes = arena_bytes.max(variant.plan.arena_bytes);
         let mut launches: Vec<format::Launch> = Vec::new();
         let mut turns = Vec::new();
@@ -435,8 +452,8 @@ impl<'v> State<'_, 'v> {
             let mut args = Vec::with_capacity(arguments.len());
             for argument in &arguments {
                 args.push(match argument {
-                    Argument::Operand(i) => self.place(graph, variant.plan, &step.reads[*i], &path())?,
-                    Argument::Result(i) => self.place(graph, variant.plan, &step.writes[*i], &path())?,
+                    Argument::Operand(i) => self.place(variant, &step.reads[*i], &path())?,
+                    Argument::Result(i) => self.place(variant, &step.writes[*i], &path())?,
                     Argument::Scratch { offset } => {
                         let start =
                             step.scratch.ok_or_else(|| CodegenError::Internal("a step without scratch".into()))?;
@@ -474,7 +491,7 @@ impl<'v> State<'_, 'v> {
             && let Some(last) = launches.last_mut()
         {
             for (ty, view) in result_types.iter().zip(&step.writes) {
-                last.results.extend(self.result(graph, variant.plan, (ty, view), &path())?);
+                last.results.extend(self.result(variant, (ty, view), &path())?);
             }
         }
         Ok(launches)
@@ -483,8 +500,7 @@ impl<'v> State<'_, 'v> {
     /// A result as the runtime may read it: a plain dtype, and no state, which holds far more than one step wrote.
     fn result(
         &mut self,
-        graph: &Graph,
-        plan: &BufferPlan,
+        variant: &VariantPlan<'_>,
         (ty, view): (&TensorType, &View),
         path: &str,
     ) -> Result<Option<format::LaunchResult>, CodegenError> {
@@ -498,7 +514,7 @@ impl<'v> State<'_, 'v> {
             Dim::Sym(s) => format::Dim::Symbol(s.to_string()),
         };
         let Some(dtype) = Some(ty.dtype).filter(|dtype| dtype.is_stored()) else { return Ok(None) };
-        let at = self.place(graph, plan, view, path)?;
+        let at = self.place(variant, view, path)?;
         let shape = ty.shape.iter().map(dim).collect();
         Ok(Some(format::LaunchResult { at, dtype, shape, strides: view.strides.clone() }))
     }
@@ -560,22 +576,17 @@ impl<'v> State<'_, 'v> {
         Ok(Some(format::AllReduce { elements, dtype: x.ty.dtype }))
     }
 
-    fn place(
-        &mut self,
-        graph: &Graph,
-        plan: &BufferPlan,
-        view: &View,
-        path: &str,
-    ) -> Result<format::Arg, CodegenError> {
-        let index = |list: &[weldment_passes::buffer::External], name: &Arc<str>| {
-            let at = list.iter().position(|e| e.name == *name);
-            at.map(|i| i as u32).ok_or_else(|| CodegenError::Internal(format!("no external buffer {name}")))
+    fn place(&mut self, variant: &VariantPlan<'_>, view: &View, path: &str) -> Result<format::Arg, CodegenError> {
+        let VariantPlan { graph, plan, externals, .. } = *variant;
+        let index = |list: &[weldment_passes::buffer::External], places: &[u32], name: &Arc<str>| {
+            let at = list.iter().position(|e| e.name == *name).and_then(|at| places.get(at).copied());
+            at.ok_or_else(|| CodegenError::Internal(format!("no external buffer {name}")))
         };
         let region = match &view.region {
             Region::Arena => format::Region::Arena,
-            Region::State(name) => format::Region::State(index(&plan.states, name)?),
-            Region::Input(name) => format::Region::Input(index(&plan.inputs, name)?),
-            Region::Output(name) => format::Region::Output(index(&plan.outputs, name)?),
+            Region::State(name) => format::Region::State(index(&plan.states, &externals.states, name)?),
+            Region::Input(name) => format::Region::Input(index(&plan.inputs, &externals.inputs, name)?),
+            Region::Output(name) => format::Region::Output(index(&plan.outputs, &externals.outputs, name)?),
             Region::Weights(root) => {
                 // A plain static operand: logical rows as they are, at the view's own offset.
                 let ty = graph.type_of(*root).clone();

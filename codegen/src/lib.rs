@@ -11,5 +11,5 @@ pub mod setup;
 pub mod target;
 pub mod tile;
 
-pub use compile::{CodegenError, Compiled, Prepared, Statics, VariantPlan, by_rank, compile, prepare};
+pub use compile::{CodegenError, Compiled, Externals, Prepared, Statics, VariantPlan, by_rank, compile, prepare};
 pub use generate::{Kernels, generate};

@@ -24,6 +24,17 @@ impl Symbols {
         }
     }
 
+    /// The same in a dims block of the symbols of `graphs`, in the order in which they come first.
+    pub fn among(self, graphs: &[Graph]) -> Symbols {
+        let mut names: Vec<String> = Vec::new();
+        for name in graphs.iter().flat_map(|graph| graph.symbols().keys()) {
+            if !names.iter().any(|known| **known == **name) {
+                names.push(name.to_string());
+            }
+        }
+        Symbols { names, ..self }
+    }
+
     /// Symbols without roles.
     pub fn plain(names: &[&str]) -> Symbols {
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();

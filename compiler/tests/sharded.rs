@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 use weldment_compiler::driver::{
-    EntryOptions, FusionOptions, Quiet, Reference, Timeline, model_graph, plan_targets, shard_graph, states,
+    EntryOptions, FusionOptions, Quiet, Reference, Signature, Timeline, model_graph, plan_targets, shard_graph,
 };
 use weldment_compiler::frontend::{Checkpoint, WeightSource};
 use weldment_ir::{DType, Op};
@@ -77,7 +77,7 @@ fn caches_are_of_a_rank() {
     let graph = model_graph(&checkpoint, &EntryOptions::default()).unwrap();
     let bytes = |tp| {
         let graph = shard_graph(graph.clone(), tp).unwrap();
-        states(&graph).unwrap().iter().map(|s| s.unit_bytes).collect::<Vec<_>>()
+        Signature::of(std::slice::from_ref(&graph)).unwrap().states.iter().map(|s| s.unit_bytes).collect::<Vec<_>>()
     };
     let one = bytes(1);
     assert_eq!(bytes(2), one.iter().map(|n| n / 2).collect::<Vec<_>>());
@@ -107,7 +107,9 @@ fn every_all_reduce_of_a_model_is_fused_in_each_range() {
             assert_eq!(all as u64, 2 * checkpoint.config.layers + 1);
             let fusion = FusionOptions::default();
             let targets = ["x86-64-v3".to_owned()];
-            let planned = plan_targets(&sharded, &targets, &fusion, &mut Timeline::default(), &mut Quiet).unwrap();
+            let planned =
+                plan_targets(std::slice::from_ref(&sharded), &targets, &fusion, &mut Timeline::default(), &mut Quiet)
+                    .unwrap();
             for variant in planned.iter().flat_map(|t| &t.variants) {
                 let required = variant.report.require(&format!("allreduce_rms_norm={all}"));
                 required.unwrap_or_else(|e| panic!("{model} on {tp} ranks, {}: {e}", variant.name));

@@ -28,7 +28,7 @@ fn example() -> Graph {
 }
 
 fn checkpoint(entry: &Graph) -> Checkpoint {
-    graph::random(entry, Path::new("sparse_decoder.wir"), 3).unwrap()
+    graph::random(std::slice::from_ref(entry), Path::new("sparse_decoder.wir"), 3).unwrap()
 }
 
 /// Compiles `entry` for a target, with the fusions `off`.
@@ -45,9 +45,12 @@ fn artifact(dir: &Path, name: &str, entry: &Graph, target: &str, off: &[&str]) -
         threads: 1,
     };
     let mut timeline = Timeline::default();
-    let planned = plan_targets(entry, &options.targets, &options.fusion, &mut timeline, &mut Quiet).unwrap();
+    let planned =
+        plan_targets(std::slice::from_ref(entry), &options.targets, &options.fusion, &mut timeline, &mut Quiet)
+            .unwrap();
     let path = dir.join(name);
-    build_artifact(entry, &checkpoint, &planned, &options, &path, &mut timeline, &mut Quiet).unwrap();
+    build_artifact(std::slice::from_ref(entry), &checkpoint, &planned, &options, &path, &mut timeline, &mut Quiet)
+        .unwrap();
     path
 }
 

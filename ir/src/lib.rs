@@ -8,6 +8,7 @@ pub mod docs;
 pub mod error;
 pub mod generate;
 pub mod graph;
+pub mod indices;
 pub mod interpret;
 pub mod op;
 pub mod paged;

@@ -35,9 +35,9 @@ pub struct ShapeLog {
 }
 
 impl ShapeLog {
-    /// An empty log of the variants of `program`'s entry `step`.
+    /// An empty log of the variants of the entry of `program` that takes steps of sequences.
     pub fn new(path: PathBuf, manifest: &Manifest, program: &Program) -> ShapeLog {
-        let entry = program.entries.first();
+        let entry = manifest.step().and_then(|entry| program.entries.get(entry));
         let guards = |variant: &crate::artifact::Variant| -> Value {
             let named = variant.guards.iter().filter_map(|g| {
                 let symbol = manifest.symbols.get(g.symbol as usize)?;

@@ -70,16 +70,17 @@ struct LaunchLog {
 #[derive(Debug)]
 pub struct ValueLog {
     path: PathBuf,
+    /// Where each entry's variants begin.
+    first: Vec<usize>,
     variants: Vec<(u64, Vec<LaunchLog>)>,
 }
 
 impl ValueLog {
-    /// An empty log of `program`'s entry `step`.
+    /// An empty log of `program`'s entries.
     ///
     /// # Errors
     /// [`Error::Unsupported`] if the artifact does not say where results are.
     pub fn new(path: PathBuf, manifest: &Manifest, program: &Program) -> Result<ValueLog> {
-        let entry = program.entries.first();
         let launches = |variant: &Variant| {
             let log = |launch: &crate::artifact::Launch| LaunchLog {
                 sources: manifest.sources.get(launch.source as usize).cloned().unwrap_or_default(),
@@ -88,27 +89,31 @@ impl ValueLog {
             };
             (0, variant.launches.iter().map(log).collect::<Vec<_>>())
         };
-        let variants: Vec<_> = entry.map_or(&[][..], |e| &e.variants).iter().map(launches).collect();
+        let of =
+            program.entries.iter().scan(0, |next, entry| Some(std::mem::replace(next, *next + entry.variants.len())));
+        let first = of.collect();
+        let variants: Vec<_> = program.entries.iter().flat_map(|entry| &entry.variants).map(launches).collect();
         if variants.iter().flat_map(|(_, launches)| launches).all(|l| l.results.is_empty()) {
             let message =
                 "the artifact does not say what its launches leave behind; compile it without --set record_results=0";
             return Err(Error::Unsupported(message.into()));
         }
-        Ok(ValueLog { path, variants })
+        Ok(ValueLog { path, first, variants })
     }
 
-    /// Reads what launch `launch` of variant `variant` left, in a step of these dims. Nothing may be running.
+    /// Reads what launch `launch` of variant `variant` of entry `entry` left, in a step of these dims. Nothing may be running.
     ///
     /// # Errors
     /// If a result does not lie in its region.
     pub fn record(
         &mut self,
-        (variant, launch): (usize, usize),
+        (entry, variant, launch): (usize, usize, usize),
         manifest: &Manifest,
         dims: &Dims,
         regions: &Regions,
     ) -> Result<()> {
-        let Some((steps, launches)) = self.variants.get_mut(variant) else { return Ok(()) };
+        let at = self.first.get(entry).map_or(usize::MAX, |first| first + variant);
+        let Some((steps, launches)) = self.variants.get_mut(at) else { return Ok(()) };
         *steps += u64::from(launch == 0);
         let results = launches.get_mut(launch).map_or(&mut [][..], |l| &mut l.results);
         for (result, statistics) in results {

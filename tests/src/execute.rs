@@ -10,7 +10,7 @@ use weldment_codegen::select::KernelLibrary;
 use weldment_codegen::setup::Setup;
 use weldment_codegen::target::Target as Machine;
 use weldment_codegen::tile::Kernel;
-use weldment_codegen::{Compiled, Prepared, Statics, VariantPlan, generate, prepare};
+use weldment_codegen::{Compiled, Externals, Prepared, Statics, VariantPlan, generate, prepare};
 use weldment_ir::generate::{Random, random_bindings};
 use weldment_ir::interpret::{Binding, BindingData, Bindings, Bytes, F64, Options, interpret};
 use weldment_ir::{DType, Dim, Graph, Op, TensorType, Value, codec};
@@ -341,8 +341,17 @@ pub(crate) fn plan<'a>(graph: &Graph, values: &'a Values, target: &str) -> Resul
     let library = library(graph, &setup);
     let plan = bufferise(graph, &library).map_err(|e| e.to_string())?;
     let mut statics = Static::new(values);
-    let variant = VariantPlan { name: "step", graph, plan: &plan, max_tokens: library.max_tokens, guards: Vec::new() };
-    let prepared = prepare(&[variant], &setup, &mut statics).map_err(|e| e.to_string())?;
+    let externals = Externals::alone(&plan);
+    let variant = VariantPlan {
+        name: "all",
+        graph,
+        plan: &plan,
+        setup: &setup,
+        max_tokens: library.max_tokens,
+        guards: Vec::new(),
+        externals: &externals,
+    };
+    let prepared = prepare(&[variant], &mut statics).map_err(|e| e.to_string())?;
     Ok((setup, plan, prepared, statics))
 }
 
@@ -394,6 +403,7 @@ pub(crate) fn packed(
             max_seq: 1,
         },
         symbols: graph.symbols().iter().map(symbol).collect(),
+        entries: Vec::new(),
         inputs: Vec::new(),
         outputs: Vec::new(),
         states: Vec::new(),

@@ -46,7 +46,9 @@ fn every_all_reduce_is_fused_in_every_range() {
                 for target in TARGETS {
                     let (mut timeline, fusion) = (Timeline::default(), FusionOptions::default());
                     let targets = [target.to_owned()];
-                    let planned = plan_targets(&graph, &targets, &fusion, &mut timeline, &mut Quiet).expect("a plan");
+                    let planned =
+                        plan_targets(std::slice::from_ref(&graph), &targets, &fusion, &mut timeline, &mut Quiet)
+                            .expect("a plan");
                     for (variant, report) in reports(&planned) {
                         let group = report.group("allreduce_rms_norm").expect("it has all-reduces");
                         let fused = group.anchors.iter().filter(|a| matches!(a.outcome, Outcome::Fused { .. })).count();

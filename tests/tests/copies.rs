@@ -8,7 +8,7 @@ use std::process::Command;
 use weldment_codegen::select::KernelLibrary;
 use weldment_codegen::setup::Setup;
 use weldment_codegen::target::Target;
-use weldment_codegen::{Statics, VariantPlan, prepare};
+use weldment_codegen::{Externals, Statics, VariantPlan, prepare};
 use weldment_compiler::driver::{EntryOptions, FusionOptions, Quiet, Timeline, model_graph, open, plan_targets};
 use weldment_compiler::frontend::WeightSource;
 use weldment_ir::{DType, Dim, Graph, Op, OutputKind, Value};
@@ -37,10 +37,10 @@ fn no_model_copies_on_any_target() {
             let graph = model_graph(&checkpoint, &EntryOptions { dtype, ..EntryOptions::default() });
             let (fusion, mut timeline) = (FusionOptions::default(), Timeline::default());
             let planned =
-                plan_targets(&graph.expect("a graph"), &targets, &fusion, &mut timeline, &mut Quiet).expect("plans");
+                plan_targets(&[graph.expect("a graph")], &targets, &fusion, &mut timeline, &mut Quiet).expect("plans");
             for target in &planned {
                 for variant in &target.variants {
-                    let what = format!("{} {} {}", model.display(), target.setup.target.name(), variant.name);
+                    let what = format!("{} {} {}", model.display(), target.target.name(), variant.name);
                     let plan = &variant.plan;
                     assert_eq!(plan.copies, [], "{what}");
                     assert!(plan.steps.iter().all(|s| matches!(s.kind, StepKind::Kernel(_))), "{what}");
@@ -83,8 +83,17 @@ fn a_copy_is_a_launch_that_says_so() {
         let setup = Setup::of(Target::named(name).expect("a target"), &g);
         let library = KernelLibrary { setup: setup.clone(), max_tokens: 64 };
         let plan = bufferise(&g, &library).expect("a plan");
-        let variant = VariantPlan { name: "step", graph: &g, plan: &plan, max_tokens: 64, guards: Vec::new() };
-        let prepared = prepare(&[variant], &setup, &mut NoStatics).expect("launches");
+        let externals = Externals::alone(&plan);
+        let variant = VariantPlan {
+            name: "all",
+            graph: &g,
+            plan: &plan,
+            setup: &setup,
+            max_tokens: 64,
+            guards: Vec::new(),
+            externals: &externals,
+        };
+        let prepared = prepare(&[variant], &mut NoStatics).expect("launches");
         let kernels: Vec<_> = prepared.kernels().collect();
         let launches = &prepared.variants()[0].launches;
         let moves: Vec<bool> = launches.iter().map(|l| kernels[l.kernel as usize].moves_only).collect();

@@ -13,7 +13,7 @@ fn llama() -> Vec<(String, Report)> {
     let checkpoint = open(&model, WeightSource::Files).expect("a model directory");
     let graph = model_graph(&checkpoint, &EntryOptions::default()).expect("a graph");
     let (fusion, mut timeline) = (FusionOptions::default(), Timeline::default());
-    let planned = plan_targets(&graph, &["x86-64-v3".to_owned()], &fusion, &mut timeline, &mut Quiet);
+    let planned = plan_targets(&[graph], &["x86-64-v3".to_owned()], &fusion, &mut timeline, &mut Quiet);
     reports(&planned.expect("a plan")).into_iter().collect()
 }
 

@@ -185,6 +185,22 @@ pub struct RunArgs {
     pub interpret: bool,
 }
 
+/// NAME=FILE.
+fn named_file(text: &str) -> Result<(String, PathBuf), String> {
+    named(text).map(|(name, file)| (name, PathBuf::from(file)))
+}
+
+/// NAME=N.
+fn named_size(text: &str) -> Result<(String, u64), String> {
+    let (name, size) = named(text)?;
+    Ok((name, size.parse().map_err(|e| format!("{size:?}: {e}"))?))
+}
+
+fn named(text: &str) -> Result<(String, &str), String> {
+    let parts = text.split_once('=').filter(|(name, _)| !name.is_empty());
+    parts.map(|(name, value)| (name.to_owned(), value)).ok_or_else(|| "NAME=VALUE is expected".to_owned())
+}
+
 /// `weldment eval`.
 #[derive(Debug, Args)]
 pub struct EvalArgs {
@@ -194,11 +210,23 @@ pub struct EvalArgs {
     #[command(flatten)]
     pub build: BuildArgs,
     /// A JSON array of token ids, or a .safetensors file whose tensor `prompt` holds them.
-    #[arg(long, value_name = "FILE")]
-    pub tokens: PathBuf,
+    #[arg(long, value_name = "FILE", required_unless_present_any = ["input", "entry"])]
+    pub tokens: Option<PathBuf>,
     /// Where the logits go: .safetensors, tensor `logits`, f32 [T, vocab].
-    #[arg(long, value_name = "FILE")]
-    pub logits: PathBuf,
+    #[arg(long, value_name = "FILE", required_unless_present_any = ["input", "entry"])]
+    pub logits: Option<PathBuf>,
+    /// The entry to call with --input; the only one that takes the inputs given, if none is named.
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["logits", "stepwise"])]
+    pub entry: Option<String>,
+    /// An input of the entry: a .safetensors file whose tensor of that name, or only tensor, it is.
+    #[arg(long, value_name = "NAME=FILE", value_parser = named_file, conflicts_with_all = ["logits", "stepwise"])]
+    pub input: Vec<(String, PathBuf)>,
+    /// Where an output of the entry goes; outputs without a file are described.
+    #[arg(long, value_name = "NAME=FILE", value_parser = named_file, conflicts_with_all = ["logits", "stepwise"])]
+    pub output: Vec<(String, PathBuf)>,
+    /// A size that no input says.
+    #[arg(long, value_name = "NAME=N", value_parser = named_size)]
+    pub size: Vec<(String, u64)>,
     /// One token a step instead of one prefill.
     #[arg(long)]
     pub stepwise: bool,
@@ -305,6 +333,12 @@ pub struct BenchArgs {
     /// Tokens of the measured prefill.
     #[arg(long, default_value_t = 512)]
     pub prefill: usize,
+    /// Measures calls of this entry with made-up inputs instead of steps.
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["ladder", "vs_disable"])]
+    pub entry: Option<String>,
+    /// A size of the entry's symbols; those that are not given are as large as they may be.
+    #[arg(long, value_name = "NAME=N", value_parser = named_size, requires = "entry")]
+    pub size: Vec<(String, u64)>,
     /// Switches passes on in turn, on one workload: what each of them brings.
     #[arg(long, conflicts_with = "vs_disable")]
     pub ladder: bool,

@@ -47,7 +47,7 @@ pub fn option_list(build: &BuildArgs) -> Vec<(String, String)> {
 /// A model up to its plans.
 struct Front {
     checkpoint: Checkpoint,
-    graph: Graph,
+    graphs: Vec<Graph>,
     max_seq: u64,
     timeline: Timeline,
 }
@@ -55,19 +55,19 @@ struct Front {
 fn front(model: &Path, build: &BuildArgs, progress: &mut dyn Progress) -> Result<Front, CompileError> {
     let mut timeline = Timeline::default();
     let checkpoint = timeline.stage(progress, "read model", || graphs::checkpoint(model, build))?;
-    let graph = timeline.stage(progress, "build graph", || graphs::graph(model, &checkpoint, build))?;
+    let graphs = timeline.stage(progress, "build graph", || graphs::entries(model, &checkpoint, build))?;
     let max_seq = match graphs::has_extension(model, "wir") {
         // The graph says itself how many positions its block tables hold, if it has some.
         true => {
-            let most = |role: &SymbolRole| graph.symbol_of(role).map(|(_, range)| range.max);
-            let block = driver::block_positions(&graph) as u64;
+            let most = |role: &SymbolRole| graphs.iter().filter_map(|g| g.symbol_of(role)).map(|(_, r)| r.max).max();
+            let block = graphs.iter().map(driver::block_positions).max().unwrap_or(1) as u64;
             let paged = most(&SymbolRole::BLOCKS).map(|blocks| blocks.saturating_mul(block));
             let limit = u64::from(u32::MAX);
             most(&SymbolRole::Context).into_iter().chain(paged).fold(limit, u64::min)
         }
         false => driver::max_seq(&checkpoint, &graphs::entry_options(build)?)?,
     };
-    Ok(Front { checkpoint, graph, max_seq, timeline })
+    Ok(Front { checkpoint, graphs, max_seq, timeline })
 }
 
 /// Match reports without code generation.
@@ -75,7 +75,7 @@ pub fn reports(model: &Path, build: &BuildArgs) -> Result<Reports, CompileError>
     let mut bars = Bars::new();
     let mut front = front(model, build, &mut bars)?;
     let fusion = graphs::fusion_options(build)?;
-    let planned = plan_targets(&front.graph, &build.target, &fusion, &mut front.timeline, &mut bars)?;
+    let planned = plan_targets(&front.graphs, &build.target, &fusion, &mut front.timeline, &mut bars)?;
     Ok(driver::reports(&planned))
 }
 
@@ -103,9 +103,9 @@ pub fn compile_to(
 ) -> Result<(), CompileError> {
     let mut front = front(model, build, progress)?;
     let options = compile_options(build, front.max_seq, Emit::default())?;
-    let planned = plan_targets(&front.graph, &options.targets, &options.fusion, &mut front.timeline, progress)?;
-    let Front { graph, checkpoint, timeline, .. } = &mut front;
-    build_artifact(graph, checkpoint, &planned, &options, output, timeline, progress)?;
+    let planned = plan_targets(&front.graphs, &options.targets, &options.fusion, &mut front.timeline, progress)?;
+    let Front { graphs, checkpoint, timeline, .. } = &mut front;
+    build_artifact(graphs, checkpoint, &planned, &options, output, timeline, progress)?;
     Ok(())
 }
 
@@ -115,28 +115,26 @@ pub fn compile(args: &CompileArgs) -> Result<(), CompileError> {
     let mut bars = Bars::new();
     let mut front = front(&args.model, &args.build, &mut bars)?;
     let dumps = Dumps { args };
-    dumps.graph(Form::Ir, "ir", "model", &front.graph)?;
+    for graph in &front.graphs {
+        let name = if front.graphs.len() > 1 { graph.name.as_str() } else { "model" };
+        dumps.graph(Form::Ir, "ir", name, graph)?;
+    }
     if args.stop_after == Some(Stage::Ir) {
         return finish(args, &front.timeline, &mut bars);
     }
     let emit = Emit { llvm: args.emit.contains(&Form::Llvm), asm: args.emit.contains(&Form::Asm) };
     let options = compile_options(&args.build, front.max_seq, emit)?;
-    let planned = plan_targets(&front.graph, &options.targets, &options.fusion, &mut front.timeline, &mut bars)?;
+    let planned = plan_targets(&front.graphs, &options.targets, &options.fusion, &mut front.timeline, &mut bars)?;
     for target in &planned {
         for variant in &target.variants {
-            dumps.graph(
-                Form::Fused,
-                "fuse",
-                &format!("{}.{}", target.setup.target.name(), variant.name),
-                &variant.graph,
-            )?;
+            dumps.graph(Form::Fused, "fuse", &format!("{}.{}", target.target.name(), variant.name), &variant.graph)?;
         }
     }
     if args.stop_after == Some(Stage::Fused) {
         return finish(args, &front.timeline, &mut bars);
     }
-    let Front { graph, checkpoint, timeline, .. } = &mut front;
-    let done = build_artifact(graph, checkpoint, &planned, &options, &output, timeline, &mut bars)?;
+    let Front { graphs, checkpoint, timeline, .. } = &mut front;
+    let done = build_artifact(graphs, checkpoint, &planned, &options, &output, timeline, &mut bars)?;
     dumps.code(&done)?;
     finish(args, &front.timeline, &mut bars)?;
     summary(args, &front, &planned, &done, &output)

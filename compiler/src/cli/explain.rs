@@ -1,6 +1,6 @@
 //! `weldment explain`: the match report of a model or an artifact.
 
-use super::args::{ExplainArgs, ReportFormat, WeightsArg};
+use super::args::{ExplainArgs, ReportFormat};
 use super::{compile, graphs, ladder, page, put_or_write};
 use crate::driver::CompileError;
 use indexmap::IndexMap;
@@ -23,13 +23,8 @@ pub fn explain(args: &ExplainArgs) -> Result<(), CompileError> {
     let reports = match graphs::has_extension(&args.model, "weld") {
         true => stored(&args.model)?,
         false => {
-            let mut build = args.build.clone();
             // What is fused does not depend on what weights hold.
-            let named = build.checkpoint.is_some() || matches!(build.weights, WeightsArg::Random(_));
-            if graphs::has_extension(&args.model, "wir") && !named {
-                build.weights = WeightsArg::Random(0);
-            }
-            compile::reports(&args.model, &build)?
+            compile::reports(&args.model, &graphs::with_weights(&args.model, &args.build).0)?
         }
     };
     if let Some(path) = args.path.as_deref() {

@@ -73,6 +73,15 @@ pub fn weight_source(build: &BuildArgs) -> WeightSource {
     }
 }
 
+/// The options as given, but for a .wir graph of which nothing says where its weights come from: those are made up, from seed 0. The
+/// second value says whether they are.
+pub fn with_weights(model: &Path, build: &BuildArgs) -> (BuildArgs, bool) {
+    let named = build.checkpoint.is_some() || matches!(build.weights, WeightsArg::Random(_));
+    let made_up = has_extension(model, "wir") && !named;
+    let weights = if made_up { WeightsArg::Random(0) } else { build.weights };
+    (BuildArgs { weights, ..build.clone() }, made_up)
+}
+
 /// The checkpoint of a model; that of a .wir graph is named by --checkpoint, or made from a seed.
 ///
 /// # Errors
@@ -93,44 +102,47 @@ pub fn checkpoint(model: &Path, build: &BuildArgs) -> Result<Checkpoint, Compile
     driver::open(path, weight_source(build))
 }
 
-/// Reads and checks a text graph.
+/// Reads and checks the graphs of a text file.
 ///
 /// # Errors
 /// Names the file, the line and what is accepted.
-pub fn read_wir(path: &Path) -> Result<Graph, CompileError> {
+pub fn read_wir(path: &Path) -> Result<Vec<Graph>, CompileError> {
     let bytes = std::fs::read(path).map_err(|source| CompileError::Io { path: path.to_owned(), source })?;
     let place = |message: String| CompileError::option(path.display().to_string(), message);
     let text = String::from_utf8(bytes).map_err(|e| place(format!("{e}; a .wir file is UTF-8 text")))?;
-    let graph = weldment_ir::text::parse(&text).map_err(|e| place(e.to_string()))?;
-    weldment_ir::verify(&graph).map_err(|e| place(e.to_string()))?;
-    Ok(graph)
+    let graphs = weldment_ir::text::parse_all(&text).map_err(|e| place(e.to_string()))?;
+    graphs.iter().try_for_each(weldment_ir::verify).map_err(|e| place(e.to_string()))?;
+    Ok(graphs)
 }
 
-/// The entry's graph: built from the model's definition, or read; then that of each rank.
+/// The graphs of the entries: built from the model's definition, or read; then those of each rank.
 ///
 /// # Errors
 /// See [`driver::model_graph`], [`read_wir`] and [`driver::shard_graph`].
-pub fn graph(model: &Path, checkpoint: &Checkpoint, build: &BuildArgs) -> Result<Graph, CompileError> {
+pub fn entries(model: &Path, checkpoint: &Checkpoint, build: &BuildArgs) -> Result<Vec<Graph>, CompileError> {
     match has_extension(model, "wir") {
         true => ranged_wir(model, build),
-        false => driver::shard_graph(driver::model_graph(checkpoint, &entry_options(build)?)?, build.tp),
+        false => Ok(vec![driver::shard_graph(driver::model_graph(checkpoint, &entry_options(build)?)?, build.tp)?]),
     }
 }
 
-/// Reads a text graph, gives it the ranges asked for, and shards it.
+/// Reads the graphs of a text file, gives them the ranges asked for, and shards them.
 ///
 /// # Errors
 /// As [`read_wir`] and [`driver::shard_graph`]; a range outside the declared one.
-pub fn ranged_wir(path: &Path, build: &BuildArgs) -> Result<Graph, CompileError> {
+pub fn ranged_wir(path: &Path, build: &BuildArgs) -> Result<Vec<Graph>, CompileError> {
     driver::check_limits(build.tp, build.kv_block)?;
-    let graph = ranged(read_wir(path)?, build)?;
-    let place = |message| CompileError::option(path.display().to_string(), message);
-    driver::check_symbols(&graph).map_err(place)?;
-    driver::shard_graph(graph, build.tp)
+    let graphs = ranged(read_wir(path)?, build)?;
+    let place = |e: CompileError| match e {
+        CompileError::Option { message, .. } => CompileError::option(path.display().to_string(), message),
+        other => CompileError::option(path.display().to_string(), other.to_string()),
+    };
+    driver::check_signature(&graphs).map_err(place)?;
+    graphs.into_iter().map(|graph| driver::shard_graph(graph, build.tp)).collect()
 }
 
-/// A text graph with the ranges given: inside those that it declares.
-fn ranged(mut graph: Graph, build: &BuildArgs) -> Result<Graph, CompileError> {
+/// Text graphs with the ranges given: inside those that they declare.
+fn ranged(mut graphs: Vec<Graph>, build: &BuildArgs) -> Result<Vec<Graph>, CompileError> {
     let context = build.max_seq.map(|n| ("--max-seq", "context", n));
     let dims = build.dims.iter().map(|d| ("--dim", d.name.as_str(), d.max));
     for (option, name, most) in dims.chain(context) {
@@ -139,7 +151,8 @@ fn ranged(mut graph: Graph, build: &BuildArgs) -> Result<Graph, CompileError> {
             "seqs" => SymbolRole::Sequences,
             _ => SymbolRole::Context,
         };
-        let declared = graph.symbol_of(&role).map(|(symbol, range)| (symbol.clone(), range));
+        let declared = graphs.iter().find_map(|graph| graph.symbol_of(&role));
+        let declared = declared.map(|(symbol, range)| (symbol.clone(), range));
         let fits = declared.clone().filter(|(_, r)| (r.min..=r.max).contains(&most));
         let (symbol, range) = fits.ok_or_else(|| {
             let shown = |(symbol, r): (_, weldment_ir::Range)| format!("{symbol}: {}..{} {role}", r.min, r.max);
@@ -149,9 +162,11 @@ fn ranged(mut graph: Graph, build: &BuildArgs) -> Result<Graph, CompileError> {
                 format!("{name} up to {most}; the graph declares {found}, a part of it is accepted"),
             )
         })?;
-        graph = narrow(&graph, &symbol, range.min, most);
+        for graph in graphs.iter_mut().filter(|graph| graph.symbols().contains_key(&symbol)) {
+            *graph = narrow(graph, &symbol, range.min, most);
+        }
     }
-    Ok(graph)
+    Ok(graphs)
 }
 
 /// An artifact to run: the one given, or the model's, compiled into the cache if it is not there yet.

@@ -41,7 +41,11 @@ fn fuse(graph: &Graph, args: &OptArgs) -> Result<Graph, CompileError> {
 
 /// `weldment opt`.
 pub fn opt(args: &OptArgs) -> Result<(), CompileError> {
-    let mut graph = graphs::read_wir(&args.input)?;
+    let [graph] = <[Graph; 1]>::try_from(graphs::read_wir(&args.input)?).map_err(|graphs| {
+        let message = format!("{} graphs; one is accepted here", graphs.len());
+        CompileError::option(args.input.display().to_string(), message)
+    })?;
+    let mut graph = graph;
     let mut plan = None;
     let default = ["compact".to_owned(), "fuse".to_owned()];
     let names = if args.passes.is_empty() { default.as_slice() } else { &args.passes };

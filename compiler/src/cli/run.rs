@@ -1,11 +1,12 @@
 //! Commands that run something: the runtime does the work; a model is compiled into the cache first.
 
-use super::args::{BenchArgs, EvalArgs, InspectArgs, RunArgs};
+use super::args::{BenchArgs, BuildArgs, EvalArgs, InspectArgs, RunArgs};
 use super::progress::Bars;
 use super::{graphs, ladder, put};
 use crate::driver::{self, CompileError, Progress, Reference};
 use std::io::stdout;
 use std::path::Path;
+use weldment_ir::{Graph, Op};
 use weldment_runtime::cli;
 use weldment_runtime::generate::GenerateOptions;
 
@@ -45,11 +46,24 @@ pub fn eval(args: &EvalArgs) -> Result<(), CompileError> {
     if args.interpret {
         return eval_reference(args);
     }
-    let mut session = graphs::session(&args.model, &args.build, args.weights_file.as_deref())?;
+    let by_name = !args.input.is_empty() || args.entry.is_some();
+    let build = if by_name { made_up_weights(&args.model, &args.build)? } else { args.build.clone() };
+    let mut session = graphs::session(&args.model, &build, args.weights_file.as_deref())?;
     session.shapes.clone_from(&args.shapes);
     session.values.clone_from(&args.values);
     session.uncaptured = args.uncaptured;
-    let (tokens, logits) = (args.tokens.clone(), args.logits.clone());
+    let (Some(tokens), Some(logits)) = (args.tokens.clone(), args.logits.clone()) else {
+        let call = cli::call::CallOptions {
+            session,
+            entry: args.entry.clone(),
+            tokens: args.tokens.clone(),
+            inputs: args.input.clone(),
+            outputs: args.output.clone(),
+            sizes: args.size.clone(),
+            repeat: args.repeat,
+        };
+        return Ok(cli::call::eval(&call, &mut stdout())?);
+    };
     Ok(cli::eval::eval(&cli::eval::EvalOptions {
         session,
         tokens,
@@ -57,6 +71,16 @@ pub fn eval(args: &EvalArgs) -> Result<(), CompileError> {
         stepwise: args.stepwise,
         repeat: args.repeat,
     })?)
+}
+
+/// The options of a command that calls an entry by its inputs; says so where a text graph's weights are made up.
+fn made_up_weights(model: &Path, build: &BuildArgs) -> Result<BuildArgs, CompileError> {
+    let (build, made_up) = graphs::with_weights(model, build);
+    let reads = |graph: &Graph| graph.ids().any(|id| matches!(graph.node(id).op, Op::Weight { .. }));
+    if made_up && graphs::read_wir(model)?.iter().any(reads) {
+        eprintln!("weights are made up from seed 0; --checkpoint MODEL or --weights random:SEED says otherwise");
+    }
+    Ok(build)
 }
 
 /// `weldment bench`.
@@ -70,8 +94,14 @@ pub fn bench(args: &BenchArgs) -> Result<(), CompileError> {
             "it shows a comparison: --ladder or --vs-disable is expected with it",
         ));
     }
-    let mut session = graphs::session(&args.model, &args.build, args.weights_file.as_deref())?;
+    let build = if args.entry.is_some() { made_up_weights(&args.model, &args.build)? } else { args.build.clone() };
+    let mut session = graphs::session(&args.model, &build, args.weights_file.as_deref())?;
     session.shapes.clone_from(&args.shapes);
+    if let Some(entry) = args.entry.clone() {
+        let (sizes, budget) = (args.size.clone(), args.seconds);
+        let options = cli::call::EntryBench { session, entry, sizes, budget, json: args.json };
+        return Ok(cli::call::bench(&options, &mut stdout())?);
+    }
     let (context, prefill) = (Some(args.context), Some(args.prefill));
     let (batches, budget) = (args.batch.clone(), args.seconds);
     let options = cli::bench::BenchOptions { session, batches, context, prefill, budget, json: args.json };
@@ -129,17 +159,20 @@ fn run_reference(args: &RunArgs) -> Result<(), CompileError> {
 }
 
 fn eval_reference(args: &EvalArgs) -> Result<(), CompileError> {
-    let tokens = cli::files::read_tokens(&args.tokens)?;
+    let (Some(tokens), Some(path)) = (&args.tokens, &args.logits) else {
+        return Err(CompileError::option("--interpret", "needs --tokens and --logits"));
+    };
+    let tokens = cli::files::read_tokens(tokens)?;
     let (mut reference, vocab) = reference(&args.model, &args.build, tokens.len())?;
     let mut logits = Vec::new();
     for part in tokens.chunks(if args.stepwise { 1 } else { tokens.len().max(1) }) {
         logits.extend(as_f32(&reference.step(part)?));
     }
-    cli::files::write_logits(&args.logits, &logits, vocab)?;
+    cli::files::write_logits(path, &logits, vocab)?;
     match logits.iter().filter(|x| x.is_nan()).count() {
         0 => Ok(()),
         count => {
-            let message = format!("{count} logits are NaN, interpreted; they are in {}", args.logits.display());
+            let message = format!("{count} logits are NaN, interpreted; they are in {}", path.display());
             Err(weldment_runtime::Error::CheckFailed(message).into())
         }
     }

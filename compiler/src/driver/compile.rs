@@ -2,8 +2,7 @@
 
 use super::statics::Collector;
 use super::{
-    CompileError, FusionOptions, Planned, Progress, Timeline, bindings, bisect_entry, model_facts, plan_entry, states,
-    symbols,
+    CompileError, FusionOptions, Planned, Progress, Signature, Timeline, bisect_entry, model_facts, plan_entry,
 };
 use crate::frontend::Checkpoint;
 use indexmap::IndexMap;
@@ -11,8 +10,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use weldment_codegen::llvm::Emit;
-use weldment_codegen::select::KernelLibrary;
-use weldment_codegen::setup::Setup;
+use weldment_codegen::setup::{Setup, Symbols};
 use weldment_codegen::target::Target as MachineTarget;
 use weldment_codegen::{Kernels, Prepared, VariantPlan};
 use weldment_ir::Graph;
@@ -45,9 +43,9 @@ pub struct CompileOptions {
 /// A target with its variants planned.
 #[derive(Debug)]
 pub struct PlannedTarget {
-    /// Machine, choices and symbols.
-    pub setup: Setup,
-    /// One plan a variant.
+    /// The machine.
+    pub target: MachineTarget,
+    /// One plan a variant, entry by entry.
     pub variants: Vec<Planned>,
 }
 
@@ -71,26 +69,33 @@ pub struct Compilation {
 /// # Errors
 /// Unknown targets, rules or fusions; limits of the passes; a requirement that does not hold.
 pub fn plan_targets(
-    graph: &Graph,
+    graphs: &[Graph],
     targets: &[String],
     fusion: &FusionOptions,
     timeline: &mut Timeline,
     progress: &mut dyn Progress,
 ) -> Result<Vec<PlannedTarget>, CompileError> {
+    let signature = Signature::of(graphs)?;
     let mut out: Vec<PlannedTarget> = Vec::new();
     for name in targets {
-        let setup = machine(graph, name, fusion)?;
-        if out.iter().any(|t| t.setup.target.name() == setup.target.name()) {
+        let target = MachineTarget::named(name).map_err(|e| CompileError::option("--target", e))?;
+        if out.iter().any(|t| t.target.name() == target.name()) {
             return Err(CompileError::option("--target", format!("{name} is given twice")));
         }
-        let library = |max_tokens| KernelLibrary { setup: setup.clone(), max_tokens };
-        let planned = plan_entry(graph, &library, fusion, timeline, progress)?;
-        for variant in &planned {
+        let mut variants = Vec::new();
+        for (entry, (graph, externals)) in graphs.iter().zip(&signature.externals).enumerate() {
+            let setup = setup(&target, graphs, graph, fusion);
+            for planned in plan_entry(graph, &setup, fusion, timeline, progress)? {
+                let name = if graphs.len() > 1 { format!("{}.{}", graph.name, planned.name) } else { planned.name };
+                variants.push(Planned { name, entry, externals: externals.clone(), ..planned });
+            }
+        }
+        for variant in &variants {
             for requirement in &fusion.require {
                 variant.report.require(requirement).map_err(|e| e.in_variant(&variant.name))?;
             }
         }
-        out.push(PlannedTarget { setup, variants: planned });
+        out.push(PlannedTarget { target, variants });
     }
     share_layouts(&mut out);
     Ok(out)
@@ -98,22 +103,24 @@ pub fn plan_targets(
 
 /// An input lies in one way for all variants of all targets: densely only if none of them minds.
 fn share_layouts(planned: &mut [PlannedTarget]) {
-    let plans = || planned.iter().flat_map(|t| &t.variants).map(|v| &v.plan);
-    let minds: BTreeSet<Arc<str>> =
-        plans().flat_map(|p| &p.inputs).filter(|input| !input.dense).map(|input| input.name.clone()).collect();
-    for input in planned.iter_mut().flat_map(|t| &mut t.variants).flat_map(|v| &mut v.plan.inputs) {
-        input.dense = !minds.contains(&input.name);
+    let variants = planned.iter().flat_map(|t| &t.variants);
+    let inputs = variants.flat_map(|v| v.plan.inputs.iter().map(move |input| (v.entry, input)));
+    let minds = inputs.filter(|(_, input)| !input.dense).map(|(entry, input)| (entry, input.name.clone()));
+    let minds: BTreeSet<(usize, Arc<str>)> = minds.collect();
+    for variant in planned.iter_mut().flat_map(|t| &mut t.variants) {
+        for input in &mut variant.plan.inputs {
+            input.dense = !minds.contains(&(variant.entry, input.name.clone()));
+        }
     }
 }
 
-/// A target by name, with the choices that were fixed or perturbed.
-fn machine(graph: &Graph, name: &str, fusion: &FusionOptions) -> Result<Setup, CompileError> {
-    let target = MachineTarget::named(name).map_err(|e| CompileError::option("--target", e))?;
-    let mut setup = Setup { choices: fusion.choices, ..Setup::of(target, graph) };
+/// What an entry's kernels are built for: a machine, the choices that were fixed or perturbed, the dims block of all entries.
+fn setup(target: &MachineTarget, graphs: &[Graph], entry: &Graph, fusion: &FusionOptions) -> Setup {
+    let mut choices = fusion.choices;
     if let Some(seed) = fusion.chaos {
-        setup.choices.perturb(seed);
+        choices.perturb(seed);
     }
-    Ok(setup)
+    Setup { target: target.clone(), choices, symbols: Symbols::of(entry).among(graphs) }
 }
 
 /// For every target and variant: the rewrite that breaks it, if one does.
@@ -121,16 +128,18 @@ fn machine(graph: &Graph, name: &str, fusion: &FusionOptions) -> Result<Setup, C
 /// # Errors
 /// Unknown targets or rules; limits of the passes; a region that cannot be interpreted.
 pub fn bisect_targets(
-    graph: &Graph,
+    graphs: &[Graph],
     targets: &[String],
     fusion: &FusionOptions,
 ) -> Result<Vec<(String, Option<Culprit>)>, CompileError> {
     let mut out = Vec::new();
     for name in targets {
-        let setup = machine(graph, name, fusion)?;
-        let library = |max_tokens| KernelLibrary { setup: setup.clone(), max_tokens };
-        let found = bisect_entry(graph, &library, fusion)?;
-        out.extend(found.into_iter().map(|(variant, culprit)| (format!("{name} {variant}"), culprit)));
+        let target = MachineTarget::named(name).map_err(|e| CompileError::option("--target", e))?;
+        for graph in graphs {
+            let found = bisect_entry(graph, &setup(&target, graphs, graph, fusion), fusion)?;
+            let of = if graphs.len() > 1 { format!("{name} {}.", graph.name) } else { format!("{name} ") };
+            out.extend(found.into_iter().map(|(variant, culprit)| (format!("{of}{variant}"), culprit)));
+        }
     }
     Ok(out)
 }
@@ -146,7 +155,7 @@ pub fn reports(planned: &[PlannedTarget]) -> IndexMap<String, Report> {
 /// # Errors
 /// An op without a kernel, a missing linker, an output that cannot be written.
 pub fn build_artifact(
-    graph: &Graph,
+    graphs: &[Graph],
     checkpoint: &Checkpoint,
     planned: &[PlannedTarget],
     options: &CompileOptions,
@@ -157,24 +166,23 @@ pub fn build_artifact(
     if options.embed && planned.len() > 1 {
         return Err(CompileError::option("--weights", "embed packs for one target; give one with --target"));
     }
-    let (mut inputs, outputs) = bindings(graph)?;
+    let mut signature = Signature::of(graphs)?;
     for variant in planned.iter().flat_map(|t| &t.variants) {
-        let (mine, theirs) = bindings(&variant.graph)?;
-        if mine != inputs || theirs != outputs || states(&variant.graph)? != states(graph)? {
+        let whole = Signature::of(std::slice::from_ref(&graphs[variant.entry]))?;
+        let mine = Signature::of(std::slice::from_ref(&variant.graph))?;
+        if mine.inputs != whole.inputs || mine.outputs != whole.outputs || mine.states != whole.states {
             let message = format!("internal: variant {} changed the entry's signature", variant.name);
             return Err(CompileError::option("fuse", message));
         }
-    }
-    if let Some(first) = planned.first().and_then(|t| t.variants.first()) {
-        for (input, external) in inputs.iter_mut().zip(&first.plan.inputs) {
-            input.dense = external.dense;
+        for (at, external) in variant.externals.inputs.iter().zip(&variant.plan.inputs) {
+            signature.inputs[*at as usize].dense = external.dense;
         }
     }
     let mut statics = Collector::new(checkpoint);
     let mut prepared: Vec<Prepared> = Vec::new();
     for target in planned {
         let plans: Vec<VariantPlan<'_>> = target.variants.iter().map(Planned::variant).collect();
-        let work = || weldment_codegen::prepare(&plans, &target.setup, &mut statics);
+        let work = || weldment_codegen::prepare(&plans, &mut statics);
         prepared.push(timeline.stage(progress, "build kernels", work)?);
     }
     let work = || weldment_codegen::generate(prepared, options.emit);
@@ -191,7 +199,11 @@ pub fn build_artifact(
         sources.append(&mut compiled.sources);
         let launches = compiled.variants.iter_mut().flat_map(|v| &mut v.launches);
         launches.for_each(|launch| launch.source += base);
-        let machine = &target.setup.target;
+        let mut entries: Vec<Entry> = graphs.iter().map(|_| Entry { variants: Vec::new() }).collect();
+        for (planned, variant) in target.variants.iter().zip(compiled.variants) {
+            entries[planned.entry].variants.push(variant);
+        }
+        let machine = &target.target;
         let name = machine.stored_name().to_owned();
         let mut features = machine.feature_list();
         features.sort();
@@ -205,7 +217,7 @@ pub fn build_artifact(
             arena_bytes: compiled.arena_bytes,
             slab: compiled.slab,
             pack,
-            entries: vec![Entry { name: graph.name.clone(), variants: compiled.variants }],
+            entries,
         });
         codes.push((code, compiled.code));
         emitted.insert(machine.name().to_owned(), compiled.emitted);
@@ -216,13 +228,14 @@ pub fn build_artifact(
     });
     let tokenizer = checkpoint.tokenizer.as_ref();
     let manifest = Manifest {
-        world: graph.world(),
+        world: graphs.iter().map(Graph::world).max().unwrap_or(1),
         weldment_version: env!("CARGO_PKG_VERSION").to_owned(),
         model: model_facts(checkpoint, options.max_seq)?,
-        symbols: symbols(graph),
-        inputs,
-        outputs,
-        states: states(graph)?,
+        symbols: signature.symbols,
+        entries: signature.entries,
+        inputs: signature.inputs,
+        outputs: signature.outputs,
+        states: signature.states,
         weights: statics.model.weights.clone(),
         sources,
         programs,

@@ -86,8 +86,10 @@ impl Comparison {
 pub struct Subject<'a> {
     /// The artifact.
     pub artifact: &'a Artifact,
-    /// The entry it was compiled from, before any rule.
-    pub entry: &'a Graph,
+    /// The entry that is run, by its place.
+    pub entry: usize,
+    /// The graph that it was compiled from, before any rule.
+    pub graph: &'a Graph,
     /// Its targets, planned as they were.
     pub planned: &'a [PlannedTarget],
     /// Its weights.
@@ -155,14 +157,15 @@ fn run(
     let program = steps.program();
     let target = subject.planned.get(program).ok_or_else(|| other("it has more programs than targets"))?;
     let turns = turns(subject, target, program)?;
+    let own: Vec<&Planned> = target.variants.iter().filter(|planned| planned.entry == subject.entry).collect();
     let mut reference = match launches {
         true => None,
-        false => Some(Reference::of_graph(subject.entry.clone(), subject.checkpoint)?),
+        false => Some(Reference::of_graph(subject.graph.clone(), subject.checkpoint)?),
     };
     let mut position = 0;
     for part in parts {
         let sizes = OneSequence { first: position, count: part.len(), blocks, block_positions: block };
-        let dims = sizes.dims(subject.entry)?;
+        let dims = sizes.dims(subject.graph)?;
         let used = sizes.used();
         let count = part.len() as i32;
         let tokens: Vec<i32> = part.iter().map(|t| *t as i32).collect();
@@ -177,7 +180,7 @@ fn run(
             block_tables: &tables,
             logit_rows: &rows,
         })?;
-        let planned = target.variants.get(step.variant).ok_or_else(|| other("it has more variants than planned"))?;
+        let planned = own.get(step.variant).ok_or_else(|| other("it has more variants than planned"))?;
         let check = Launches { subject, planned, turns: &turns[step.variant], program, dims };
         if launches {
             out.compared += step.len();
@@ -210,12 +213,14 @@ fn other(what: &str) -> CompileError {
 /// For each variant, for each launch, the step of the plan that it belongs to.
 fn turns(subject: &Subject<'_>, target: &PlannedTarget, program: usize) -> Result<Vec<Vec<usize>>, CompileError> {
     let plans: Vec<VariantPlan<'_>> = target.variants.iter().map(Planned::variant).collect();
-    let prepared = prepare(&plans, &target.setup, &mut Collector::new(subject.checkpoint))?;
-    let entry = subject.artifact.manifest().programs.get(program).and_then(|p| p.entries.first());
+    let prepared = prepare(&plans, &mut Collector::new(subject.checkpoint))?;
+    let entry = subject.artifact.manifest().programs.get(program).and_then(|p| p.entries.get(subject.entry));
     let found: Vec<usize> = entry.map_or(Vec::new(), |e| e.variants.iter().map(|v| v.launches.len()).collect());
-    let expected: Vec<usize> = prepared.steps().iter().map(Vec::len).collect();
+    let own = target.variants.iter().zip(prepared.steps()).filter(|(planned, _)| planned.entry == subject.entry);
+    let steps: Vec<Vec<usize>> = own.map(|(_, steps)| steps.clone()).collect();
+    let expected: Vec<usize> = steps.iter().map(Vec::len).collect();
     match found == expected {
-        true => Ok(prepared.steps().to_vec()),
+        true => Ok(steps),
         false => Err(other(&format!("it has {found:?} launches, {expected:?} are planned"))),
     }
 }
@@ -335,16 +340,16 @@ impl Launches<'_> {
 
     /// The values of a view on a rank, row-major.
     fn load(&self, step: &Step<'_>, rank: usize, ty: &TensorType, view: &View) -> Result<Vec<f64>, CompileError> {
-        let plan = &self.planned.plan;
-        let index = |list: &[External], name: &Arc<str>| {
-            let at = list.iter().position(|e| e.name == *name).map(|i| i as u32);
+        let (plan, externals) = (&self.planned.plan, &self.planned.externals);
+        let index = |list: &[External], places: &[u32], name: &Arc<str>| {
+            let at = list.iter().position(|e| e.name == *name).and_then(|at| places.get(at).copied());
             at.ok_or_else(|| other(&format!("there is no buffer {name}")))
         };
         let region = match &view.region {
             Region::Arena => Place::Arena,
-            Region::State(name) => Place::State(index(&plan.states, name)?),
-            Region::Input(name) => Place::Input(index(&plan.inputs, name)?),
-            Region::Output(name) => Place::Output(index(&plan.outputs, name)?),
+            Region::State(name) => Place::State(index(&plan.states, &externals.states, name)?),
+            Region::Input(name) => Place::Input(index(&plan.inputs, &externals.inputs, name)?),
+            Region::Output(name) => Place::Output(index(&plan.outputs, &externals.outputs, name)?),
             Region::Weights(_) => return Err(other("a kernel writes to weights")),
         };
         let size = ty.dtype.block_bytes();
@@ -410,7 +415,7 @@ impl Launches<'_> {
         };
         let results: Vec<String> = results.iter().map(ToString::to_string).collect();
         let program = self.subject.artifact.manifest().programs.get(self.program);
-        let variants = program.and_then(|p| p.entries.first()).map_or(&[][..], |e| &e.variants);
+        let variants = program.and_then(|p| p.entries.get(self.subject.entry)).map_or(&[][..], |e| &e.variants);
         let launched = variants.iter().find(|v| v.launches.len() == self.turns.len() && v.name == self.planned.name);
         let kernel =
             launched.and_then(|v| v.launches.get(launch)).and_then(|l| program?.kernels.get(l.kernel as usize));

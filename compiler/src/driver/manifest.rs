@@ -4,10 +4,14 @@ use super::CompileError;
 use crate::frontend::{Checkpoint, TensorSource};
 use indexmap::IndexMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use weldment_artifact::{InputRole, SymbolRole};
-use weldment_ir::{DType, Dim, Graph, IrError, Op, OutputKind, TensorType};
+use weldment_codegen::Externals;
+use weldment_ir::indices::bounds;
+use weldment_ir::{DType, Dim, Graph, IrError, NodeId, Op, OutputKind, TensorType};
 use weldment_runtime::artifact::{
-    Binding, Dim as ManifestDim, Model, SourceFile, State, Symbol, Tensor, TensorPlace, WeightMode, Weights,
+    Binding, Dim as ManifestDim, EntryPoint, IndexBound, Indices, Model, SourceFile, State, Symbol, Tensor,
+    TensorPlace, WeightMode, Weights,
 };
 use weldment_runtime::weights::content_id;
 
@@ -21,70 +25,133 @@ pub fn stored_dtype(dtype: DType, path: &str) -> Result<DType, CompileError> {
     Some(dtype).filter(|dtype| dtype.is_stored()).ok_or_else(|| refused().into())
 }
 
-fn dims(shape: &[Dim]) -> Vec<ManifestDim> {
-    let dim = |d: &Dim| match d {
+fn dim(dim: &Dim) -> ManifestDim {
+    match dim {
         Dim::Const(n) => ManifestDim::Const(*n),
         Dim::Sym(s) => ManifestDim::Symbol(s.to_string()),
-    };
+    }
+}
+
+fn dims(shape: &[Dim]) -> Vec<ManifestDim> {
     shape.iter().map(dim).collect()
 }
 
-/// Symbols with their ranges, in the order of the dims block.
-pub fn symbols(graph: &Graph) -> Vec<Symbol> {
-    let symbol = |(name, range): (&std::sync::Arc<str>, &weldment_ir::Range)| Symbol {
-        name: name.to_string(),
-        min: range.min,
-        max: range.max,
-        role: graph.role(name).clone(),
-    };
-    graph.symbols().iter().map(symbol).collect()
+/// What an artifact's entries take, give and share.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Signature {
+    /// Symbols of all entries, in the order of the dims block.
+    pub symbols: Vec<Symbol>,
+    /// Names, inputs and outputs.
+    pub entries: Vec<EntryPoint>,
+    /// Inputs of all entries. Which of them are dense is for the plans to say.
+    pub inputs: Vec<Binding>,
+    /// Outputs of all entries.
+    pub outputs: Vec<Binding>,
+    /// States of all entries.
+    pub states: Vec<State>,
+    /// For each entry: where its inputs, outputs and states are among these, in its plans' order.
+    pub externals: Vec<Externals>,
 }
 
-/// Inputs and results of the entry, in the plan's order: node order and output order. Which inputs are dense is for the plans to
-/// say.
-///
-/// # Errors
-/// If one has a dtype that cannot cross the entry.
-pub fn bindings(graph: &Graph) -> Result<(Vec<Binding>, Vec<Binding>), CompileError> {
-    let binding = |name: &str, ty: &TensorType, role: InputRole| -> Result<Binding, CompileError> {
-        let dtype = stored_dtype(ty.dtype, name)?;
-        Ok(Binding { name: name.to_owned(), dtype, shape: dims(&ty.shape), role, dense: false })
-    };
-    let mut inputs = Vec::new();
-    for id in graph.ids() {
-        if let (Op::Input { name, role, .. }, Some(ty)) = (&graph.node(id).op, graph.node(id).types.first()) {
-            inputs.push(binding(name, ty, *role)?);
+impl Signature {
+    /// That of `graphs`, one an entry.
+    ///
+    /// # Errors
+    /// If entries declare a symbol or state of one name differently, a dtype cannot cross an entry, or a state's first dim is not a
+    /// pool or its others are not constant.
+    pub fn of(graphs: &[Graph]) -> Result<Signature, CompileError> {
+        let mut out = Signature::default();
+        for graph in graphs {
+            out.symbols(graph)?;
+            let mut externals = Externals::default();
+            for id in graph.ids() {
+                if let (Op::Input { name, role, .. }, Some(ty)) = (&graph.node(id).op, graph.node(id).types.first()) {
+                    externals.inputs.push(out.inputs.len() as u32);
+                    out.inputs.push(Binding { indices: indices(graph, id), ..binding(name, ty, *role)? });
+                }
+            }
+            for output in graph.outputs().iter().filter(|o| o.kind == OutputKind::Result) {
+                externals.outputs.push(out.outputs.len() as u32);
+                out.outputs.push(binding(&output.name, graph.type_of(output.value), InputRole::Plain)?);
+            }
+            externals.states = out.states(graph)?;
+            let (inputs, outputs) = (externals.inputs.clone(), externals.outputs.clone());
+            let place = |name: &Arc<str>| out.symbols.iter().position(|s| *s.name == **name).map(|at| at as u32);
+            let symbols = graph.symbols().keys().filter_map(place).collect();
+            out.entries.push(EntryPoint { name: graph.name.clone(), symbols, inputs, outputs });
+            out.externals.push(externals);
         }
+        Ok(out)
     }
-    let results = graph.outputs().iter().filter(|o| o.kind == OutputKind::Result);
-    let outputs =
-        results.map(|o| binding(&o.name, graph.type_of(o.value), InputRole::Plain)).collect::<Result<_, _>>()?;
-    Ok((inputs, outputs))
+
+    fn symbols(&mut self, graph: &Graph) -> Result<(), CompileError> {
+        for (name, range) in graph.symbols() {
+            let role = graph.role(name).clone();
+            let symbol = Symbol { name: name.to_string(), min: range.min, max: range.max, role };
+            match self.symbols.iter().find(|known| known.name == symbol.name) {
+                None => self.symbols.push(symbol),
+                Some(known) if *known == symbol => {}
+                Some(known) => {
+                    let shown = |s: &Symbol| format!("{}..{} {}", s.min, s.max, s.role);
+                    let message = format!(
+                        "symbol {name} is {} here and {} in an entry before; one declaration is accepted",
+                        shown(&symbol),
+                        shown(known)
+                    );
+                    return Err(IrError::InvalidGraph { path: graph.name.clone(), message }.into());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds the states of a graph; their places, in node order.
+    fn states(&mut self, graph: &Graph) -> Result<Vec<u32>, CompileError> {
+        let mut places: Vec<u32> = Vec::new();
+        for id in graph.ids() {
+            let Op::State { name, dtype, shape } = &graph.node(id).op else { continue };
+            let broken = |message: &str| IrError::InvalidGraph { path: name.to_string(), message: message.to_owned() };
+            let unit: Option<Vec<u64>> = shape.get(1..).and_then(|rest| rest.iter().map(Dim::constant).collect());
+            let pooled = |dim: &Dim| dim.symbol().is_some_and(|s| graph.role(s).is_like(&SymbolRole::POOL));
+            let unit = unit.filter(|_| shape.first().is_some_and(pooled));
+            let unit = unit.ok_or_else(|| {
+                broken("a state's first dim must be a symbol of the role pool and the others constant")
+            })?;
+            let unit_bytes = dtype.byte_size(&unit).map_err(IrError::from)?;
+            let dtype = stored_dtype(*dtype, name)?;
+            let state = State { name: name.to_string(), dtype, shape: dims(shape), unit_bytes };
+            let known = self.states.iter().position(|known| known.name == state.name);
+            if known.is_some_and(|at| self.states[at] != state) {
+                return Err(broken("an entry before has a state of this name and another type").into());
+            }
+            let at = known.unwrap_or(self.states.len());
+            if known.is_none() {
+                self.states.push(state);
+            }
+            if !places.contains(&(at as u32)) {
+                places.push(at as u32);
+            }
+        }
+        Ok(places)
+    }
 }
 
-/// States in node order.
-///
-/// # Errors
-/// If a state's first dim is not a symbol that the session sizes, or the others are not constant.
-pub fn states(graph: &Graph) -> Result<Vec<State>, CompileError> {
-    let mut states: Vec<State> = Vec::new();
-    for id in graph.ids() {
-        let Op::State { name, dtype, shape } = &graph.node(id).op else { continue };
-        if states.iter().any(|s| s.name == **name) {
-            continue;
+fn binding(name: &str, ty: &TensorType, role: InputRole) -> Result<Binding, CompileError> {
+    let dtype = stored_dtype(ty.dtype, name)?;
+    Ok(Binding { name: name.to_owned(), dtype, shape: dims(&ty.shape), role, dense: false, indices: Indices::Free })
+}
+
+/// What an input's values may be.
+fn indices(graph: &Graph, input: NodeId) -> Indices {
+    match bounds(graph, input) {
+        None => Indices::Computed,
+        Some(bounds) if bounds.is_empty() => Indices::Free,
+        Some(bounds) => {
+            let bound =
+                |b: &weldment_ir::indices::Bound| IndexBound { least: b.least, below: dim(&b.below), times: b.times };
+            Indices::Bounded(bounds.iter().map(bound).collect())
         }
-        let unit: Option<Vec<u64>> = shape.get(1..).and_then(|rest| rest.iter().map(Dim::constant).collect());
-        let pooled = |dim: &Dim| dim.symbol().is_some_and(|s| graph.role(s).is_like(&SymbolRole::POOL));
-        let unit = unit.filter(|_| shape.first().is_some_and(pooled));
-        let unit = unit.ok_or_else(|| IrError::InvalidGraph {
-            path: name.to_string(),
-            message: "a state's first dim must be a symbol of the role pool and the others constant".to_owned(),
-        })?;
-        let unit_bytes = dtype.byte_size(&unit).map_err(IrError::from)?;
-        let dtype = stored_dtype(*dtype, name)?;
-        states.push(State { name: name.to_string(), dtype, shape: dims(shape), unit_bytes });
     }
-    Ok(states)
 }
 
 /// Facts about the model.
@@ -175,14 +242,13 @@ mod tests {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/tiny/llama");
         let checkpoint = open(&path, WeightSource::Files).unwrap();
         let graph = model_graph(&checkpoint, &EntryOptions::default()).unwrap();
-        let symbols = symbols(&graph);
-        let names: Vec<&str> = symbols.iter().map(|s| s.name.as_str()).collect();
+        let signature = Signature::of(&[graph]).unwrap();
+        let names: Vec<&str> = signature.symbols.iter().map(|s| s.name.as_str()).collect();
         assert_eq!(names, ["T", "B", "P", "R", "N", "C"]);
-        let (inputs, outputs) = bindings(&graph).unwrap();
-        let names: Vec<&str> = inputs.iter().map(|b| b.name.as_str()).collect();
+        let names: Vec<&str> = signature.inputs.iter().map(|b| b.name.as_str()).collect();
         assert_eq!(names, ["tokens", "positions", "sequence_ids", "block_tables", "logit_rows"]);
-        assert_eq!(outputs.len(), 1);
-        let states = states(&graph).unwrap();
+        assert_eq!((signature.outputs.len(), signature.entries[0].name.as_str()), (1, "step"));
+        let states = signature.states;
         assert_eq!(states.len() as u64, 2 * checkpoint.config.layers);
         assert_eq!(states[0].unit_bytes, 16 * checkpoint.config.kv_heads * checkpoint.config.head_dim * 4);
         let facts = model_facts(&checkpoint, 64).unwrap();

@@ -10,14 +10,16 @@ mod statics;
 
 pub use compile::{Compilation, CompileOptions, PlannedTarget, bisect_targets, build_artifact, plan_targets, reports};
 pub use launches::{Comparison, Difference, StepDifference, Subject, compare_artifact};
-pub use manifest::{ModelWeights, bindings, model_facts, states, stored_dtype, symbols};
+pub use manifest::{ModelWeights, Signature, model_facts, stored_dtype};
 pub use one_sequence::block_positions;
 pub use plan::{FusionOptions, Planned, bisect_entry, plan_entry};
 pub use reference::Reference;
 
 use crate::frontend::{Checkpoint, FrontendError, WeightSource};
 use crate::models::{KV_BLOCK, StepOptions, build_step};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use thiserror::Error;
 use weldment_artifact::limits::MAX_WORLD;
@@ -202,20 +204,23 @@ pub fn open(model: &Path, weights: WeightSource) -> Result<Checkpoint, CompileEr
     Ok(Checkpoint::open(model, weights)?)
 }
 
-/// Refuses ranges that no artifact can declare.
+/// Refuses entries that no artifact can declare together.
 ///
 /// # Errors
-/// Names the symbol, its range and what is accepted.
-pub fn check_symbols(graph: &Graph) -> Result<(), String> {
-    use weldment_runtime::artifact::limits::{MAX_SYMBOL_VALUE, MAX_SYMBOLS};
-    let count = graph.symbols().len();
-    if count > MAX_SYMBOLS {
-        return Err(format!("{count} symbolic dims; up to {MAX_SYMBOLS} are accepted"));
+/// Names the symbol, its range and what is accepted; and see [`Signature::of`].
+pub fn check_signature(graphs: &[Graph]) -> Result<(), CompileError> {
+    use weldment_artifact::limits::{MAX_SYMBOL_VALUE, MAX_SYMBOLS};
+    let wide = |graph: &Graph| {
+        let found = graph.symbols().iter().find(|(_, range)| range.max > MAX_SYMBOL_VALUE);
+        found.map(|(name, r)| format!("{name}: {}..{}; dims up to {MAX_SYMBOL_VALUE} are accepted", r.min, r.max))
+    };
+    let names: BTreeSet<&Arc<str>> = graphs.iter().flat_map(|graph| graph.symbols().keys()).collect();
+    let many =
+        (names.len() > MAX_SYMBOLS).then(|| format!("{} symbolic dims; up to {MAX_SYMBOLS} are accepted", names.len()));
+    if let Some(message) = many.or_else(|| graphs.iter().find_map(wide)) {
+        return Err(CompileError::option("symbols", message));
     }
-    match graph.symbols().iter().find(|(_, range)| range.max > MAX_SYMBOL_VALUE) {
-        Some((name, r)) => Err(format!("{name}: {}..{}; dims up to {MAX_SYMBOL_VALUE} are accepted", r.min, r.max)),
-        None => Ok(()),
-    }
+    Signature::of(graphs).map(drop)
 }
 
 /// Checks options that this build accepts in one form only.
@@ -245,7 +250,7 @@ mod tests {
     fn planned(most: u64, target: &str) -> Vec<Planned> {
         let graph = model_graph(&tiny(), &EntryOptions { max_tokens: most, ..EntryOptions::default() }).unwrap();
         let (fusion, mut timeline) = (FusionOptions::default(), Timeline::default());
-        let mut out = plan_targets(&graph, &[target.to_owned()], &fusion, &mut timeline, &mut Quiet).unwrap();
+        let mut out = plan_targets(&[graph], &[target.to_owned()], &fusion, &mut timeline, &mut Quiet).unwrap();
         out.remove(0).variants
     }
 

@@ -5,11 +5,12 @@ use super::{CompileError, Progress, Timeline};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use weldment_artifact::SymbolRole;
-use weldment_codegen::VariantPlan;
-use weldment_codegen::select::Choices;
+use weldment_codegen::select::{Choices, KernelLibrary};
+use weldment_codegen::setup::Setup;
+use weldment_codegen::{Externals, VariantPlan};
 use weldment_ir::{Graph, Range};
 use weldment_passes::Correspondence;
-use weldment_passes::buffer::{BufferPlan, KernelNeeds, bufferise_with};
+use weldment_passes::buffer::{BufferPlan, bufferise_with};
 use weldment_passes::egraph::Limits;
 use weldment_passes::pipeline::{Optimised, Options, optimise};
 use weldment_passes::regions::{Culprit, Effort, bisect_fuel};
@@ -38,8 +39,14 @@ pub struct FusionOptions {
 /// A variant ready for code generation.
 #[derive(Clone, Debug)]
 pub struct Planned {
-    /// For file names and reports.
+    /// For file names and reports: with the entry's name in front, where there are several.
     pub name: String,
+    /// The entry, by its place.
+    pub entry: usize,
+    /// Machine, choices and symbols.
+    pub setup: Setup,
+    /// Where the artifact lists what the entry takes, gives and keeps.
+    pub externals: Externals,
     /// The entry with this variant's ranges, before any rule.
     pub before: Graph,
     /// Fused graph.
@@ -66,8 +73,10 @@ impl Planned {
             name: &self.name,
             graph: &self.graph,
             plan: &self.plan,
+            setup: &self.setup,
             max_tokens: most_tokens(&self.graph),
             guards: self.guards.clone(),
+            externals: &self.externals,
         }
     }
 }
@@ -110,17 +119,18 @@ fn limits(choices: &Choices) -> Limits {
 }
 
 /// The entry's variants for a target: split wherever a rule or a kernel depends on a symbol, fused, joined where neighbours
-/// came out equal, and placed. `library` gives the kernels of variants of so many tokens.
+/// came out equal, and placed.
 ///
 /// # Errors
 /// Unknown names in the options, or limits of the passes.
-pub fn plan_entry<T: TargetModel + KernelNeeds>(
+pub fn plan_entry(
     entry: &Graph,
-    library: &dyn Fn(u64) -> T,
+    setup: &Setup,
     options: &FusionOptions,
     timeline: &mut Timeline,
     progress: &mut dyn Progress,
 ) -> Result<Vec<Planned>, CompileError> {
+    let library = |max_tokens| KernelLibrary { setup: setup.clone(), max_tokens };
     let whole = library(most_tokens(entry));
     let mut fused: Vec<Specialised<(Report, Correspondence)>> = Vec::new();
     for variant in specialise::split(entry, &specialise::thresholds(entry, &whole)) {
@@ -133,7 +143,20 @@ pub fn plan_entry<T: TargetModel + KernelNeeds>(
         let needs = library(most_tokens(&fused));
         let plan = timeline.stage(progress, "bufferise", || bufferise_with(&fused, &needs, options.chaos))?;
         let Variant { name, graph: before, guards, .. } = variant;
-        planned.push(Planned { name, before, graph: fused, plan, guards, report, correspondence });
+        let (setup, externals) = (setup.clone(), Externals::alone(&plan));
+        let entry = 0;
+        planned.push(Planned {
+            name,
+            entry,
+            setup,
+            externals,
+            before,
+            graph: fused,
+            plan,
+            guards,
+            report,
+            correspondence,
+        });
     }
     Ok(planned)
 }
@@ -142,11 +165,12 @@ pub fn plan_entry<T: TargetModel + KernelNeeds>(
 ///
 /// # Errors
 /// As [`plan_entry`]; a region that cannot be interpreted.
-pub fn bisect_entry<T: TargetModel + KernelNeeds>(
+pub fn bisect_entry(
     entry: &Graph,
-    library: &dyn Fn(u64) -> T,
+    setup: &Setup,
     options: &FusionOptions,
 ) -> Result<Vec<(String, Option<Culprit>)>, CompileError> {
+    let library = |max_tokens| KernelLibrary { setup: setup.clone(), max_tokens };
     let whole = library(most_tokens(entry));
     let variants = specialise::split(entry, &specialise::thresholds(entry, &whole));
     let rules = rules::all();

@@ -258,7 +258,7 @@ mod tests {
             output result \"y\" = %2
         }";
         let graph = text::parse(graph).unwrap();
-        let checkpoint = random(&graph, Path::new("g.wir"), 1).unwrap();
+        let checkpoint = random(std::slice::from_ref(&graph), Path::new("g.wir"), 1).unwrap();
         let mut collector = Collector::new(&checkpoint);
         let index = collector.computed(&graph, graph.outputs()[0].value).unwrap();
         let whole = checkpoint.tensor("a").unwrap().bytes().into_owned();

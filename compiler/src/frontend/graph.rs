@@ -5,19 +5,18 @@ use super::config::{Architecture, ModelConfig, RopeConfig, RopeKind};
 use super::error::{FrontendError, Place};
 use indexmap::IndexMap;
 use std::path::Path;
-use weldment_artifact::SymbolRole;
+use weldment_artifact::{InputRole, SymbolRole};
 use weldment_ir::{DType, Graph, Op};
 
-/// The checkpoint of a graph that was read from `path`: every weight it names, random from `seed`. Its config has the graph's
-/// vocabulary (the width of its first result, or 1 if that has none), positions and dtype; what only a model definition would
-/// read is 0.
+/// The checkpoint of graphs that were read from `path`: every weight they name, random from `seed`. Its config has the graphs'
+/// vocabulary (rows of the table that token ids pick from, else the width of the first result, or 1 if that has none), positions and
+/// dtype; what only a model definition would read is 0.
 ///
 /// # Errors
 /// If a weight has a symbolic shape, or two have one name and different types.
-pub fn random(graph: &Graph, path: &Path, seed: u64) -> Result<Checkpoint, FrontendError> {
+pub fn random(graphs: &[Graph], path: &Path, seed: u64) -> Result<Checkpoint, FrontendError> {
     let mut tensors: IndexMap<String, Entry> = IndexMap::new();
-    for id in graph.ids() {
-        let node = graph.node(id);
+    for node in graphs.iter().flat_map(|graph| graph.ids().map(|id| graph.node(id))) {
         let (Op::Weight { name, dtype, .. }, Some(ty)) = (&node.op, node.types.first()) else { continue };
         let wrong = |message: String| FrontendError::invalid(path, Place::Tensor(name.to_string()), message);
         let shape = ty.constant_shape().ok_or_else(|| wrong(format!("{ty}; constant dims are expected")))?;
@@ -27,10 +26,13 @@ pub fn random(graph: &Graph, path: &Path, seed: u64) -> Result<Checkpoint, Front
         }
         tensors.insert(name.to_string(), Entry { dtype: *dtype, shape, place: EntryPlace::Random { seed } });
     }
-    let first = graph.outputs().iter().find(|o| o.kind == weldment_ir::OutputKind::Result);
-    let vocab = first.and_then(|o| graph.type_of(o.value).last_constant());
-    // A graph whose result has no such width has no vocabulary: one entry stands for it.
-    let vocab = vocab.filter(|n| (1..=i32::MAX as u64).contains(n)).unwrap_or(1);
+    let ids = graphs.iter().filter_map(rows_of_tokens).min();
+    let first = graphs.iter().find_map(|graph| {
+        let first = graph.outputs().iter().find(|o| o.kind == weldment_ir::OutputKind::Result)?;
+        graph.type_of(first.value).last_constant()
+    });
+    // A graph without token ids has no vocabulary: one entry stands for it.
+    let vocab = ids.or(first).filter(|n| (1..=i32::MAX as u64).contains(n)).unwrap_or(1);
     let config = ModelConfig {
         architecture: Architecture::Graph,
         hidden: 0,
@@ -47,11 +49,22 @@ pub fn random(graph: &Graph, path: &Path, seed: u64) -> Result<Checkpoint, Front
         o_bias: false,
         mlp_bias: false,
         qk_norm: false,
-        max_positions: graph.symbol_of(&SymbolRole::Context).map_or(u64::MAX, |(_, range)| range.max),
+        max_positions: graphs.iter().find_map(|g| g.symbol_of(&SymbolRole::Context)).map_or(u64::MAX, |(_, r)| r.max),
         bos_id: None,
         eos_ids: Vec::new(),
         dtype: DType::F32,
         quantization: None,
     };
     Ok(Checkpoint::from_parts(config, None, path, Vec::new(), tensors))
+}
+
+/// Rows of the smallest table that the graph's token ids pick from.
+fn rows_of_tokens(graph: &Graph) -> Option<u64> {
+    let tokens = |id: &weldment_ir::NodeId| matches!(&graph.node(*id).op, Op::Input { role: InputRole::Tokens, .. });
+    let picks = graph.ids().filter(tokens).flat_map(|id| graph.users(id).collect::<Vec<_>>());
+    let tables = picks.filter_map(|(user, using)| match (&graph.node(user).op, using.operand) {
+        (Op::Gather { .. }, 1) => graph.type_of(graph.node(user).operands[0]).shape.first()?.constant(),
+        _ => None,
+    });
+    tables.min()
 }

@@ -12,6 +12,8 @@ use std::sync::Arc;
 use weldment_artifact::error::UnknownDType;
 use weldment_artifact::{InputRole, SymbolRole};
 
+/// Most graphs of one text.
+const MAX_GRAPHS: usize = weldment_artifact::limits::MAX_ENTRIES;
 /// Longest text accepted, in bytes.
 pub const MAX_TEXT: usize = 64 << 20;
 /// Most nodes accepted.
@@ -26,13 +28,41 @@ const MAX_RESULTS: usize = 8;
 /// # Errors
 /// [`IrError::Parse`] with line and column, what was found and what is accepted.
 pub fn parse(text: &str) -> Result<Graph, IrError> {
+    let mut parser = open(text)?;
+    let graph = parser.graph()?;
+    if parser.token == Token::End { Ok(graph) } else { Err(parser.expected("the end of the file")) }
+}
+
+/// Reads one or several graphs, one after the other, of different names: the entries of an artifact.
+///
+/// # Errors
+/// As [`parse`].
+pub fn parse_all(text: &str) -> Result<Vec<Graph>, IrError> {
+    let mut parser = open(text)?;
+    let mut graphs: Vec<Graph> = Vec::new();
+    loop {
+        let place = parser.place;
+        let graph = parser.graph()?;
+        if graphs.iter().any(|other| other.name == graph.name) {
+            return Err(place.error(format!("graph @{} comes twice; names must differ", clip(&graph.name))));
+        }
+        graphs.push(graph);
+        if parser.token == Token::End {
+            return Ok(graphs);
+        }
+        if graphs.len() == MAX_GRAPHS {
+            return Err(parser.place.error(format!("more than {MAX_GRAPHS} graphs; no more are accepted")));
+        }
+    }
+}
+
+fn open(text: &str) -> Result<Parser<'_>, IrError> {
     let mut lexer = Lexer::new(text);
     if text.len() > MAX_TEXT {
         return Err(lexer.place().error(format!("{} bytes of text; at most {MAX_TEXT} are accepted", text.len())));
     }
     let (token, place) = lexer.next()?;
-    let parser = Parser { lexer, token, place, names: BTreeMap::new() };
-    parser.graph()
+    Ok(Parser { lexer, token, place, names: BTreeMap::new() })
 }
 
 struct Parser<'a> {
@@ -117,7 +147,8 @@ impl<'a> Parser<'a> {
         }
     }
 
-    fn graph(mut self) -> Result<Graph, IrError> {
+    fn graph(&mut self) -> Result<Graph, IrError> {
+        self.names.clear();
         self.keyword("graph")?;
         self.mark('@')?;
         let name = match &self.token {
@@ -140,7 +171,7 @@ impl<'a> Parser<'a> {
             }
         }
         self.advance()?;
-        if self.token == Token::End { Ok(graph) } else { Err(self.expected("the end of the file")) }
+        Ok(graph)
     }
 
     fn symbol(&mut self, graph: &mut Graph) -> Result<(), IrError> {

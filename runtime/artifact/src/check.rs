@@ -21,6 +21,7 @@ pub fn check_manifest(manifest: &Manifest) -> Result<()> {
     c.limit("symbols", manifest.symbols.len(), MAX_SYMBOLS)?;
     c.limit("sections", manifest.sections.len(), MAX_SECTIONS)?;
     c.limit("programs", manifest.programs.len(), MAX_PROGRAMS)?;
+    c.limit("entries", manifest.entries.len(), MAX_ENTRIES)?;
     c.limit("tensors", manifest.weights.tensors.len(), MAX_TENSORS)?;
     for (what, n) in
         [("inputs", manifest.inputs.len()), ("outputs", manifest.outputs.len()), ("states", manifest.states.len())]
@@ -28,7 +29,7 @@ pub fn check_manifest(manifest: &Manifest) -> Result<()> {
         c.limit(what, n, MAX_BINDINGS)?;
     }
     c.model()?;
-    c.roles()?;
+    c.entries()?;
     c.bindings()?;
     c.tensors()?;
     for program in &manifest.programs {
@@ -89,16 +90,49 @@ impl Checker<'_> {
         if dtype.is_stored() { Ok(()) } else { self.bad(place, format!("dtype {dtype}, which never leaves a step")) }
     }
 
-    fn roles(&self) -> Result<()> {
-        let symbols: Vec<_> = self.manifest.symbols.iter().map(|s| (s.name.as_str(), &s.role)).collect();
-        let symbol = |dim| if let &Dim::Symbol(ref name) = dim { Some(name.as_str()) } else { None };
-        let inputs = self.manifest.inputs.iter().map(|input| RoleInput {
-            name: &input.name,
-            role: input.role,
-            dtype: input.dtype,
-            shape: input.shape.iter().map(symbol).collect(),
-        });
-        check_roles(&symbols, &inputs.collect::<Vec<_>>()).or_else(|(name, detail)| self.bad(name, detail))
+    /// Every input and output belongs to one entry, names and roles are each used once in it.
+    fn entries(&self) -> Result<()> {
+        let m = self.manifest;
+        let symbols: Vec<_> = m.symbols.iter().map(|s| (s.name.as_str(), &s.role)).collect();
+        fn symbol(dim: &Dim) -> Option<&str> {
+            if let Dim::Symbol(name) = dim { Some(name) } else { None }
+        }
+        let mut owned = [vec![false; m.inputs.len()], vec![false; m.outputs.len()]];
+        let mut entries = BTreeSet::new();
+        for entry in &m.entries {
+            let place = format!("entry {}", entry.name);
+            if !entries.insert(&entry.name) {
+                return self.bad(&place, "declared twice");
+            }
+            if entry.symbols.iter().any(|i| *i as usize >= m.symbols.len()) {
+                return self.bad(&place, "it names a symbol that does not exist");
+            }
+            let lists = [(&entry.inputs, &m.inputs), (&entry.outputs, &m.outputs)];
+            for (owned, (indices, bindings)) in owned.iter_mut().zip(lists) {
+                let mut names = BTreeSet::new();
+                for index in indices {
+                    let (Some(owner), Some(binding)) = (owned.get_mut(*index as usize), bindings.get(*index as usize))
+                    else {
+                        return self.bad(&place, format!("binding {index} does not exist"));
+                    };
+                    if std::mem::replace(owner, true) || !names.insert(&binding.name) {
+                        return self.bad(&place, format!("{} is bound twice", binding.name));
+                    }
+                }
+            }
+            let inputs = m.inputs_of(entry).map(|input| RoleInput {
+                name: &input.name,
+                role: input.role,
+                dtype: input.dtype,
+                shape: input.shape.iter().map(symbol).collect(),
+            });
+            let inputs: Vec<_> = inputs.collect();
+            check_roles(&symbols, &inputs).or_else(|(name, detail)| self.bad(&format!("{place}, {name}"), detail))?;
+        }
+        if owned.iter().flatten().any(|owned| !owned) {
+            return self.bad("entries", "an input or output belongs to no entry");
+        }
+        Ok(())
     }
 
     fn bindings(&self) -> Result<()> {
@@ -106,6 +140,9 @@ impl Checker<'_> {
             let place = format!("binding {}", binding.name);
             self.stored(&place, binding.dtype)?;
             self.shape(&place, &binding.shape)?;
+            if let Indices::Bounded(bounds) = &binding.indices {
+                bounds.iter().try_for_each(|bound| self.shape(&place, std::slice::from_ref(&bound.below)))?;
+            }
         }
         for state in &self.manifest.states {
             let place = format!("state {}", state.name);
@@ -179,7 +216,11 @@ impl Checker<'_> {
         if let Some(slab) = &program.slab {
             self.slab(&place, slab)?;
         }
-        for entry in &program.entries {
+        if program.entries.len() != self.manifest.entries.len() {
+            let (found, wanted) = (program.entries.len(), self.manifest.entries.len());
+            return self.bad(&place, format!("code of {found} entries; {wanted} are declared"));
+        }
+        for (entry, point) in program.entries.iter().zip(&self.manifest.entries) {
             self.limit("variants", entry.variants.len(), MAX_VARIANTS)?;
             for variant in &entry.variants {
                 self.limit("launches", variant.launches.len(), MAX_LAUNCHES)?;
@@ -191,6 +232,14 @@ impl Checker<'_> {
                 for (index, launch) in variant.launches.iter().enumerate() {
                     let place = format!("{place}, launch {index}");
                     self.launch(&place, program, launch)?;
+                    let foreign = |arg: &&Arg| match arg.region {
+                        Region::Input(i) => !point.inputs.contains(&i),
+                        Region::Output(i) => !point.outputs.contains(&i),
+                        _ => false,
+                    };
+                    if let Some(arg) = launch.args.iter().find(foreign) {
+                        return self.bad(&place, format!("{:?} is not of entry {}", arg.region, point.name));
+                    }
                     if program.target.is_gpu() {
                         self.gpu_grid(&place, variant, launch)?;
                     }
@@ -485,6 +534,35 @@ impl Manifest {
                 Some(most.checked_mul(mul)?.div_ceil(div))
             }
         }
+    }
+
+    /// An entry's place, by name.
+    pub fn entry(&self, name: &str) -> Option<usize> {
+        self.entries.iter().position(|entry| entry.name == name)
+    }
+
+    /// The inputs of an entry, in order.
+    pub fn inputs_of<'m>(&'m self, entry: &'m EntryPoint) -> impl Iterator<Item = &'m Binding> {
+        entry.inputs.iter().filter_map(|i| self.inputs.get(*i as usize))
+    }
+
+    /// The outputs of an entry, in order.
+    pub fn outputs_of<'m>(&'m self, entry: &'m EntryPoint) -> impl Iterator<Item = &'m Binding> {
+        entry.outputs.iter().filter_map(|i| self.outputs.get(*i as usize))
+    }
+
+    /// The entry that takes a step of sequences: the first one whose inputs all have roles and that gives a row of f32 for each row asked
+    /// for.
+    pub fn step(&self) -> Option<usize> {
+        let rows = self.symbol_of(&SymbolRole::LogitRows).map(|(_, symbol)| symbol.name.as_str());
+        self.entries.iter().position(|entry| {
+            let mut inputs = self.inputs_of(entry).peekable();
+            let logits = self.outputs_of(entry).next().is_some_and(|output| {
+                let [Dim::Symbol(first), Dim::Const(_)] = &output.shape[..] else { return false };
+                output.dtype == DType::F32 && Some(first.as_str()) == rows
+            });
+            inputs.peek().is_some() && inputs.all(|input| !input.role.is_plain()) && logits
+        })
     }
 
     /// The first symbol of a role like this one, with its place in the dims block.

@@ -18,6 +18,8 @@ pub const MAX_LAUNCHES: usize = 1 << 20;
 pub const MAX_ARGS: usize = 64;
 /// Variants of one entry.
 pub const MAX_VARIANTS: usize = 256;
+/// Entries of one artifact.
+pub const MAX_ENTRIES: usize = 64;
 /// Inputs, outputs or states of the model.
 pub const MAX_BINDINGS: usize = 1 << 14;
 /// Weight tensors.

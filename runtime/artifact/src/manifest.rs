@@ -19,11 +19,13 @@ pub struct Manifest {
     pub world: u32,
     /// Symbolic dims in the order of the dims block.
     pub symbols: Vec<Symbol>,
-    /// Inputs of a step; launches address them by index.
+    /// What can be called.
+    pub entries: Vec<EntryPoint>,
+    /// Inputs of all entries; launches address them by index.
     pub inputs: Vec<Binding>,
-    /// Outputs of a step; launches address them by index.
+    /// Outputs of all entries; launches address them by index.
     pub outputs: Vec<Binding>,
-    /// State that outlives a step (KV caches); launches address them by index.
+    /// State that outlives a call (KV caches), which all entries share; launches address it by index.
     pub states: Vec<State>,
     /// Where the weights come from.
     pub weights: Weights,
@@ -90,7 +92,21 @@ pub enum Dim {
     Symbol(String),
 }
 
-/// An input or output of a step.
+/// An entry: its name, and which of the artifact's inputs and outputs are its own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EntryPoint {
+    /// `step`, or whatever the graph is called.
+    pub name: String,
+    /// Indices into [`Manifest::symbols`] of those that the entry's sizes depend on.
+    pub symbols: Vec<u32>,
+    /// Indices into [`Manifest::inputs`], in order.
+    pub inputs: Vec<u32>,
+    /// Indices into [`Manifest::outputs`], in order.
+    pub outputs: Vec<u32>,
+}
+
+/// An input or output of an entry.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Binding {
     /// Name in the entry's signature.
@@ -106,6 +122,41 @@ pub struct Binding {
     /// from the next as in the largest step.
     #[serde(default, skip_serializing_if = "crate::layout::is_false")]
     pub dense: bool,
+    /// What the values of an input of indices may be.
+    #[serde(default, skip_serializing_if = "Indices::is_free")]
+    pub indices: Indices,
+}
+
+/// What the values of an input may be, where kernels find elements by them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Indices {
+    /// Anything: nothing is found by them.
+    #[default]
+    Free,
+    /// What all of these allow.
+    Bounded(Vec<IndexBound>),
+    /// Indices are computed from them, so that nothing can be said.
+    Computed,
+}
+
+impl Indices {
+    /// True if values may be anything.
+    pub fn is_free(&self) -> bool {
+        *self == Indices::Free
+    }
+}
+
+/// Values from `least` to less than `below * times`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct IndexBound {
+    /// Smallest value.
+    pub least: i64,
+    /// A dim of the call.
+    pub below: Dim,
+    /// Its multiplier.
+    pub times: u64,
 }
 
 /// State that outlives a step, allocated by the session unit by unit.
@@ -156,7 +207,7 @@ pub struct Program {
     pub slab: Option<Slab>,
     /// How the weights lie for this program.
     pub pack: Pack,
-    /// Entries; today one, `step`.
+    /// The code of each of [`Manifest::entries`].
     pub entries: Vec<Entry>,
 }
 
@@ -210,11 +261,9 @@ pub struct Resources {
     pub occupancy: u32,
 }
 
-/// An entry point of the model.
+/// The code of an entry.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Entry {
-    /// `step`.
-    pub name: String,
     /// Tried in order; the first whose guards all accept is replayed.
     pub variants: Vec<Variant>,
 }

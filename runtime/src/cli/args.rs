@@ -1,6 +1,7 @@
 //! The command line of `weldment-rt`.
 
 use super::bench::{BUDGET, BenchOptions, bench};
+use super::call::{self, CallOptions, EntryBench};
 use super::doctor::{DoctorOptions, doctor_with};
 use super::eval::{EvalOptions, eval};
 use super::inspect::{InspectOptions, View, inspect};
@@ -25,13 +26,16 @@ weldment-rt: runs Weldment artifacts
   weldment-rt run     M.weld --tokens IDS.json|GOLDEN.safetensors | --prompt TEXT [--raw]
                       [--max-tokens 128] [--ignore-eos] [--temperature 0] [--top-p 1] [--seed 0] [--json]
   weldment-rt eval    M.weld --tokens FILE --logits OUT.safetensors [--stepwise] [--repeat N]
+  weldment-rt eval    M.weld [--entry NAME] --input NAME=FILE.. [--output NAME=FILE..] [--size NAME=N..] [--tokens FILE]
+  weldment-rt bench   M.weld --entry NAME [--size NAME=N..] [--seconds 1.5] [--json]
   weldment-rt bench   M.weld [--batch 1[,8,...]] [--seconds 1.5] [--context 1024] [--prefill 512] [--json]
   weldment-rt inspect M.weld [manifest|memory|graph|kernels] [--json]
   weldment-rt verify  M.weld --hashes
   weldment-rt doctor  [--json]
   weldment-rt doctor  --conformance M.weld [--device ...] [--weights-file FILE|FOLDER]
 
-run, eval and bench take --device auto|host|cuda[:I]|hip[:I] (default auto: the first program of the artifact that a device here
+eval --input calls any entry with tensors of safetensors files (the tensor of that name, or the file's only one); --size says what no
+input does. run, eval and bench take --device auto|host|cuda[:I]|hip[:I] (default auto: the first program of the artifact that a device here
 can run, GPUs first), --threads N (default: physical cores), --weights-file FILE|FOLDER and --shapes FILE (or WELDMENT_SHAPES):
 a histogram of the steps' shapes and of the variants that ran them, written when the session closes. An artifact of several ranks
 runs as the rank that RANK, WORLD_SIZE and LOCAL_RANK (or mpirun's or srun's variables) name; without them its ranks are started here.
@@ -48,6 +52,10 @@ struct Given {
     threads: Option<usize>,
     weights_file: Option<PathBuf>,
     tokens: Option<PathBuf>,
+    entry: Option<String>,
+    inputs: Vec<(String, PathBuf)>,
+    outputs: Vec<(String, PathBuf)>,
+    sizes: Vec<(String, u64)>,
     prompt: Option<String>,
     logits: Option<PathBuf>,
     conformance: Option<PathBuf>,
@@ -174,9 +182,28 @@ fn dispatch(arguments: Vec<OsString>, open_codec: OpenCodec<'_>, out: &mut dyn W
                     "logits",
                     "stepwise",
                     "repeat",
+                    "entry",
+                    "input",
+                    "output",
+                    "size",
                 ],
                 1,
             )?;
+            if !given.inputs.is_empty() || given.entry.is_some() {
+                if given.logits.is_some() || flag("stepwise") {
+                    return Err(usage("eval of an entry by its inputs takes no --logits or --stepwise"));
+                }
+                let call = CallOptions {
+                    session: session()?,
+                    entry: given.entry.clone(),
+                    tokens: given.tokens.clone(),
+                    inputs: given.inputs.clone(),
+                    outputs: given.outputs.clone(),
+                    sizes: given.sizes.clone(),
+                    repeat: given.repeat.unwrap_or(1),
+                };
+                return call::eval(&call, out);
+            }
             let missing = |name| usage(format_args!("eval needs --{name}"));
             let tokens = given.tokens.clone().ok_or_else(|| missing("tokens"))?;
             let logits = given.logits.clone().ok_or_else(|| missing("logits"))?;
@@ -196,9 +223,16 @@ fn dispatch(arguments: Vec<OsString>, open_codec: OpenCodec<'_>, out: &mut dyn W
                     "context",
                     "prefill",
                     "json",
+                    "entry",
+                    "size",
                 ],
                 1,
             )?;
+            if let Some(entry) = &given.entry {
+                let (entry, sizes) = (entry.clone(), given.sizes.clone());
+                let budget = given.seconds.unwrap_or(BUDGET);
+                return call::bench(&EntryBench { session: session()?, entry, sizes, budget, json: flag("json") }, out);
+            }
             let (batches, context, prefill) =
                 (given.batches.clone().unwrap_or_else(|| vec![1]), given.context, given.prefill);
             let budget = given.seconds.unwrap_or(BUDGET);
@@ -251,6 +285,10 @@ fn parse(parser: &mut Parser) -> Result<Option<Given>> {
             "shapes" => given.shapes = Some(path(parser)?),
             "values" => given.values = Some(path(parser)?),
             "tokens" => given.tokens = Some(path(parser)?),
+            "entry" => given.entry = Some(value(parser)?),
+            "input" => given.inputs.push(pair(parser, &name, |file| Ok(PathBuf::from(file)))?),
+            "output" => given.outputs.push(pair(parser, &name, |file| Ok(PathBuf::from(file)))?),
+            "size" => given.sizes.push(pair(parser, &name, |n| n.parse().map_err(|e| format!("{n:?}: {e}")))?),
             "prompt" => given.prompt = Some(value(parser)?),
             "collective-timeout" => given.collective_timeout = Some(time(parser, &name)?),
             "conformance" => given.conformance = Some(path(parser)?),
@@ -275,6 +313,20 @@ fn parse(parser: &mut Parser) -> Result<Option<Given>> {
 fn time(parser: &mut Parser, name: &str) -> Result<Duration> {
     let text: String = value(parser)?;
     seconds(&text).map_err(|e| usage(format_args!("--{name} {e}")))
+}
+
+/// NAME=VALUE.
+fn pair<T>(
+    parser: &mut Parser,
+    option: &str,
+    read: impl Fn(&str) -> std::result::Result<T, String>,
+) -> Result<(String, T)> {
+    let text: String = value(parser)?;
+    let (name, value) = text
+        .split_once('=')
+        .filter(|(name, _)| !name.is_empty())
+        .ok_or_else(|| usage(format_args!("--{option} {text}: NAME=VALUE is expected")))?;
+    Ok((name.to_owned(), read(value).map_err(|e| usage(format_args!("--{option} {text}: {e}")))?))
 }
 
 /// Numbers with commas between them.

@@ -1,7 +1,7 @@
 //! `inspect`: what an artifact holds, after every section's hash was checked.
 
 use super::put;
-use crate::artifact::{Artifact, Entry, GridDim, Kernel, Manifest, Program, Region, Shard, WeightMode};
+use crate::artifact::{Artifact, Entry, EntryPoint, GridDim, Kernel, Manifest, Program, Region, Shard, WeightMode};
 use crate::error::{Error, Result};
 use crate::graph::launched_copies;
 use std::collections::BTreeSet;
@@ -112,9 +112,9 @@ fn summary(t: &mut String, artifact: &Artifact) -> std::fmt::Result {
     }
     for p in &m.programs {
         writeln!(t, "program   {} [{}]", p.target.name, p.target.features.join(" "))?;
-        for e in &p.entries {
+        for (point, e) in m.entries.iter().zip(&p.entries) {
             let launches: Vec<String> = e.variants.iter().map(|v| v.launches.len().to_string()).collect();
-            writeln!(t, "          {}: {} launches by variant", e.name, launches.join(", "))?;
+            writeln!(t, "          {}: {} launches by variant", point.name, launches.join(", "))?;
         }
         writeln!(
             t,
@@ -173,10 +173,10 @@ fn memory(t: &mut String, m: &Manifest) -> std::fmt::Result {
 fn graph(t: &mut String, m: &Manifest) -> std::fmt::Result {
     let symbol = |i: u32| m.symbols.get(i as usize).map_or("?", |s| s.name.as_str());
     for p in &m.programs {
-        for e in &p.entries {
-            ranges(t, m, p, e)?;
+        for (point, e) in m.entries.iter().zip(&p.entries) {
+            ranges(t, m, p, (point, e))?;
             for (index, v) in e.variants.iter().enumerate() {
-                writeln!(t, "{} {} variant {index} {}", p.target.name, e.name, v.name)?;
+                writeln!(t, "{} {} variant {index} {}", p.target.name, point.name, v.name)?;
                 for (at, l) in v.launches.iter().enumerate() {
                     let grid: Vec<String> = l
                         .grid
@@ -207,14 +207,14 @@ fn graph(t: &mut String, m: &Manifest) -> std::fmt::Result {
 }
 
 /// The table that dispatch goes by: a line for each variant, a column for each symbol that some variant narrows.
-fn ranges(t: &mut String, m: &Manifest, p: &Program, e: &Entry) -> std::fmt::Result {
+fn ranges(t: &mut String, m: &Manifest, p: &Program, (point, e): (&EntryPoint, &Entry)) -> std::fmt::Result {
     let guarded = |s: &usize| e.variants.iter().flat_map(|v| &v.guards).any(|g| g.symbol as usize == *s);
     let symbols: Vec<usize> = (0..m.symbols.len()).filter(guarded).collect();
     let count = e.variants.len();
     writeln!(
         t,
         "{} {}: {count} variants; the first whose ranges hold a step's dims is replayed",
-        p.target.name, e.name
+        p.target.name, point.name
     )?;
     write!(t, "{:>5} {:<32}", "", "variant")?;
     symbols.iter().try_for_each(|s| write!(t, " {:>16}", m.symbols[*s].name))?;

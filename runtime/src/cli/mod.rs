@@ -3,6 +3,7 @@
 
 pub mod args;
 pub mod bench;
+pub mod call;
 pub mod doctor;
 pub mod eval;
 pub mod files;
@@ -11,6 +12,7 @@ pub mod inspect;
 pub mod launch;
 mod nan;
 pub mod run;
+pub mod tensors;
 pub mod verify;
 pub mod workload;
 

@@ -2,7 +2,7 @@
 
 use super::dims::Dims;
 use crate::artifact::limits::ROW_MULTIPLE;
-use crate::artifact::{Arg, Binding, Dim, Guard, Manifest, Program, Region, SymbolRole, Variant};
+use crate::artifact::{Arg, Binding, Dim, EntryPoint, Guard, Manifest, Program, Region, SymbolRole, Variant};
 use crate::comm::Library;
 use crate::driver::{Buffer, CaptureArg, CaptureLaunch, CaptureSpec, Driver, Graph, Module, StreamBackend};
 use crate::error::{Error, Result};
@@ -28,10 +28,13 @@ pub struct Regions {
 }
 
 impl Regions {
-    pub(super) fn resolve(&self, arg: &Arg) -> Result<CaptureArg<'_>> {
+    pub(super) fn resolve(&self, entry: &EntryPoint, arg: &Arg) -> Result<CaptureArg<'_>> {
         let offset = usize::try_from(arg.offset).map_err(|_| Error::Driver("an offset overflows".into()))?;
+        // A captured graph has the inputs of its entry alone.
         if let Region::Input(i) = arg.region {
-            return Ok(CaptureArg::Input(i as usize, offset));
+            let own = entry.inputs.iter().position(|input| *input == i);
+            let own = own.ok_or_else(|| Error::Driver(format!("{:?} is not of entry {}", arg.region, entry.name)))?;
+            return Ok(CaptureArg::Input(own, offset));
         }
         let buffer = self.buffer(arg.region);
         let buffer = buffer.ok_or_else(|| Error::Driver(format!("{:?} does not exist", arg.region)))?;
@@ -66,7 +69,7 @@ pub type Between<'a> = &'a mut dyn FnMut(usize, usize) -> Result<()>;
 
 /// The captured variants of one entry.
 #[derive(Debug)]
-pub struct StepGraph {
+pub struct EntryGraph {
     variants: Vec<Captured>,
 }
 
@@ -77,33 +80,33 @@ struct Captured {
     graphs: Vec<Box<dyn Graph>>,
 }
 
-impl StepGraph {
-    /// Captures the entry of `program` as `capturing` says. `blocks` is the value that symbol N has in every step.
+impl EntryGraph {
+    /// Captures entry number `entry` of `program` as `capturing` says. `blocks` is the value that symbol N has in every step.
     ///
     /// # Errors
     /// If the entry is missing or the driver refuses a launch.
     pub fn capture(
         driver: &dyn Driver,
         manifest: &Manifest,
-        program: &Program,
+        (program, entry): (&Program, usize),
         module: &Arc<dyn Module>,
         regions: &Regions,
         (blocks, capturing): (usize, Capturing),
-    ) -> Result<StepGraph> {
-        let entry = program.entries.first().ok_or_else(|| Error::Unsupported("the artifact has no entry".into()))?;
+    ) -> Result<EntryGraph> {
+        let found = program.entries.get(entry).zip(manifest.entries.get(entry));
+        let (entry, point) = found.ok_or_else(|| Error::Unsupported(format!("the artifact has no entry {entry}")))?;
         let mut variants = Vec::with_capacity(entry.variants.len());
         for (index, variant) in entry.variants.iter().enumerate() {
             let max_dims = max_dims(manifest, variant, blocks);
             let input_bytes = manifest
-                .inputs
-                .iter()
+                .inputs_of(point)
                 .map(|input| {
                     padded_bytes(manifest, input, &max_dims)
                         .and_then(|n| usize::try_from(n).ok())
                         .ok_or_else(|| Error::Unsupported(format!("the size of input {} overflows", input.name)))
                 })
                 .collect::<Result<Vec<_>>>()?;
-            let label = format!("entry {}, variant {index}", entry.name);
+            let label = format!("entry {}, variant {index}", point.name);
             let spec = CaptureSpec { label: &label, max_dims: &max_dims, input_bytes: &input_bytes };
             let mut graphs = Vec::new();
             let mut capture = driver.begin_capture(Arc::clone(module), &spec)?;
@@ -112,7 +115,7 @@ impl StepGraph {
                     let next = driver.begin_capture(Arc::clone(module), &spec)?;
                     graphs.push(std::mem::replace(&mut capture, next).finish()?);
                 }
-                let args = launch.args.iter().map(|arg| regions.resolve(arg)).collect::<Result<Vec<_>>>()?;
+                let args = launch.args.iter().map(|arg| regions.resolve(point, arg)).collect::<Result<Vec<_>>>()?;
                 let (kernel, grid, barrier) = (launch.kernel as usize, launch.grid.as_slice(), launch.barrier);
                 if let Some(gemm) = &launch.gemm
                     && capture.gemm(gemm, &args)?
@@ -130,7 +133,7 @@ impl StepGraph {
             graphs.push(capture.finish()?);
             variants.push(Captured { guards: variant.guards.clone(), graphs });
         }
-        Ok(StepGraph { variants })
+        Ok(EntryGraph { variants })
     }
 
     /// The captured graph of variant `index`; the first, if launches are captured apart.
@@ -187,7 +190,7 @@ impl StepGraph {
                 reasons.push(format!("{} = {value} (accepted: {})", symbol.name, ranges.join(", ")));
             }
         }
-        Error::InvalidInput(format!("no variant of the step accepts {}", reasons.join("; ")))
+        Error::InvalidInput(format!("no variant of the entry accepts {}", reasons.join("; ")))
     }
 }
 

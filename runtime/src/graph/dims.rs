@@ -26,20 +26,22 @@ impl Dims {
     /// # Errors
     /// [`Error::InvalidInput`] naming symbol, value and compiled range if it is outside.
     pub fn set(&mut self, manifest: &Manifest, role: &SymbolRole, value: usize) -> Result<()> {
-        let Some((index, symbol)) = manifest.symbol_of(role) else { return Ok(()) };
-        let value = value as u64;
+        let Some((index, _)) = manifest.symbol_of(role) else { return Ok(()) };
+        self.set_index(manifest, index, value as u64)
+    }
+
+    /// Sets symbol `index` of the manifest.
+    ///
+    /// # Errors
+    /// As [`Dims::set`].
+    pub fn set_index(&mut self, manifest: &Manifest, index: usize, value: u64) -> Result<()> {
+        let (Some(symbol), Some(slot)) = (manifest.symbols.get(index), self.values.get_mut(index)) else {
+            return Ok(());
+        };
         if value < symbol.min || value > symbol.max {
-            return Err(Error::InvalidInput(format!(
-                "{} = {value} is outside the compiled range {}..={} ({})",
-                symbol.name,
-                symbol.min,
-                symbol.max,
-                symbol.role.meaning()
-            )));
+            return Err(outside(symbol, value));
         }
-        if let Some(slot) = self.values.get_mut(index) {
-            *slot = value as i64;
-        }
+        *slot = value as i64;
         Ok(())
     }
 
@@ -52,4 +54,10 @@ impl Dims {
     pub fn get(&self, index: usize) -> i64 {
         self.values().get(index).copied().unwrap_or(0)
     }
+}
+
+fn outside(symbol: &Symbol, value: u64) -> Error {
+    let (name, meaning) = (&symbol.name, symbol.role.meaning());
+    let range = format!("{}..={}", symbol.min, symbol.max);
+    Error::InvalidInput(format!("{name} = {value} is outside the compiled range {range} ({meaning})"))
 }

@@ -5,7 +5,7 @@ mod copies;
 mod dims;
 mod single;
 
-pub(crate) use capture::{Between, Capturing, Regions, StepGraph};
+pub(crate) use capture::{Between, Capturing, EntryGraph, Regions};
 pub use copies::CapturedCopy;
 pub(crate) use copies::{copies, launched_copies};
 pub(crate) use dims::Dims;

@@ -2,7 +2,7 @@
 //! which an artifact goes wrong. For the host, whose memory is at hand; ranks are threads of this process.
 
 use super::capture::{Regions, max_dims, padded_bytes};
-use crate::artifact::{Artifact, Guard, Manifest, Program, Region, Variant};
+use crate::artifact::{Artifact, EntryPoint, Guard, Launch, Manifest, Program, Region, Variant};
 use crate::comm::member::Member;
 use crate::comm::{DEFAULT_DEADLINE, Group, GroupOptions, Ranks};
 use crate::device::Device;
@@ -18,6 +18,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 pub struct SingleSteps {
     manifest: Arc<Manifest>,
     program: usize,
+    /// The entry that takes steps of sequences.
+    entry: usize,
     ranks: Vec<Rank>,
     checked: Checked,
     blocks: usize,
@@ -60,6 +62,9 @@ impl SingleSteps {
             );
             Error::Unsupported(message)
         })?;
+        let entry = manifest
+            .step()
+            .ok_or_else(|| Error::Unsupported("the artifact has no entry that takes a step of sequences".into()))?;
         let checked = Checked::new(&manifest, blocks, false)?;
         let world = manifest.world;
         let ranks = match world {
@@ -75,7 +80,7 @@ impl SingleSteps {
                 on_all((0..world).map(|rank| move || open(rank)))?
             }
         };
-        Ok(SingleSteps { manifest, program: index, ranks, checked, blocks })
+        Ok(SingleSteps { manifest, program: index, entry, ranks, checked, blocks })
     }
 
     /// The program's place in the manifest.
@@ -101,13 +106,13 @@ impl SingleSteps {
                 value >= 0 && (g.min..=g.max).contains(&(value as u64))
             })
         };
-        let variant = variants(&self.manifest, self.program).iter().position(|v| accepts(&v.guards));
+        let variant = variants(&self.manifest, self.program, self.entry).iter().position(|v| accepts(&v.guards));
         let variant = variant
             .ok_or_else(|| Error::InvalidInput(format!("no variant of the step accepts {:?}", dims.values())))?;
         let dims = dims.values().to_vec();
         self.checked.begun(input);
-        let bytes = self.checked.bytes(input);
-        let inputs = bytes.iter().take(self.manifest.inputs.len()).map(|bytes| bytes.to_vec()).collect();
+        let (bytes, count) = self.checked.bytes(&self.manifest, self.entry, input);
+        let inputs = bytes[..count].iter().map(|bytes| bytes.to_vec()).collect();
         Ok(Step { steps: self, variant, dims, inputs })
     }
 }
@@ -193,13 +198,13 @@ impl Rank {
     /// Runs one launch and waits for it.
     fn launch(
         &mut self,
-        launch: &crate::artifact::Launch,
+        (entry, launch): (&EntryPoint, &Launch),
         spec: &CaptureSpec<'_>,
         dims: &[i64],
         inputs: &[&[u8]],
     ) -> Result<()> {
         let mut capture = self.device.driver().begin_capture(Arc::clone(&self.module), spec)?;
-        let args = launch.args.iter().map(|arg| self.regions.resolve(arg)).collect::<Result<Vec<_>>>()?;
+        let args = launch.args.iter().map(|arg| self.regions.resolve(entry, arg)).collect::<Result<Vec<_>>>()?;
         let (kernel, grid) = (launch.kernel as usize, launch.grid.as_slice());
         capture.launch(CaptureLaunch { kernel, grid, args: &args, barrier: false, overlap: false })?;
         let mut graph = capture.finish()?;
@@ -213,8 +218,8 @@ impl Rank {
     }
 }
 
-fn variants(manifest: &Manifest, program: usize) -> &[Variant] {
-    let entry = manifest.programs.get(program).and_then(|p| p.entries.first());
+fn variants(manifest: &Manifest, program: usize, entry: usize) -> &[Variant] {
+    let entry = manifest.programs.get(program).and_then(|p| p.entries.get(entry));
     entry.map_or(&[], |e| &e.variants)
 }
 
@@ -235,7 +240,7 @@ impl Step<'_> {
     }
 
     fn variant(&self) -> Option<&Variant> {
-        variants(&self.steps.manifest, self.steps.program).get(self.variant)
+        variants(&self.steps.manifest, self.steps.program, self.steps.entry).get(self.variant)
     }
 
     /// Runs launch `index` on all ranks and waits for it. The caller runs them in order, each once.
@@ -245,10 +250,12 @@ impl Step<'_> {
     pub fn launch(&mut self, index: usize) -> Result<()> {
         let manifest = Arc::clone(&self.steps.manifest);
         let missing = || Error::InvalidInput(format!("the step has no launch {index}"));
-        let variant = variants(&manifest, self.steps.program).get(self.variant).ok_or_else(missing)?;
+        let variant =
+            variants(&manifest, self.steps.program, self.steps.entry).get(self.variant).ok_or_else(missing)?;
         let launch = variant.launches.get(index).ok_or_else(missing)?;
         let most = max_dims(&manifest, variant, self.steps.blocks);
-        let input_bytes = manifest.inputs.iter().zip(&self.inputs).map(|(binding, given)| {
+        let point = manifest.entries.get(self.steps.entry).ok_or_else(missing)?;
+        let input_bytes = manifest.inputs_of(point).zip(&self.inputs).map(|(binding, given)| {
             let padded = padded_bytes(&manifest, binding, &most).and_then(|n| usize::try_from(n).ok());
             padded
                 .filter(|n| *n >= given.len())
@@ -259,8 +266,10 @@ impl Step<'_> {
         let inputs: Vec<&[u8]> = self.inputs.iter().map(Vec::as_slice).collect();
         let (dims, spec, inputs) = (&self.dims, &spec, &inputs);
         match &mut self.steps.ranks[..] {
-            [only] => only.launch(launch, spec, dims, inputs),
-            ranks => on_all(ranks.iter_mut().map(|rank| move || rank.launch(launch, spec, dims, inputs))).map(drop),
+            [only] => only.launch((point, launch), spec, dims, inputs),
+            ranks => {
+                on_all(ranks.iter_mut().map(|rank| move || rank.launch((point, launch), spec, dims, inputs))).map(drop)
+            }
         }
     }
 
@@ -271,7 +280,11 @@ impl Step<'_> {
     pub fn read(&self, rank: usize, region: Region, offset: usize, bytes: usize) -> Result<&[u8]> {
         let none = || Error::Driver(format!("{region:?} of rank {rank} has no {bytes} bytes at {offset}"));
         let all = match region {
-            Region::Input(i) => self.inputs.get(i as usize).map(Vec::as_slice),
+            Region::Input(i) => {
+                let point = self.steps.manifest.entries.get(self.steps.entry);
+                let own = point.and_then(|point| point.inputs.iter().position(|input| *input == i));
+                own.and_then(|own| self.inputs.get(own)).map(Vec::as_slice)
+            }
             Region::Slab | Region::Comm => None,
             other => {
                 let regions = &self.steps.ranks.get(rank).ok_or_else(none)?.regions;

@@ -15,8 +15,6 @@ pub(crate) const MAX_INPUTS: usize = 5;
 pub(crate) struct Checked {
     dims: Dims,
     tables: Tables,
-    /// What each input of the manifest is.
-    roles: Vec<InputRole>,
     /// `[T]`, derived from `seq_starts`.
     sequence_ids: Vec<i32>,
 }
@@ -25,14 +23,13 @@ impl Checked {
     /// Steps of `manifest`; `trusted` as [`super::SessionOptions::trusts_tables`].
     ///
     /// # Errors
-    /// If the artifact has inputs that no step gives.
+    /// If the pool has another size than the artifact accepts.
     pub(crate) fn new(manifest: &Manifest, blocks: usize, trusted: bool) -> Result<Checked> {
-        let roles = input_roles(manifest)?;
         let mut dims = Dims::new(&manifest.symbols);
         dims.set(manifest, &SymbolRole::POOL, blocks)?;
         let tokens = manifest.symbol_of(&SymbolRole::Tokens).map_or(1, |(_, s)| s.max) as usize;
         let sequence_ids = Vec::with_capacity(tokens.min(1 << 20));
-        Ok(Checked { dims, tables: Tables::new(manifest, blocks, trusted)?, roles, sequence_ids })
+        Ok(Checked { dims, tables: Tables::new(manifest, blocks, trusted)?, sequence_ids })
     }
 
     /// From now on block tables are the caller's business.
@@ -45,20 +42,45 @@ impl Checked {
         &self.dims
     }
 
-    /// The inputs of `input`, which was the last to be checked, in the manifest's order.
-    pub(crate) fn bytes<'i>(&'i self, input: &StepInput<'i>) -> [&'i [u8]; MAX_INPUTS] {
+    /// The inputs of entry `entry`, whose inputs all have roles, for `input`, which was the last to be checked; and how many these are.
+    pub(crate) fn bytes<'i>(
+        &'i self,
+        manifest: &Manifest,
+        entry: usize,
+        input: &StepInput<'i>,
+    ) -> ([&'i [u8]; MAX_INPUTS], usize) {
         let mut inputs: [&[u8]; MAX_INPUTS] = [&[]; MAX_INPUTS];
-        for (slot, role) in inputs.iter_mut().zip(&self.roles) {
-            *slot = bytes_of(match role {
-                InputRole::Tokens => input.tokens,
-                InputRole::Positions => input.positions,
-                InputRole::Sequences => &self.sequence_ids,
-                InputRole::Blocks => self.tables.lying(input.block_tables),
-                InputRole::LogitRows => input.logit_rows,
-                InputRole::Plain => &[],
-            });
+        let Some(point) = manifest.entries.get(entry) else { return (inputs, 0) };
+        for (slot, binding) in inputs.iter_mut().zip(manifest.inputs_of(point)) {
+            *slot = self.of_role(binding.role, input);
         }
-        inputs
+        (inputs, point.inputs.len().min(MAX_INPUTS))
+    }
+
+    /// What an input of that role holds in `input`, which was the last to be checked; nothing if it is plain.
+    pub(super) fn of_role<'i>(&'i self, role: InputRole, input: &StepInput<'i>) -> &'i [u8] {
+        bytes_of(match role {
+            InputRole::Tokens => input.tokens,
+            InputRole::Positions => input.positions,
+            InputRole::Sequences => &self.sequence_ids,
+            InputRole::Blocks => self.tables.lying(input.block_tables),
+            InputRole::LogitRows => input.logit_rows,
+            InputRole::Plain => &[],
+        })
+    }
+
+    /// Sizes of a call that is no step: every symbol at its smallest, the pool as large as it is.
+    ///
+    /// # Errors
+    /// None in practice: the pool was checked.
+    pub(super) fn clear(&mut self, manifest: &Manifest) -> Result<()> {
+        self.dims = Dims::new(&manifest.symbols);
+        self.dims.set(manifest, &SymbolRole::POOL, self.tables.blocks())
+    }
+
+    /// The dims block, to be filled in.
+    pub(super) fn dims_mut(&mut self) -> &mut Dims {
+        &mut self.dims
     }
 
     /// Validates a step, sets the dims and derives the sequence ids.
@@ -156,13 +178,4 @@ impl Checked {
             }
         }
     }
-}
-
-/// The roles of the inputs, which a step must be able to give.
-fn input_roles(manifest: &Manifest) -> Result<Vec<InputRole>> {
-    if let Some(input) = manifest.inputs.iter().find(|input| input.role.is_plain()) {
-        let message = format!("the artifact has an input that a step does not give: {}", input.name);
-        return Err(Error::Unsupported(message));
-    }
-    Ok(manifest.inputs.iter().map(|input| input.role).collect())
 }

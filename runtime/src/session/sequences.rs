@@ -13,9 +13,9 @@ impl Session {
     /// If the sequence would grow past the compiled range, KV blocks run out, or a token id is outside the vocabulary.
     pub fn extend(&mut self, sequence: &mut Sequence, tokens: &[i32]) -> Result<&[f32]> {
         self.extend_rows(sequence, tokens, false, &mut |_| Ok(()))?;
-        let vocab = self.manifest.model.vocab_size as usize;
-        match self.logits.as_ref().or(self.regions.outputs.first()) {
-            Some(output) => output.as_f32(vocab),
+        let Some(step) = &self.step else { return Ok(&[]) };
+        match step.logits.as_ref().or(self.regions.outputs.get(step.output)) {
+            Some(output) => output.as_f32(step.columns),
             None => Ok(&[]),
         }
     }

@@ -47,7 +47,7 @@ fn binding(name: &str, dtype: DType, shape: &[Dim]) -> Binding {
         "logit_rows" => InputRole::LogitRows,
         _ => InputRole::Plain,
     };
-    Binding { name: name.into(), dtype, shape: shape.to_vec(), role, dense: false }
+    Binding { name: name.into(), dtype, shape: shape.to_vec(), role, dense: false, indices: Indices::Free }
 }
 
 /// The manifest of the tiny artifact, with one embedded weight that no kernel reads.
@@ -99,6 +99,12 @@ pub fn manifest() -> Manifest {
             max_seq: 64,
         },
         symbols: vec![symbol("T", 16), symbol("B", 4), symbol("P", 4), symbol("R", 16), symbol("N", 16)],
+        entries: vec![EntryPoint {
+            name: "step".into(),
+            symbols: (0..5).collect(),
+            inputs: (0..5).collect(),
+            outputs: vec![0],
+        }],
         inputs: vec![
             binding("tokens", DType::I32, &[dim("T")]),
             binding("positions", DType::I32, &[dim("T")]),
@@ -130,10 +136,7 @@ pub fn manifest() -> Manifest {
             arena_bytes: 64,
             slab: None,
             pack,
-            entries: vec![Entry {
-                name: "step".into(),
-                variants: vec![Variant { name: "step".into(), guards, launches: vec![launch] }],
-            }],
+            entries: vec![Entry { variants: vec![Variant { name: "step".into(), guards, launches: vec![launch] }] }],
         }],
         options: vec![("fp-policy".into(), "rounding".into())],
         chat_template: None,

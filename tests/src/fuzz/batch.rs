@@ -8,7 +8,7 @@ use indexmap::IndexMap;
 use weldment_codegen::llvm::Emit;
 use weldment_codegen::select::KernelLibrary;
 use weldment_codegen::setup::Setup;
-use weldment_codegen::{Prepared, VariantPlan, generate, prepare};
+use weldment_codegen::{Externals, Prepared, VariantPlan, generate, prepare};
 use weldment_ir::{Graph, Op};
 use weldment_passes::buffer::{BufferPlan, bufferise};
 use weldment_passes::pipeline::optimise;
@@ -127,17 +127,21 @@ fn weights(planned: &[Planned]) -> Values {
 }
 
 fn prepared(setup: &Setup, planned: &[Planned], statics: &mut Static<'_>) -> Result<Prepared, String> {
+    let externals: Vec<Externals> = planned.iter().map(|p| Externals::alone(&p.plan)).collect();
     let variants: Vec<VariantPlan<'_>> = planned
         .iter()
-        .map(|p| VariantPlan {
-            name: "step",
+        .zip(&externals)
+        .map(|(p, externals)| VariantPlan {
+            name: "all",
             graph: &p.graph,
             plan: &p.plan,
+            setup,
             max_tokens: p.case.max_tokens,
             guards: Vec::new(),
+            externals,
         })
         .collect();
-    prepare(&variants, setup, statics).map_err(|e| e.to_string())
+    prepare(&variants, statics).map_err(|e| e.to_string())
 }
 
 /// Sorts out the cases that have no kernels.

@@ -53,7 +53,8 @@ impl Model {
         let graph = shard_graph(graph, world).expect("its dims divide");
         let (mut timeline, fusion) = (Timeline::default(), FusionOptions { choices, ..FusionOptions::default() });
         let targets: Vec<String> = targets.iter().map(|t| (*t).to_owned()).collect();
-        let planned = plan_targets(&graph, &targets, &fusion, &mut timeline, &mut Quiet).expect("it is planned");
+        let planned = plan_targets(std::slice::from_ref(&graph), &targets, &fusion, &mut timeline, &mut Quiet)
+            .expect("it is planned");
         let options = CompileOptions {
             targets,
             fusion,
@@ -64,8 +65,16 @@ impl Model {
             threads: 1,
         };
         let output = dir.join("m.weld");
-        build_artifact(&graph, &checkpoint, &planned, &options, &output, &mut timeline, &mut Quiet)
-            .expect("it compiles");
+        build_artifact(
+            std::slice::from_ref(&graph),
+            &checkpoint,
+            &planned,
+            &options,
+            &output,
+            &mut timeline,
+            &mut Quiet,
+        )
+        .expect("it compiles");
         Artifact::open(&output).expect("it opens")
     }
 }

@@ -149,7 +149,7 @@ struct Row<'a> {
 /// Variants by name: the report has them in the order of the preferred program's entry.
 fn rows(build: &Build) -> BTreeMap<String, Row<'_>> {
     let symbol = |i: u32| build.manifest.symbols.get(i as usize).map_or("?", |s| s.name.as_str());
-    let listed = build.manifest.programs.first().and_then(|p| p.entries.first()).map_or(&[][..], |e| &e.variants);
+    let listed = build.manifest.programs.iter().take(1).flat_map(|p| &p.entries).flat_map(|e| &e.variants);
     let row = |(i, variant): (usize, &'_ Variant)| {
         let guards = variant.guards.iter().map(|g| format!("{}={}..{}", symbol(g.symbol), g.min, g.max));
         let guards = guards.collect::<Vec<_>>().join(" ");
@@ -157,7 +157,6 @@ fn rows(build: &Build) -> BTreeMap<String, Row<'_>> {
         (named.map_or_else(|| guards.clone(), |(name, _)| name.clone()), guards)
     };
     listed
-        .iter()
         .enumerate()
         .map(|(i, variant)| {
             let (name, guards) = row((i, variant));

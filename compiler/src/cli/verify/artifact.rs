@@ -60,18 +60,18 @@ fn source(artifact: &Artifact, args: &VerifyArgs) -> Result<PathBuf, CompileErro
     })
 }
 
-/// The entry of an artifact, rebuilt from its model with the options it records.
+/// The entries of an artifact, rebuilt from its model with the options it records.
 ///
 /// # Errors
 /// If the model is not found or the options are not accepted.
-pub fn entry(artifact: &Artifact, args: &VerifyArgs) -> Result<(Graph, BuildArgs, PathBuf), CompileError> {
+pub fn entry(artifact: &Artifact, args: &VerifyArgs) -> Result<(Vec<Graph>, BuildArgs, PathBuf), CompileError> {
     let build = recorded(artifact, &args.build)?;
     let model = source(artifact, args)?;
-    let graph = match graphs::has_extension(&model, "wir") {
+    let entries = match graphs::has_extension(&model, "wir") {
         true => graphs::ranged_wir(&model, &build)?,
-        false => graphs::graph(&model, &graphs::checkpoint(&model, &build)?, &build)?,
+        false => graphs::entries(&model, &graphs::checkpoint(&model, &build)?, &build)?,
     };
-    Ok((graph, build, model))
+    Ok((entries, build, model))
 }
 
 /// `weldment verify m.weld --tokens FILE`.
@@ -79,10 +79,10 @@ pub fn entry(artifact: &Artifact, args: &VerifyArgs) -> Result<(Graph, BuildArgs
 /// # Errors
 /// [`CompileError::Check`] if the artifact does not compute what its model says.
 pub fn verify(artifact: &Artifact, tokens: &Path, args: &VerifyArgs, bars: &mut Bars) -> Result<(), CompileError> {
-    let (graph, build, model) = entry(artifact, args)?;
+    let (entries, build, model) = entry(artifact, args)?;
     let checkpoint = graphs::checkpoint(&model, &build)?;
     let fusion = graphs::fusion_options(&build)?;
-    let planned = driver::plan_targets(&graph, &build.target, &fusion, &mut Timeline::default(), bars)?;
+    let planned = driver::plan_targets(&entries, &build.target, &fusion, &mut Timeline::default(), bars)?;
     let tokens = files::read_tokens(tokens)?;
     let device = Device::host(build.threads.unwrap_or(0))?;
     let weights = WeightOptions {
@@ -91,7 +91,13 @@ pub fn verify(artifact: &Artifact, tokens: &Path, args: &VerifyArgs, bars: &mut 
         cache: weights::cache_dir(),
         threads: device.threads(),
     };
-    let subject = Subject { artifact, entry: &graph, planned: &planned, checkpoint: &checkpoint, weights };
+    let step = artifact.manifest().step().and_then(|entry| Some((entry, entries.get(entry)?)));
+    let (entry, graph) = step.ok_or_else(|| {
+        let message =
+            "the artifact has no entry that takes a step of sequences; verify without --tokens compares regions";
+        CompileError::option("--tokens", message)
+    })?;
+    let subject = Subject { artifact, entry, graph, planned: &planned, checkpoint: &checkpoint, weights };
     bars.begin("run and interpret");
     let found = compare_artifact(&subject, &device, &tokens, args.every_launch)?;
     bars.finish();

@@ -11,10 +11,10 @@ use weldment_ir::Graph;
 ///
 /// # Errors
 /// [`CompileError::Check`] naming the rewrite, if one breaks a region.
-pub fn bisect(graph: &Graph, build: &BuildArgs, args: &VerifyArgs, bars: &mut Bars) -> Result<(), CompileError> {
+pub fn bisect(graphs: &[Graph], build: &BuildArgs, args: &VerifyArgs, bars: &mut Bars) -> Result<(), CompileError> {
     let fusion = graphs::fusion_options(build)?;
     bars.begin("bisect");
-    let found = driver::bisect_targets(graph, &build.target, &fusion)?;
+    let found = driver::bisect_targets(graphs, &build.target, &fusion)?;
     bars.finish();
     let (mut text, mut rows, mut failed) = (String::new(), Vec::new(), Vec::new());
     for (variant, culprit) in &found {

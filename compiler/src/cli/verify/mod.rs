@@ -25,22 +25,22 @@ pub fn verify(args: &VerifyArgs) -> Result<(), CompileError> {
             || CompileError::option("--tokens", "it is for an artifact; compile the model to a .weld file first");
         return artifact::verify(opened.as_ref().ok_or_else(missing)?, tokens, args, &mut bars);
     }
-    let (graph, build) = match &opened {
-        Some(opened) => artifact::entry(opened, args).map(|(graph, build, _)| (graph, build))?,
+    let (graphs, build) = match &opened {
+        Some(opened) => artifact::entry(opened, args).map(|(graphs, build, _)| (graphs, build))?,
         // --chaos gives seeds to try beside the plain form.
         None => (model(args)?, BuildArgs { chaos: None, ..args.build.clone() }),
     };
     let build = BuildArgs { fuel: args.build.fuel.or(build.fuel), ..build };
     match args.bisect_fuel {
-        true => fuel::bisect(&graph, &build, args, &mut bars),
-        false => regions::verify(&graph, &build, args, &mut bars),
+        true => fuel::bisect(&graphs, &build, args, &mut bars),
+        false => regions::verify(&graphs, &build, args, &mut bars),
     }
 }
 
-/// The graph of a model. A text graph says all that regions need, with or without weights.
-fn model(args: &VerifyArgs) -> Result<Graph, CompileError> {
+/// The graphs of a model. A text graph says all that regions need, with or without weights.
+fn model(args: &VerifyArgs) -> Result<Vec<Graph>, CompileError> {
     match graphs::has_extension(&args.model, "wir") {
         true => graphs::ranged_wir(&args.model, &args.build),
-        false => graphs::graph(&args.model, &graphs::checkpoint(&args.model, &args.build)?, &args.build),
+        false => graphs::entries(&args.model, &graphs::checkpoint(&args.model, &args.build)?, &args.build),
     }
 }

@@ -92,18 +92,18 @@ fn rows(variant: &Planned, known: &mut Known, bars: &mut Bars) -> Result<Vec<Row
 }
 
 fn plan(
-    graph: &Graph,
+    graphs: &[Graph],
     build: &BuildArgs,
     fusion: &FusionOptions,
     bars: &mut Bars,
 ) -> Result<Vec<PlannedTarget>, CompileError> {
-    driver::plan_targets(graph, &build.target, fusion, &mut Timeline::default(), bars)
+    driver::plan_targets(graphs, &build.target, fusion, &mut Timeline::default(), bars)
 }
 
 /// What was fused where: the table that no perturbation may change.
 fn coverage(planned: &[PlannedTarget]) -> Vec<(String, String, Vec<String>, bool)> {
     let mut out = Vec::new();
-    for (target, variant) in planned.iter().flat_map(|t| t.variants.iter().map(move |v| (t.setup.target.name(), v))) {
+    for (target, variant) in planned.iter().flat_map(|t| t.variants.iter().map(move |v| (t.target.name(), v))) {
         for group in &variant.report.groups {
             for anchor in &group.anchors {
                 let kept = matches!(anchor.outcome, Outcome::Kept { .. });
@@ -116,11 +116,11 @@ fn coverage(planned: &[PlannedTarget]) -> Vec<(String, String, Vec<String>, bool
 }
 
 /// Checks the regions of every variant of every target.
-pub fn verify(graph: &Graph, build: &BuildArgs, args: &VerifyArgs, bars: &mut Bars) -> Result<(), CompileError> {
+pub fn verify(graphs: &[Graph], build: &BuildArgs, args: &VerifyArgs, bars: &mut Bars) -> Result<(), CompileError> {
     let given = graphs::fusion_options(build)?;
-    let planned = plan(graph, build, &given, bars)?;
+    let planned = plan(graphs, build, &given, bars)?;
     let (mut known, mut failed, mut text, mut json) = (Known::new(), Vec::new(), String::new(), Vec::new());
-    for (target, variant) in planned.iter().flat_map(|t| t.variants.iter().map(move |v| (t.setup.target.name(), v))) {
+    for (target, variant) in planned.iter().flat_map(|t| t.variants.iter().map(move |v| (t.target.name(), v))) {
         let rows = rows(variant, &mut known, bars)?;
         let name = if planned.len() > 1 { format!("{target} {}", variant.name) } else { variant.name.clone() };
         let places: usize = rows.iter().map(|r| r.places).sum();
@@ -152,7 +152,7 @@ pub fn verify(graph: &Graph, build: &BuildArgs, args: &VerifyArgs, bars: &mut Ba
     let table = coverage(&planned);
     let seeds = args.build.chaos.unwrap_or(0);
     for seed in 1..=seeds {
-        let perturbed = plan(graph, build, &FusionOptions { chaos: Some(seed), ..given.clone() }, bars)?;
+        let perturbed = plan(graphs, build, &FusionOptions { chaos: Some(seed), ..given.clone() }, bars)?;
         if coverage(&perturbed) != table {
             failed.push(format!("chaos {seed}: other places were fused"));
         }

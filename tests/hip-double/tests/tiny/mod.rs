@@ -51,7 +51,7 @@ fn binding(name: &str, dtype: DType, shape: &[Dim]) -> Binding {
         "logit_rows" => InputRole::LogitRows,
         _ => InputRole::Plain,
     };
-    Binding { name: name.into(), dtype, shape: shape.to_vec(), role, dense: false }
+    Binding { name: name.into(), dtype, shape: shape.to_vec(), role, dense: false, indices: Indices::Free }
 }
 
 fn launch(kernel: u32, args: &[(Region, u64)]) -> Launch {
@@ -130,6 +130,12 @@ pub fn write_tiny_of(path: &Path, world: u32) {
             max_seq: 4096,
         },
         symbols: vec![symbol("T", 64), symbol("B", 4), symbol("P", 256), symbol("R", 64), symbol("N", 256)],
+        entries: vec![EntryPoint {
+            name: "step".into(),
+            symbols: (0..5).collect(),
+            inputs: (0..5).collect(),
+            outputs: vec![0],
+        }],
         inputs: vec![
             binding("tokens", DType::I32, &[dim("T")]),
             binding("positions", DType::I32, &[dim("T")]),
@@ -153,7 +159,7 @@ pub fn write_tiny_of(path: &Path, world: u32) {
             arena_bytes: 1024,
             slab,
             pack,
-            entries: vec![Entry { name: "step".into(), variants: vec![variant(1, 4), variant(5, 64)] }],
+            entries: vec![Entry { variants: vec![variant(1, 4), variant(5, 64)] }],
         }],
         options: vec![],
         chat_template: None,

@@ -1,0 +1,102 @@
+//! Which inputs are indices, and what they may be: a caller's numbers must not lead a kernel out of its tensors.
+
+use crate::DType;
+use crate::graph::{Graph, NodeId};
+use crate::op::{Category, Op};
+use crate::types::Dim;
+use std::collections::BTreeSet;
+
+/// Values from `least` to less than `below * times`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Bound {
+    /// Smallest value.
+    pub least: i64,
+    /// A dim of the step.
+    pub below: Dim,
+    /// Its multiplier.
+    pub times: u64,
+}
+
+/// What the ops that read `input` as indices accept, all of it; none where it is read as mere numbers. `None` if indices are computed
+/// from it, so that nothing can be said of its own values.
+pub fn bounds(graph: &Graph, input: NodeId) -> Option<Vec<Bound>> {
+    let mut found = BTreeSet::new();
+    // Nodes whose integers come from the input, and whether they are it, renamed at most.
+    let mut open = vec![(input, true)];
+    let mut seen = BTreeSet::from([input]);
+    while let Some((id, itself)) = open.pop() {
+        for (user, using) in graph.users(id) {
+            let node = graph.node(user);
+            match uses(graph, user, using.operand as usize) {
+                Some(_) if !itself => return None,
+                Some(bounds) => found.extend(bounds),
+                None if node.types.iter().any(|t| t.dtype.is_integer() || t.dtype == DType::Bool) => {
+                    let renamed = node.op.kind().info().category == Category::View;
+                    if seen.insert(user) {
+                        open.push((user, itself && renamed));
+                    }
+                }
+                None => {}
+            }
+        }
+    }
+    Some(found.into_iter().collect())
+}
+
+/// The bounds of operand `operand` of a node; `None` if it is no index.
+fn uses(graph: &Graph, id: NodeId, operand: usize) -> Option<Vec<Bound>> {
+    let node = graph.node(id);
+    let dim = |operand: usize, axis: usize| -> Dim {
+        let shape = node.operands.get(operand).map(|v| &graph.type_of(*v).shape);
+        shape.and_then(|shape| shape.get(axis)).cloned().unwrap_or(Dim::Const(0))
+    };
+    let below = |below: Dim| Bound { least: 0, below, times: 1 };
+    if let Some(paged) = node.op.paged() {
+        return match operand {
+            at if at == paged.positions => {
+                let slots = dim(paged.caches[0], paged.slots).constant().unwrap_or(1);
+                let mut all = vec![Bound { times: slots, ..below(dim(paged.block_tables, 1)) }];
+                if matches!(node.op, Op::RopeCacheWrite { .. }) {
+                    all.push(below(dim(3, 0)));
+                }
+                Some(all)
+            }
+            at if at == paged.sequence_ids => Some(vec![below(dim(paged.block_tables, 0))]),
+            at if at == paged.block_tables => Some(vec![Bound { least: -1, ..below(dim(paged.caches[0], 0)) }]),
+            _ => None,
+        };
+    }
+    Some(vec![match (&node.op, operand) {
+        (Op::Gather { .. }, 1) => below(dim(0, 0)),
+        (Op::GatherPart { world, .. }, 1) => Bound { times: world.unsigned_abs(), ..below(dim(0, 0)) },
+        (Op::Rope { .. }, 1) => below(dim(2, 0)),
+        (Op::Topk { .. }, 1) => below(dim(0, 1)),
+        _ => return None,
+    }])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::text::parse;
+
+    fn of(text: &str) -> Option<Vec<Bound>> {
+        let graph = parse(text).expect("a graph");
+        bounds(&graph, NodeId::new(0))
+    }
+
+    #[test]
+    fn indices_are_bounded_by_what_they_pick_from() {
+        let gather = "graph @g (T: 1..8, M: 1..4) { %i = input {name: \"i\", dtype: i32, shape: [T]}
+            %w = weight {name: \"w\", dtype: f32, shape: [50, 8]} %x = input {name: \"x\", dtype: f32, shape: [M, 8]}";
+        let tail = "output result \"y\" = %y }";
+        let bound = |below| Bound { least: 0, below, times: 1 };
+        let direct = of(&format!("{gather} %y = gather(%w, %i) {{dtype: f32}} {tail}"));
+        assert_eq!(direct, Some(vec![bound(Dim::Const(50))]));
+        let symbolic = of(&format!("{gather} %y = gather(%x, %i) {{dtype: f32}} {tail}"));
+        assert_eq!(symbolic, Some(vec![bound(Dim::sym("M"))]));
+        let computed = format!("{gather} %j = add(%i, %i) %y = gather(%w, %j) {{dtype: f32}} {tail}");
+        assert_eq!(of(&computed), None);
+        assert_eq!(of(&format!("{gather} %y = add(%i, %i) {tail}")), Some(Vec::new()));
+    }
+}
