@@ -513,7 +513,7 @@ impl<'v> State<'_, 'v> {
             Dim::Const(n) => format::Dim::Const(*n),
             Dim::Sym(s) => format::Dim::Symbol(s.to_string()),
         };
-        let Some(dtype) = Some(ty.dtype).filter(|dtype| dtype.is_stored()) else { return Ok(None) };
+        let Some(dtype) = Some(ty.dtype).filter(|dtype| dtype.is_external()) else { return Ok(None) };
         let at = self.place(variant, view, path)?;
         let shape = ty.shape.iter().map(dim).collect();
         Ok(Some(format::LaunchResult { at, dtype, shape, strides: view.strides.clone() }))

@@ -34,9 +34,10 @@ class Graph:
     def __init__(self, args):
         self.args = args
         most = args.most
-        self.lines = [f"graph @step (T: 1..{most}, B: 1..{most}, P: 1..64, R: 1..{most}, N: 1..{64 * most}, C: 1..1024) {{"]
-        self.put("tokens", 'input {name: "tokens", dtype: i32, shape: [T]}', "tokens")
-        self.put("rows", 'input {name: "logit_rows", dtype: i32, shape: [R]}', "logit_rows")
+        counts = f"T: 1..{most} tokens, B: 1..{most} sequences, R: 1..{most} logit_rows, C: 1..1024 context"
+        self.lines = [f"graph @step ({counts}, P: 1..64 blocks(N), N: 1..{64 * most} pool(16)) {{"]
+        self.put("tokens", 'input {name: "tokens", dtype: i32, shape: [T], role: tokens}', "tokens")
+        self.put("rows", 'input {name: "logit_rows", dtype: i32, shape: [R], role: logit_rows}', "logit_rows")
         self.weight("embed", ROWS * args.world)
         self.weight("residual", ROWS)
         self.gather("r0", "residual")

@@ -104,8 +104,10 @@ fn gcn_pushes_and_looks_at_system_scope() {
         let loads = lines(&text, "global_load_dwordx4");
         assert!(loads.len() == 6 && loads.iter().all(|at| *at < pushes[0]), "{target}: {text}");
         assert!(!text.contains("buffer_wbl2") && !text.contains("scratch_"), "{target}: {text}");
-        let epoch = lines(&text, "global_store_dword ");
-        assert!(epoch.len() == 1 && all[epoch[0]].contains("sc0 sc1"), "{target}: {text}");
+        // How often a waiting program has looked, now and then; and the epoch, at the end.
+        let words = lines(&text, "global_store_dword ");
+        assert!(words.len() == 2 && words.iter().all(|at| all[*at].contains("sc0 sc1")), "{target}: {text}");
+        assert!(looks[3] < words[0], "{target}: {text}");
     }
 }
 

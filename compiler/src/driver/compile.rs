@@ -17,8 +17,8 @@ use weldment_ir::Graph;
 use weldment_passes::regions::Culprit;
 use weldment_passes::report::Report;
 use weldment_runtime::artifact::{
-    CONSTANTS_SECTION, Entry, Manifest, Pack, Program, REPORT_SECTION, TOKENIZER_SECTION, Target, WEIGHTS_SECTION,
-    write_artifact,
+    Binding, CONSTANTS_SECTION, Entry, Indices, Manifest, Pack, Program, REPORT_SECTION, TOKENIZER_SECTION, Target,
+    WEIGHTS_SECTION, write_artifact,
 };
 
 /// How an artifact is made.
@@ -170,7 +170,12 @@ pub fn build_artifact(
     for variant in planned.iter().flat_map(|t| &t.variants) {
         let whole = Signature::of(std::slice::from_ref(&graphs[variant.entry]))?;
         let mine = Signature::of(std::slice::from_ref(&variant.graph))?;
-        if mine.inputs != whole.inputs || mine.outputs != whole.outputs || mine.states != whole.states {
+        // What indices may be is said of the graph as it was written; fused ops ask for the same, or for less.
+        let types = |signature: &Signature| {
+            let free = |input: &Binding| Binding { indices: Indices::Free, ..input.clone() };
+            signature.inputs.iter().map(free).collect::<Vec<_>>()
+        };
+        if types(&mine) != types(&whole) || mine.outputs != whole.outputs || mine.states != whole.states {
             let message = format!("internal: variant {} changed the entry's signature", variant.name);
             return Err(CompileError::option("fuse", message));
         }

@@ -15,14 +15,14 @@ use weldment_runtime::artifact::{
 };
 use weldment_runtime::weights::content_id;
 
-/// `dtype`, where a tensor of it can lie in a file or cross an entry.
+/// `dtype`, where a tensor of it can cross an entry.
 ///
 /// # Errors
-/// If it cannot (quantised activations never leave a step).
-pub fn stored_dtype(dtype: DType, path: &str) -> Result<DType, CompileError> {
+/// If it cannot (quantised activations never do).
+fn external_dtype(dtype: DType, path: &str) -> Result<DType, CompileError> {
     let message = format!("dtype {dtype} cannot cross the entry; a plain or GGUF dtype is expected");
     let refused = || IrError::InvalidGraph { path: path.to_owned(), message };
-    Some(dtype).filter(|dtype| dtype.is_stored()).ok_or_else(|| refused().into())
+    Some(dtype).filter(|dtype| dtype.is_external()).ok_or_else(|| refused().into())
 }
 
 fn dim(dim: &Dim) -> ManifestDim {
@@ -118,7 +118,7 @@ impl Signature {
                 broken("a state's first dim must be a symbol of the role pool and the others constant")
             })?;
             let unit_bytes = dtype.byte_size(&unit).map_err(IrError::from)?;
-            let dtype = stored_dtype(*dtype, name)?;
+            let dtype = external_dtype(*dtype, name)?;
             let state = State { name: name.to_string(), dtype, shape: dims(shape), unit_bytes };
             let known = self.states.iter().position(|known| known.name == state.name);
             if known.is_some_and(|at| self.states[at] != state) {
@@ -137,7 +137,7 @@ impl Signature {
 }
 
 fn binding(name: &str, ty: &TensorType, role: InputRole) -> Result<Binding, CompileError> {
-    let dtype = stored_dtype(ty.dtype, name)?;
+    let dtype = external_dtype(ty.dtype, name)?;
     Ok(Binding { name: name.to_owned(), dtype, shape: dims(&ty.shape), role, dense: false, indices: Indices::Free })
 }
 
@@ -211,7 +211,7 @@ impl ModelWeights {
                     (TensorPlace::Random, String::new())
                 }
             };
-            let dtype = stored_dtype(tensor.dtype, name)?;
+            let dtype = tensor.dtype;
             tensors.push(Tensor { name: (*name).to_owned(), dtype, shape: tensor.shape.to_vec(), at, blake3 });
         }
         let mut sources = Vec::with_capacity(files.len());

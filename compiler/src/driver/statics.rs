@@ -1,7 +1,7 @@
 //! Static values of a compile: which checkpoint tensors are read, and what is computed from them once, here.
 
 use super::CompileError;
-use super::manifest::{ModelWeights, stored_dtype};
+use super::manifest::ModelWeights;
 use crate::frontend::Checkpoint;
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -83,7 +83,7 @@ impl<'a> Collector<'a> {
                     constants.resize(constants.len().next_multiple_of(ALIGN), 0u8);
                     weights.tensors.push(Tensor {
                         name: name.clone(),
-                        dtype: stored_dtype(*dtype, name)?,
+                        dtype: *dtype,
                         shape: shape.clone(),
                         at: TensorPlace::Constant(constants.len() as u64),
                         blake3: blake3::hash(stored).to_hex().to_string(),

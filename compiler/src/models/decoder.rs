@@ -72,10 +72,11 @@ impl<'a> Builder<'a> {
     fn new(checkpoint: &'a Checkpoint, options: &'a StepOptions) -> Builder<'a> {
         let mut graph = Graph::new("step");
         let blocks = options.max_seq_len.div_ceil(KV_BLOCK);
-        graph.declare("T", 1, options.max_tokens, SymbolRole::Tokens);
-        graph.declare("B", 1, options.max_seqs, SymbolRole::Sequences);
+        // A rank without sequences steps beside the others, and a chunk of a prefill asks for no logits.
+        graph.declare("T", 0, options.max_tokens, SymbolRole::Tokens);
+        graph.declare("B", 0, options.max_seqs, SymbolRole::Sequences);
         graph.declare("P", 1, blocks, SymbolRole::Blocks("N".to_owned()));
-        graph.declare("R", 1, options.max_tokens, SymbolRole::LogitRows);
+        graph.declare("R", 0, options.max_tokens, SymbolRole::LogitRows);
         graph.declare("N", 1, blocks.saturating_mul(options.max_seqs), SymbolRole::Pool(KV_BLOCK as u32));
         graph.declare("C", 1, options.max_seq_len, SymbolRole::Context);
         Builder { checkpoint, config: &checkpoint.config, options, graph, weights: BTreeMap::new(), quantised: None }

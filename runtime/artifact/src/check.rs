@@ -85,9 +85,13 @@ impl Checker<'_> {
         if self.manifest.max_elements(shape).is_none() { self.bad(place, "its size overflows") } else { Ok(()) }
     }
 
-    /// Refuses dtypes that never leave a step.
-    fn stored(&self, place: &str, dtype: DType) -> Result<()> {
-        if dtype.is_stored() { Ok(()) } else { self.bad(place, format!("dtype {dtype}, which never leaves a step")) }
+    /// Refuses dtypes that never leave an entry.
+    fn external(&self, place: &str, dtype: DType) -> Result<()> {
+        if dtype.is_external() {
+            Ok(())
+        } else {
+            self.bad(place, format!("dtype {dtype}, which never leaves an entry"))
+        }
     }
 
     /// Every input and output belongs to one entry, names and roles are each used once in it.
@@ -138,7 +142,7 @@ impl Checker<'_> {
     fn bindings(&self) -> Result<()> {
         for binding in self.manifest.inputs.iter().chain(&self.manifest.outputs) {
             let place = format!("binding {}", binding.name);
-            self.stored(&place, binding.dtype)?;
+            self.external(&place, binding.dtype)?;
             self.shape(&place, &binding.shape)?;
             if let Indices::Bounded(bounds) = &binding.indices {
                 bounds.iter().try_for_each(|bound| self.shape(&place, std::slice::from_ref(&bound.below)))?;
@@ -146,7 +150,7 @@ impl Checker<'_> {
         }
         for state in &self.manifest.states {
             let place = format!("state {}", state.name);
-            self.stored(&place, state.dtype)?;
+            self.external(&place, state.dtype)?;
             self.shape(&place, &state.shape)?;
             let inner: Option<Vec<u64>> =
                 state.shape.iter().skip(1).map(|d| if let Dim::Const(n) = d { Some(*n) } else { None }).collect();
@@ -167,7 +171,6 @@ impl Checker<'_> {
         }
         for tensor in &weights.tensors {
             let place = format!("tensor {}", tensor.name);
-            self.stored(&place, tensor.dtype)?;
             if tensor.shape.len() > MAX_RANK {
                 return self.bad(&place, format!("rank {} passes {MAX_RANK}", tensor.shape.len()));
             }

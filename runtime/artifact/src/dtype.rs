@@ -102,8 +102,8 @@ impl DType {
         matches!(self, DType::F32 | DType::F16 | DType::BF16)
     }
 
-    /// True for types that lie in files and cross an entry; quantised activations never leave a step.
-    pub const fn is_stored(self) -> bool {
+    /// True for types that callers see; quantised activations stay inside, or are constants at most.
+    pub const fn is_external(self) -> bool {
         !matches!(self, DType::Q8A)
     }
 

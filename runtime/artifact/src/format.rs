@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 /// First bytes of every artifact.
 pub const MAGIC: [u8; 8] = *b"WELDART\0";
 /// The format version this crate writes and reads.
-pub const FORMAT_VERSION: u32 = 2;
+pub const FORMAT_VERSION: u32 = 3;
 /// Bytes of the header, and the offset of the manifest.
 pub const HEADER_BYTES: usize = 64;
 /// Alignment of sections.

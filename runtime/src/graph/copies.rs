@@ -66,8 +66,8 @@ mod tests {
         let copy = LaunchCopy { source: "layers.0.x".into(), bytes: 256, reason: "a step input".into() };
         let variant = serde_json::json!({ "launches": [launch(0, None), launch(1, Some(copy)), launch(1, None)] });
         let manifest = serde_json::json!({
-            "weldment_version": "", "symbols": [], "inputs": [], "outputs": [], "states": [], "programs": [],
-            "model": { "architecture": "", "vocab_size": 1, "max_seq": 1, "kv_block": 1 },
+            "weldment_version": "", "symbols": [], "entries": [], "inputs": [], "outputs": [], "states": [], "programs": [],
+            "model": { "architecture": "", "vocab_size": 1, "max_seq": 1 },
             "weights": { "mode": { "random": 0 }, "tensors": [] },
             "sources": [["a"], ["layers.0.y"]],
         });

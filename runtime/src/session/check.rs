@@ -92,14 +92,18 @@ impl Checked {
         let StepInput { tokens, positions, seq_starts, block_tables, logit_rows } = *input;
         let model = &manifest.model;
         let block = manifest.block_positions() as usize;
+        let paged = manifest.symbol_of(&SymbolRole::BLOCKS).is_some();
         let sequences = seq_starts.len().saturating_sub(1);
         if positions.len() != tokens.len() {
             return bad(format!("{} positions for {} tokens", positions.len(), tokens.len()));
         }
-        if sequences == 0 || !block_tables.len().is_multiple_of(sequences) {
+        if !block_tables.len().is_multiple_of(sequences.max(1)) || (sequences == 0 && !block_tables.is_empty()) {
             return bad(format!("{} block table entries for {sequences} sequences", block_tables.len()));
         }
-        let width = block_tables.len() / sequences;
+        let width = match block_tables.len().checked_div(sequences) {
+            Some(width) => width,
+            None => manifest.symbol_of(&SymbolRole::BLOCKS).map_or(0, |(_, symbol)| symbol.min as usize),
+        };
         for (role, value) in [
             (SymbolRole::Tokens, tokens.len()),
             (SymbolRole::Sequences, sequences),
@@ -147,7 +151,7 @@ impl Checked {
             let after = *first as usize + own.len();
             context = context.max(after);
             // Attention reads every block up to the last position, so all must be there.
-            let needed = after.div_ceil(block);
+            let needed = if paged { after.div_ceil(block) } else { 0 };
             if needed > width || after > model.max_seq as usize {
                 let last = after - 1;
                 return bad(format!(

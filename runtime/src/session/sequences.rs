@@ -21,7 +21,7 @@ impl Session {
     }
 
     /// As [`Session::extend`], giving `rows` the logits `[R, vocab]` of each step: of every token if `all`, else of the last of
-    /// the step.
+    /// the step; none in a step that others follow, where the artifact can do without.
     ///
     /// # Errors
     /// As [`Session::extend`], and whatever `rows` returns.
@@ -51,11 +51,19 @@ impl Session {
         let width = sequence.blocks().len().max(self.range(&SymbolRole::BLOCKS).0);
         let mut table = sequence.blocks().to_vec();
         table.resize(width, -1);
+        // A chunk that others follow is not asked for logits, where the artifact can do without.
+        let none = self.range(&SymbolRole::LogitRows).0 == 0;
+        let mut left = tokens.len();
         for tokens in tokens.chunks(chunk) {
+            left -= tokens.len();
             let first = sequence.positions as i32;
             let positions: Vec<i32> = (first..first + tokens.len() as i32).collect();
             let last = tokens.len() as i32 - 1;
-            let wanted: Vec<i32> = if all { (0..=last).collect() } else { vec![last] };
+            let wanted: Vec<i32> = match all {
+                true => (0..=last).collect(),
+                false if none && left > 0 => Vec::new(),
+                false => vec![last],
+            };
             let seq_starts = [0, tokens.len() as i32];
             let input = StepInput {
                 tokens,
