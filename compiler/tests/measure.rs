@@ -138,7 +138,7 @@ fn shapes_of_steps_are_recorded_only_when_asked_for() {
     assert_eq!(found["steps"], 4);
     let by_variant = |v: usize, name: &str| found["variants"][v]["dims"][name].clone();
     assert_eq!((&found["variants"][0]["steps"], &found["variants"][1]["steps"]), (&json!(3), &json!(1)));
-    assert_eq!(found["variants"][0]["guards"]["T"], json!([1, 1]));
+    assert_eq!(found["variants"][0]["guards"]["T"], json!([0, 1]));
     assert_eq!(by_variant(0, "context"), json!({"min": 6, "max": 8, "mean": 7.0}));
     assert_eq!(by_variant(1, "T"), json!({"min": 5, "max": 5, "mean": 5.0}));
     assert_eq!(

@@ -335,6 +335,7 @@ pub fn check_artifact(artifact: &Artifact, device: &Device, options: &SessionOpt
     push("replays are identical", same);
 
     push("batches give what their sequences get alone", batches::check(&mut session));
+    push("steps of nothing give nothing and change nothing", batches::check_nothing(&mut session));
 
     let table = [0];
     let good = StepInput { tokens: &[1], positions: &[0], seq_starts: &[0, 1], block_tables: &table, logit_rows: &[0] };

@@ -68,6 +68,36 @@ pub(super) fn check(session: &mut Session) -> Result<()> {
     Ok(())
 }
 
+/// Checks steps of no tokens and steps that are asked for no logits, where the artifact takes them: they give none, and leave what other
+/// steps give as it is.
+///
+/// # Errors
+/// Such a step that gives something, or after which a sequence gets other logits.
+pub(super) fn check_nothing(session: &mut Session) -> Result<()> {
+    let least = [SymbolRole::Tokens, SymbolRole::Sequences, SymbolRole::LogitRows].map(|role| session.range(&role).0);
+    let tokens = most_tokens(session);
+    let longest =
+        session.max_positions().min(session.block_pool().blocks() * session.manifest().block_positions() as usize);
+    if least != [0; 3] || longest < 4 {
+        return Ok(());
+    }
+    let members = members(session, &mut Numbers(11), (1, tokens), longest)?;
+    let width =
+        session.range(&SymbolRole::BLOCKS).0.max(members.iter().map(|m| m.sequence.blocks().len()).max().unwrap_or(1));
+    let expected = step(session, &members, &members, width)?;
+    let nothing = StepInput { tokens: &[], positions: &[], seq_starts: &[0], block_tables: &[], logit_rows: &[] };
+    for (what, rows) in [("a step of no tokens", 0), ("a step that is asked for no logits", 1)] {
+        let given = match rows {
+            0 => session.step(&nothing)?.len(),
+            _ => silent_step(session, &members, &members, width)?,
+        };
+        ensure(given == 0, || format!("{what} gave {given} logits"))?;
+        let found = step(session, &members, &members, width)?;
+        agree(session, &expected, &found, || format!("after {what}"))?;
+    }
+    Ok(())
+}
+
 /// Tokens that some variant takes in one step.
 fn most_tokens(session: &Session) -> usize {
     let (manifest, program) = (session.manifest(), session.program());
@@ -108,6 +138,15 @@ fn members(
 
 /// Logits of the last tokens of `of`, in one step with tables of `width`; behind a sequence's own blocks stand those of `all`.
 fn step(session: &mut Session, of: &[Member], all: &[Member], width: usize) -> Result<Vec<f32>> {
+    step_of(session, of, all, width, true)
+}
+
+/// The same step without asking for logits; how many came.
+fn silent_step(session: &mut Session, of: &[Member], all: &[Member], width: usize) -> Result<usize> {
+    step_of(session, of, all, width, false).map(|logits| logits.len())
+}
+
+fn step_of(session: &mut Session, of: &[Member], all: &[Member], width: usize, asked: bool) -> Result<Vec<f32>> {
     let (mut tokens, mut positions, mut tables, mut rows) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let mut starts = vec![0];
     let others: Vec<i32> = all.iter().flat_map(|m| m.sequence.blocks().iter().copied()).collect();
@@ -125,7 +164,7 @@ fn step(session: &mut Session, of: &[Member], all: &[Member], width: usize) -> R
         positions: &positions,
         seq_starts: &starts,
         block_tables: &tables,
-        logit_rows: &rows,
+        logit_rows: if asked { &rows } else { &[] },
     };
     session.step(&input).map(<[f32]>::to_vec)
 }
