@@ -74,7 +74,7 @@ fn artifact(dir: &Path) -> PathBuf {
 }
 
 fn session(dir: &Path) -> Session {
-    let artifact = Artifact::open(&artifact(dir)).unwrap();
+    let artifact = Artifact::open(artifact(dir)).unwrap();
     let options = SessionOptions { cache: None, ..SessionOptions::default() };
     Session::new(&artifact, &Device::host(2).unwrap(), options).unwrap()
 }
@@ -206,6 +206,10 @@ fn calls_that_do_not_fit_are_refused_before_anything_runs() {
         refused("pick", &[("x", x.view()), ("at", at.view())], &[], "0..3 are accepted");
     }
     refused("embed", &[], &[("T", 1)], "input tokens has the role tokens: the call needs a step");
+    // The table has 40 rows, whatever the vocabulary is said to be.
+    let step = StepInput { tokens: &[40], positions: &[0], seq_starts: &[0, 1], block_tables: &[], logit_rows: &[] };
+    let error = session.call("embed", &Call { step: Some(step), ..Call::default() }).unwrap_err().to_string();
+    assert!(error.contains("token id 40 is outside the vocabulary 0..40"), "{error}");
 }
 
 fn weldment(dir: &Path, arguments: &[&str]) -> Output {

@@ -2,7 +2,7 @@
 
 use super::StepInput;
 use super::tables::Tables;
-use crate::artifact::{InputRole, Manifest, SymbolRole};
+use crate::artifact::{Dim, Indices, InputRole, Manifest, SymbolRole};
 use crate::driver::bytes_of;
 use crate::error::{Error, Result};
 use crate::graph::Dims;
@@ -15,6 +15,10 @@ pub(crate) const MAX_INPUTS: usize = 5;
 pub(crate) struct Checked {
     dims: Dims,
     tables: Tables,
+    /// Token ids are below this: the vocabulary, or rows of a table that they pick from.
+    ids: u32,
+    /// Positions are below this: the model's, or rows of a table.
+    positions: usize,
     /// `[T]`, derived from `seq_starts`.
     sequence_ids: Vec<i32>,
 }
@@ -29,7 +33,21 @@ impl Checked {
         dims.set(manifest, &SymbolRole::POOL, blocks)?;
         let tokens = manifest.symbol_of(&SymbolRole::Tokens).map_or(1, |(_, s)| s.max) as usize;
         let sequence_ids = Vec::with_capacity(tokens.min(1 << 20));
-        Ok(Checked { dims, tables: Tables::new(manifest, blocks, trusted)?, sequence_ids })
+        let bounded = |role: InputRole, most: u32| {
+            let inputs = manifest.inputs.iter().filter(|input| input.role == role);
+            let bounds = inputs.filter_map(|input| match &input.indices {
+                Indices::Bounded(bounds) => Some(bounds),
+                _ => None,
+            });
+            let constant = bounds.flatten().filter_map(|bound| match bound.below {
+                Dim::Const(n) => Some(n.saturating_mul(bound.times)),
+                Dim::Symbol(_) => None,
+            });
+            constant.map(|n| u32::try_from(n).unwrap_or(u32::MAX)).fold(most, u32::min)
+        };
+        let ids = bounded(InputRole::Tokens, manifest.model.vocab_size);
+        let positions = bounded(InputRole::Positions, manifest.model.max_seq) as usize;
+        Ok(Checked { dims, tables: Tables::new(manifest, blocks, trusted)?, ids, positions, sequence_ids })
     }
 
     /// From now on block tables are the caller's business.
@@ -90,7 +108,6 @@ impl Checked {
     pub(crate) fn check(&mut self, manifest: &Manifest, input: &StepInput<'_>) -> Result<()> {
         let bad = |text: String| Err(Error::InvalidInput(text));
         let StepInput { tokens, positions, seq_starts, block_tables, logit_rows } = *input;
-        let model = &manifest.model;
         let block = manifest.block_positions() as usize;
         let paged = manifest.symbol_of(&SymbolRole::BLOCKS).is_some();
         let sequences = seq_starts.len().saturating_sub(1);
@@ -113,8 +130,8 @@ impl Checked {
         ] {
             self.dims.set(manifest, &role, value)?;
         }
-        if let Some(id) = tokens.iter().find(|id| **id < 0 || **id as u32 >= model.vocab_size) {
-            return bad(format!("token id {id} is outside the vocabulary 0..{}", model.vocab_size));
+        if let Some(id) = tokens.iter().find(|id| **id < 0 || **id as u32 >= self.ids) {
+            return bad(format!("token id {id} is outside the vocabulary 0..{}", self.ids));
         }
         if let Some(row) = logit_rows.iter().find(|row| **row < 0 || **row as usize >= tokens.len()) {
             return bad(format!("logit row {row} is outside the step's tokens 0..{}", tokens.len()));
@@ -152,12 +169,12 @@ impl Checked {
             context = context.max(after);
             // Attention reads every block up to the last position, so all must be there.
             let needed = if paged { after.div_ceil(block) } else { 0 };
-            if needed > width || after > model.max_seq as usize {
+            if needed > width || after > self.positions {
                 let last = after - 1;
                 return bad(format!(
                     "position {last} of sequence {sequence} needs {needed} KV blocks, its table has {width}; the artifact was \
                      compiled for positions 0..{}",
-                    model.max_seq
+                    self.positions
                 ));
             }
             let table = &block_tables[sequence * width..][..needed];
