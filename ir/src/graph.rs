@@ -9,7 +9,7 @@ use petgraph::graph::{DiGraph, NodeIndex};
 use petgraph::visit::EdgeRef;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use weldment_artifact::SymbolRole;
+use weldment_artifact::{InputRole, SymbolRole};
 
 /// A node's index. Nodes are appended after their operands, so index order is a topological order.
 pub type NodeId = NodeIndex<u32>;
@@ -112,6 +112,13 @@ impl Graph {
             SymbolRole::Plain => self.roles.remove(name),
             role => self.roles.insert(name.into(), role),
         };
+    }
+
+    /// Says what an input holds; anything else is left as it is.
+    pub fn give_input_role(&mut self, id: NodeId, given: InputRole) {
+        if let Some(Op::Input { role, .. }) = self.net.node_weight_mut(id).map(|node| &mut node.op) {
+            *role = given;
+        }
     }
 
     /// What a symbol counts.

@@ -12,6 +12,7 @@ pub mod indices;
 pub mod interpret;
 pub mod op;
 pub mod paged;
+pub mod roles;
 mod shape_rules;
 pub mod text;
 pub mod types;
