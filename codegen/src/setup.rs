@@ -20,7 +20,11 @@ impl Symbols {
         Symbols {
             names: graph.symbols().keys().map(ToString::to_string).collect(),
             rows: graph.row_symbol().map(name),
-            logit_rows: graph.symbol_of(&SymbolRole::LogitRows).map(name),
+            // Without tokens nothing says how many rows there are at most.
+            logit_rows: graph
+                .symbol_of(&SymbolRole::LogitRows)
+                .filter(|_| graph.symbol_of(&SymbolRole::Tokens).is_some())
+                .map(name),
         }
     }
 

@@ -40,6 +40,12 @@ graph @mlp (M: 1..24, K: 1..10) {
   output result "y" = %y
   output result "a" = %a
 }
+graph @by_sequence (T: 0..16 tokens, B: 0..4 sequences) {
+  %of = input {name: "of", dtype: i32, shape: [T], role: sequences}
+  %table = weight {name: "two", dtype: f32, shape: [2, 16]}
+  %h = gather(%table, %of) {dtype: f32}
+  output result "h" = %h
+}
 graph @pick (M: 1..24, I: 0..8) {
   %x = input {name: "x", dtype: f32, shape: [M, 32]}
   %at = input {name: "at", dtype: i32, shape: [I]}
@@ -55,8 +61,11 @@ fn graphs() -> Vec<Graph> {
 }
 
 fn artifact(dir: &Path) -> PathBuf {
-    let graphs = graphs();
-    let checkpoint = random(&graphs, Path::new("entries.wir"), 5).unwrap();
+    artifact_of(dir, &graphs())
+}
+
+fn artifact_of(dir: &Path, graphs: &[Graph]) -> PathBuf {
+    let checkpoint = random(graphs, Path::new("entries.wir"), 5).unwrap();
     let options = CompileOptions {
         targets: vec!["host".into()],
         fusion: FusionOptions::default(),
@@ -67,9 +76,9 @@ fn artifact(dir: &Path) -> PathBuf {
         threads: 1,
     };
     let mut timeline = Timeline::default();
-    let planned = plan_targets(&graphs, &options.targets, &options.fusion, &mut timeline, &mut Quiet).unwrap();
+    let planned = plan_targets(graphs, &options.targets, &options.fusion, &mut timeline, &mut Quiet).unwrap();
     let path = dir.join("entries.weld");
-    build_artifact(&graphs, &checkpoint, &planned, &options, &path, &mut timeline, &mut Quiet).unwrap();
+    build_artifact(graphs, &checkpoint, &planned, &options, &path, &mut timeline, &mut Quiet).unwrap();
     path
 }
 
@@ -188,7 +197,7 @@ fn calls_that_do_not_fit_are_refused_before_anything_runs() {
         let error = session.call(entry, &Call { step: None, inputs, dims }).unwrap_err().to_string();
         assert!(error.contains(said), "{entry}: {error}");
     };
-    refused("none", &[], &[], "it has [step, embed, mlp, pick]");
+    refused("none", &[], &[], "it has [step, embed, mlp, by_sequence, pick]");
     refused("mlp", &[("x", x.view())], &[], "input mask is missing: f32[K, M, 1]");
     refused("mlp", &[("x", short.view()), ("mask", mask.view())], &[], "f32[M, 32] is accepted");
     refused("mlp", &[("x", x.view()), ("mask", mask.view()), ("z", x.view())], &[], "it takes [x, mask]");
@@ -210,6 +219,59 @@ fn calls_that_do_not_fit_are_refused_before_anything_runs() {
     let step = StepInput { tokens: &[40], positions: &[0], seq_starts: &[0, 1], block_tables: &[], logit_rows: &[] };
     let error = session.call("embed", &Call { step: Some(step), ..Call::default() }).unwrap_err().to_string();
     assert!(error.contains("token id 40 is outside the vocabulary 0..40"), "{error}");
+    // What the step says, nobody else does.
+    let step = StepInput { tokens: &[1], ..step };
+    let dims = [("T", 16)];
+    let error = session.call("embed", &Call { step: Some(step), inputs: &[], dims: &dims }).unwrap_err().to_string();
+    assert!(error.contains("T is 16 by what was given, 1 by the step"), "{error}");
+    // A third sequence has no row in a table of two.
+    let three = StepInput {
+        tokens: &[1, 2, 3],
+        positions: &[0, 0, 0],
+        seq_starts: &[0, 1, 2, 3],
+        block_tables: &[],
+        logit_rows: &[],
+    };
+    let error = session.call("by_sequence", &Call { step: Some(three), ..Call::default() }).unwrap_err().to_string();
+    assert!(error.contains("2 among of (sequences); 0..2 are accepted"), "{error}");
+    let two = StepInput { tokens: &[1, 2], positions: &[0, 0], seq_starts: &[0, 1, 2], ..three };
+    assert_eq!(session.call("by_sequence", &Call { step: Some(two), ..Call::default() }).unwrap()[0].1.shape, [2, 16]);
+    let rows = StepInput { logit_rows: &[0, 0, 0], ..two };
+    assert!(session.step(&rows).unwrap_err().to_string().contains("3 logit rows of 2 tokens"));
+}
+
+/// A cache of 32 positions a block in a pool of others, and a step with a symbol that no step says.
+#[test]
+fn graphs_that_no_session_could_serve_are_refused() {
+    let text = |pool: &str, context: &str| {
+        format!(
+            r#"graph @step (T: 0..8 tokens, B: 0..2 sequences, P: 1..4 blocks(N), R: 0..8 logit_rows, N: 1..8 pool({pool}), C: 1..128{context}) {{
+  %ids = input {{name: "tokens", dtype: i32, shape: [T], role: tokens}}
+  %at = input {{name: "positions", dtype: i32, shape: [T], role: positions}}
+  %of = input {{name: "sequence_ids", dtype: i32, shape: [T], role: sequences}}
+  %tables = input {{name: "block_tables", dtype: i32, shape: [B, P], role: blocks}}
+  %rows = input {{name: "logit_rows", dtype: i32, shape: [R], role: logit_rows}}
+  %w = weight {{name: "w", dtype: f32, shape: [50, 16]}}
+  %h = gather(%w, %ids) {{dtype: f32}}
+  %heads = reshape(%h) {{shape: [T, 1, 16]}}
+  %before = state {{name: "k", dtype: f32, shape: [N, 1, 32, 16]}}
+  %after = cache_write(%before, %heads, %at, %of, %tables) {{transposed: false}}
+  %picked = gather(%h, %rows) {{dtype: f32}}
+  output result "logits" = %picked
+  output state "k" = %after
+}}"#
+        )
+    };
+    let error = verify(&text::parse(&text("64", " context")).unwrap()).unwrap_err().to_string();
+    assert!(error.contains("has 32 positions a block; pool N declares 64"), "{error}");
+    let step = |context: &str| {
+        let graph = text::parse(&text("32", context)).unwrap();
+        verify(&graph).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let artifact = Artifact::open(artifact_of(dir.path(), &[graph])).unwrap();
+        artifact.manifest().step()
+    };
+    assert_eq!((step(" context"), step("")), (Some(0), None));
 }
 
 fn weldment(dir: &Path, arguments: &[&str]) -> Output {
@@ -258,7 +320,7 @@ fn any_graph_runs_from_the_command_line() {
     for (arguments, said) in [
         (&["eval", "e.weld", "--input", "x=x.safetensors", "--output", "y=o.safetensors"][..], "--entry is needed"),
         (&["eval", "e.weld", "--entry", "mlp", "--input", "x=none.safetensors"], "none.safetensors"),
-        (&["eval", "e.weld", "--input", "q=x.safetensors"], "no entry of [step, embed, mlp, pick]"),
+        (&["eval", "e.weld", "--input", "q=x.safetensors"], "no entry of [step, embed, mlp, by_sequence, pick]"),
         (&["eval", "e.weld", "--entry", "mlp", "--output", "z=o.safetensors"], "gives [y, a]"),
         (&["bench", "e.weld", "--entry", "step"], "bench without --entry measures steps"),
     ] {

@@ -1,6 +1,5 @@
 //! Which inputs are indices, and what they may be: a caller's numbers must not lead a kernel out of its tensors.
 
-use crate::DType;
 use crate::graph::{Graph, NodeId};
 use crate::op::{Category, Op};
 use crate::types::Dim;
@@ -21,22 +20,23 @@ pub struct Bound {
 /// from it, so that nothing can be said of its own values.
 pub fn bounds(graph: &Graph, input: NodeId) -> Option<Vec<Bound>> {
     let mut found = BTreeSet::new();
-    // Nodes whose integers come from the input, and whether they are it, renamed at most.
+    // Nodes whose values come from the input, and whether they are it, renamed at most. Floats count: a cast makes integers of them.
     let mut open = vec![(input, true)];
-    let mut seen = BTreeSet::from([input]);
+    let mut seen = BTreeSet::from([(input, true)]);
     while let Some((id, itself)) = open.pop() {
         for (user, using) in graph.users(id) {
             let node = graph.node(user);
             match uses(graph, user, using.operand as usize) {
                 Some(_) if !itself => return None,
                 Some(bounds) => found.extend(bounds),
-                None if node.types.iter().any(|t| t.dtype.is_integer() || t.dtype == DType::Bool) => {
-                    let renamed = node.op.kind().info().category == Category::View;
-                    if seen.insert(user) {
-                        open.push((user, itself && renamed));
+                // What these give are columns of what they were given, whatever that was.
+                None if matches!(node.op, Op::Topk { .. } | Op::Window { .. }) => {}
+                None => {
+                    let next = (user, itself && node.op.kind().info().category == Category::View);
+                    if seen.insert(next) {
+                        open.push(next);
                     }
                 }
-                None => {}
             }
         }
     }
@@ -97,6 +97,14 @@ mod tests {
         assert_eq!(symbolic, Some(vec![bound(Dim::sym("M"))]));
         let computed = format!("{gather} %j = add(%i, %i) %y = gather(%w, %j) {{dtype: f32}} {tail}");
         assert_eq!(of(&computed), None);
+        let partly = format!(
+            "{gather} %j = add(%i, %i) %k = concat(%i, %j) {{axis: 0}} %y = gather(%w, %k) {{dtype: f32}} {tail}"
+        );
+        assert_eq!(of(&partly.replace("shape: [T]", "shape: [4]")), None);
+        let cast = format!(
+            "{gather} %f = cast(%i) {{dtype: f32}} %g = mul(%f, %f) %j = cast(%g) {{dtype: i32}} %y = gather(%w, %j) {{dtype: f32}} {tail}"
+        );
+        assert_eq!(of(&cast), None);
         assert_eq!(of(&format!("{gather} %y = add(%i, %i) {tail}")), Some(Vec::new()));
     }
 }

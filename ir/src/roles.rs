@@ -9,8 +9,8 @@ use std::sync::Arc;
 use weldment_artifact::role::{RoleInput, check_roles};
 use weldment_artifact::{InputRole, SymbolRole};
 
-/// The graph with the roles that its ops give its inputs and symbols; as it is if any is declared, or if what they give does not fit
-/// together. A state's first dim is a pool in any case.
+/// The graph with the roles that its ops give its inputs and symbols; as it is if any is declared. Where what they give does not fit
+/// together, only the first dims of states get theirs: pools.
 pub fn inferred(graph: Graph) -> Graph {
     let declared = graph.symbols().keys().any(|name| !graph.role(name).is_plain())
         || graph.ids().any(|id| matches!(&graph.node(id).op, Op::Input { role, .. } if !role.is_plain()));
@@ -42,10 +42,12 @@ impl Found {
                 found.symbols.entry(Arc::clone(pool)).or_insert(SymbolRole::Pool(1));
             }
         }
+        // Without paged states nothing says that a graph is a step of sequences.
+        let steps = graph.ids().any(|id| graph.node(id).op.paged().is_some());
         for id in graph.ids() {
             found.paged(graph, id);
             let node = graph.node(id);
-            if let (Op::Rope { .. }, Some(positions)) = (&node.op, node.operands.get(1)) {
+            if let (Op::Rope { .. }, Some(positions), true) = (&node.op, node.operands.get(1), steps) {
                 found.input(graph, positions.node, InputRole::Positions, &[SymbolRole::Tokens]);
             }
         }
@@ -54,6 +56,9 @@ impl Found {
             let (Op::Gather { .. } | Op::GatherPart { .. }, [table, index]) = (&node.op, &node.operands[..]) else {
                 continue;
             };
+            if found.inputs.contains_key(&index.node) {
+                continue;
+            }
             let rows = graph.type_of(*table).shape.first().and_then(Dim::symbol);
             let own = graph.type_of(*index).shape.first().and_then(Dim::symbol);
             let tokens = |name: Option<&str>| name.is_some_and(|n| found.symbols.get(n) == Some(&SymbolRole::Tokens));
@@ -73,7 +78,9 @@ impl Found {
         let cache = &graph.type_of(node.operands[paged.caches[0]]).shape;
         let Some(Dim::Sym(pool)) = cache.first() else { return };
         let slots = cache.get(paged.slots).and_then(Dim::constant).and_then(|n| u32::try_from(n).ok());
-        self.symbols.insert(Arc::clone(pool), SymbolRole::Pool(slots.unwrap_or(1)));
+        let size = SymbolRole::Pool(slots.unwrap_or(1));
+        let before = self.symbols.insert(Arc::clone(pool), size.clone());
+        self.torn |= before.is_some_and(|before| before != SymbolRole::Pool(1) && before != size);
         self.input(graph, node.operands[paged.positions].node, InputRole::Positions, &[SymbolRole::Tokens]);
         self.input(graph, node.operands[paged.sequence_ids].node, InputRole::Sequences, &[SymbolRole::Tokens]);
         let tables = [SymbolRole::Sequences, SymbolRole::Blocks(pool.to_string())];

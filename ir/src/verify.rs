@@ -7,6 +7,7 @@ use crate::op::{Category, Op, OpKind};
 use crate::text::is_word;
 use crate::types::{Dim, MAX_RANK, TensorType};
 use std::collections::{BTreeMap, BTreeSet};
+use weldment_artifact::SymbolRole;
 use weldment_artifact::role::{RoleInput, check_roles};
 
 /// Checks a graph.
@@ -24,7 +25,7 @@ pub fn verify(graph: &Graph) -> Result<(), IrError> {
 /// * reals are finite;
 /// * inputs, weights and states have distinct names; a weight may be read by several nodes of one type; weights are constant in shape;
 /// * a state write's operand 0 is a state or an earlier write of it, and each version is written at most once;
-/// * roles of symbols and inputs fit together ([`check_roles`]);
+/// * roles of symbols and inputs fit together ([`check_roles`]), and blocks of a pool are as large as the caches in it say;
 /// * all ops that name a number of ranks name one number;
 /// * outputs exist and have distinct names; an output of kind State names a state, is a version of it, and is the last one:
 ///   no write is lost.
@@ -119,7 +120,23 @@ impl Check<'_> {
                 _ => {}
             }
         }
+        self.block_size(id);
         self.state_chain(id);
+    }
+
+    /// Blocks of a pool have as many positions as the caches in it have room for.
+    fn block_size(&mut self, id: NodeId) {
+        let node = self.graph.node(id);
+        let Some(paged) = node.op.paged() else { return };
+        let Some(cache) = node.operands.get(paged.caches[0]).map(|v| self.graph.type_of(*v)) else { return };
+        let pool = cache.shape.first().and_then(Dim::symbol).map(|name| (name, self.graph.role(name)));
+        let slots = cache.shape.get(paged.slots).and_then(Dim::constant);
+        if let (Some((name, SymbolRole::Pool(positions))), Some(slots)) = (pool, slots)
+            && u64::from(*positions) != slots
+        {
+            let message = format!("{cache} has {slots} positions a block; pool {name} declares {positions}");
+            self.fail_node(id, message);
+        }
     }
 
     fn declared(&mut self, id: NodeId, shape: &[Dim]) {

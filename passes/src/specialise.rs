@@ -41,6 +41,8 @@ pub fn narrow(graph: &Graph, symbol: &str, min: u64, max: u64) -> Graph {
     graph.declare_symbol(symbol, min, max);
     // Rows whose results are asked for are tokens of the step.
     let rows = graph.symbol_of(&SymbolRole::LogitRows).map(|(name, range)| (Arc::clone(name), range));
+    // Where they stride what the caller sees, all variants have the same.
+    let rows = rows.filter(|(rows, _)| !external_strides(&graph).contains(rows));
     if let Some((rows, range)) = rows.filter(|_| *graph.role(symbol) == SymbolRole::Tokens) {
         graph.declare_symbol(&rows, range.min, range.max.min(max));
     }

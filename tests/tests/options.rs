@@ -9,9 +9,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 use tiny_llama::Model;
 use weldment_codegen::select::Choices;
-use weldment_ir::DType;
+use weldment_ir::{DType, OpKind};
 use weldment_runtime::comm::{Group, GroupOptions, Ranks};
 use weldment_runtime::{Artifact, Device, Session, SessionOptions};
+use weldment_tests::cases::cases;
+use weldment_tests::execute::{random_values, reference};
+use weldment_tests::programs::interpret_programs;
 
 /// Sizes around those at which variants split (1, 16, 32, 64) and collectives go from a program a row to fewer (32).
 const TOKENS: &[usize] = &[1, 2, 15, 16, 17, 31, 32, 33, 34, 60, 63, 64];
@@ -29,6 +32,23 @@ const HOST: &[&str] = &[
     "gemm_rows=1 attention_sharing=1 token_splits=2",
     "gemm_rows=16 attention_sharing=2",
     "unit_stamping=0 record_results=1",
+];
+
+/// Choices that change what kernels of matrix products do on GPUs, and those that change attention's.
+const GPU_PRODUCTS: &[&str] = &[
+    "gemv_tokens=0",
+    "gemv_tokens=1 gemv_rows=1",
+    "gemv_rows=16",
+    "gemm_tile_rows=16 gemm_wide_columns=128",
+    "gemm_tile_rows=128 gemm_tile_columns=16",
+    "gemm_tile_rows=64 gemm_tile_columns=64 gemm_wide_columns=64",
+];
+const GPU_ATTENTION: &[&str] = &[
+    "attention_threads=64 attention_splits=1",
+    "attention_threads=256 attention_splits=16",
+    "attention_splits=4 attention_sharing=1",
+    "attention_sharing=2 attention_tile_tokens=2",
+    "attention_tile_tokens=257 attention_splits=2",
 ];
 
 fn choices(text: &str) -> Choices {
@@ -87,4 +107,40 @@ fn every_choice_on_every_number_of_ranks_and_rows() {
             }
         }
     }
+}
+
+/// The emulator's cases stand around the sizes at which kernels change; each family's are run with each choice that it heeds.
+#[test]
+fn every_choice_of_gpu_kernels_on_every_family() {
+    let cases: Vec<_> = cases().into_iter().filter(|case| case.ranks.is_none()).collect();
+    let run = |target: &str| {
+        let mut ran = 0;
+        for case in &cases {
+            let has = |wanted: &[OpKind]| case.graph.ids().any(|id| wanted.contains(&case.graph.node(id).op.kind()));
+            let products = has(&[OpKind::Matmul, OpKind::MatmulAdd, OpKind::MatmulSiluMul, OpKind::ScaledMatmul]);
+            let attention = has(&[OpKind::Attention, OpKind::SparseAttention]);
+            let heeded = [(products, GPU_PRODUCTS), (attention, GPU_ATTENTION)];
+            let texts = heeded.iter().filter(|(heeds, _)| *heeds).flat_map(|(_, texts)| texts.iter());
+            let texts: Vec<&&str> = texts.collect();
+            if texts.is_empty() {
+                continue;
+            }
+            let values = random_values(&case.graph, &case.dims, case.given.clone(), 7).expect("values");
+            let expected = reference(&case.graph, &case.dims, &values).expect("the interpreter takes the case");
+            for text in texts {
+                let what = format!("{target} {text}, {}", case.name);
+                let found = interpret_programs(&case.graph, &case.dims, &values, &format!("{target} {text}"))
+                    .unwrap_or_else(|e| panic!("{what}: {e}"));
+                let d = (case.difference)(&expected, &found);
+                assert!(d <= case.tolerance, "{what}: difference {d} over {}", case.tolerance);
+                ran += 1;
+            }
+        }
+        ran
+    };
+    let ran: usize = std::thread::scope(|scope| {
+        let targets = ["gfx942", "sm_90a"].map(|target| scope.spawn(move || run(target)));
+        targets.into_iter().map(|target| target.join().expect("no difference")).sum()
+    });
+    assert!(ran > 200, "{ran} combinations");
 }

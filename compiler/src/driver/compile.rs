@@ -6,14 +6,15 @@ use super::{
 };
 use crate::frontend::Checkpoint;
 use indexmap::IndexMap;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use weldment_artifact::InputRole;
 use weldment_codegen::llvm::Emit;
 use weldment_codegen::setup::{Setup, Symbols};
 use weldment_codegen::target::Target as MachineTarget;
 use weldment_codegen::{Kernels, Prepared, VariantPlan};
-use weldment_ir::Graph;
+use weldment_ir::{Graph, Op};
 use weldment_passes::regions::Culprit;
 use weldment_passes::report::Report;
 use weldment_runtime::artifact::{
@@ -107,11 +108,46 @@ fn share_layouts(planned: &mut [PlannedTarget]) {
     let inputs = variants.flat_map(|v| v.plan.inputs.iter().map(move |input| (v.entry, input)));
     let minds = inputs.filter(|(_, input)| !input.dense).map(|(entry, input)| (entry, input.name.clone()));
     let minds: BTreeSet<(usize, Arc<str>)> = minds.collect();
+    // Block tables are one to a session, and lie alike for all entries.
+    let minded = |entry: usize, name: &Arc<str>| minds.contains(&(entry, name.clone()));
+    let tables = |variant: &Planned, name: &Arc<str>| {
+        let graph = &variant.before;
+        graph.ids().any(|id| match &graph.node(id).op {
+            Op::Input { name: own, role, .. } => *role == InputRole::Blocks && own == name,
+            _ => false,
+        })
+    };
+    let variants = planned.iter().flat_map(|t| &t.variants);
+    let mut inputs = variants.flat_map(|v| v.plan.inputs.iter().map(move |input| (v, &input.name)));
+    let spread = inputs.any(|(v, name)| tables(v, name) && minded(v.entry, name));
     for variant in planned.iter_mut().flat_map(|t| &mut t.variants) {
-        for input in &mut variant.plan.inputs {
-            input.dense = !minds.contains(&(variant.entry, input.name.clone()));
+        let dense: Vec<bool> = variant
+            .plan
+            .inputs
+            .iter()
+            .map(|input| !minded(variant.entry, &input.name) && !(spread && tables(variant, &input.name)))
+            .collect();
+        for (input, dense) in variant.plan.inputs.iter_mut().zip(dense) {
+            input.dense = dense;
         }
     }
+}
+
+/// Entries share states, so the memory of each has one order.
+fn states_lie_alike(target: &PlannedTarget) -> Result<(), CompileError> {
+    let mut orders: BTreeMap<&str, &[u64]> = BTreeMap::new();
+    for variant in &target.variants {
+        for state in &variant.plan.states {
+            if *orders.entry(&state.name).or_insert(&state.strides) != state.strides {
+                let message = format!(
+                    "its memory has another order in {} than in an entry before; ops that address blocks in both are accepted",
+                    variant.name
+                );
+                return Err(CompileError::option(state.name.to_string(), message));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// What an entry's kernels are built for: a machine, the choices that were fixed or perturbed, the dims block of all entries.
@@ -166,6 +202,7 @@ pub fn build_artifact(
     if options.embed && planned.len() > 1 {
         return Err(CompileError::option("--weights", "embed packs for one target; give one with --target"));
     }
+    planned.iter().try_for_each(states_lie_alike)?;
     let mut signature = Signature::of(graphs)?;
     for variant in planned.iter().flat_map(|t| &t.variants) {
         let whole = Signature::of(std::slice::from_ref(&graphs[variant.entry]))?;

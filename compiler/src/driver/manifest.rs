@@ -78,7 +78,8 @@ impl Signature {
             let (inputs, outputs) = (externals.inputs.clone(), externals.outputs.clone());
             let place = |name: &Arc<str>| out.symbols.iter().position(|s| *s.name == **name).map(|at| at as u32);
             let symbols = graph.symbols().keys().filter_map(place).collect();
-            out.entries.push(EntryPoint { name: graph.name.clone(), symbols, inputs, outputs });
+            let writes_states = graph.outputs().iter().any(|o| o.kind == OutputKind::State);
+            out.entries.push(EntryPoint { name: graph.name.clone(), symbols, inputs, outputs, writes_states });
             out.externals.push(externals);
         }
         Ok(out)

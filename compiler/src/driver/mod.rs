@@ -23,6 +23,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use thiserror::Error;
 use weldment_artifact::limits::MAX_WORLD;
+use weldment_artifact::role::check_roles;
 use weldment_ir::{DType, Graph, IrError};
 use weldment_passes::buffer::BufferError;
 use weldment_passes::error::PassError;
@@ -220,7 +221,9 @@ pub fn check_signature(graphs: &[Graph]) -> Result<(), CompileError> {
     if let Some(message) = many.or_else(|| graphs.iter().find_map(wide)) {
         return Err(CompileError::option("symbols", message));
     }
-    Signature::of(graphs).map(drop)
+    let signature = Signature::of(graphs)?;
+    let symbols: Vec<_> = signature.symbols.iter().map(|s| (s.name.as_str(), &s.role)).collect();
+    check_roles(&symbols, &[]).map_err(|(_, message)| CompileError::option("symbols", message))
 }
 
 /// Checks options that this build accepts in one form only.

@@ -564,7 +564,10 @@ impl Manifest {
                 let [Dim::Symbol(first), Dim::Const(_)] = &output.shape[..] else { return false };
                 output.dtype == DType::F32 && Some(first.as_str()) == rows
             });
-            inputs.peek().is_some() && inputs.all(|input| !input.role.is_plain()) && logits
+            // A step says what symbols with roles are, and no others.
+            let said = entry.symbols.iter().filter_map(|i| self.symbols.get(*i as usize));
+            let said = said.into_iter().all(|symbol| !symbol.role.is_plain() || symbol.min == symbol.max);
+            said && inputs.peek().is_some() && inputs.all(|input| !input.role.is_plain()) && logits
         })
     }
 

@@ -104,6 +104,9 @@ pub struct EntryPoint {
     pub inputs: Vec<u32>,
     /// Indices into [`Manifest::outputs`], in order.
     pub outputs: Vec<u32>,
+    /// It leaves new versions of states: what a step computes is there for those after it.
+    #[serde(default, skip_serializing_if = "crate::layout::is_false")]
+    pub writes_states: bool,
 }
 
 /// An input or output of an entry.

@@ -16,7 +16,7 @@ pub enum SymbolRole {
     Tokens,
     /// Sequences of a step.
     Sequences,
-    /// Tokens of a step whose results are asked for: at most as many as there are.
+    /// Tokens of a step whose results are asked for: at most as many as there are tokens, which sessions see to.
     LogitRows,
     /// Positions of the step's longest sequence, the step's own included.
     Context,
@@ -162,8 +162,8 @@ pub struct RoleInput<'a> {
     pub shape: Vec<Option<&'a str>>,
 }
 
-/// Checks that the roles of an entry fit together: each but `plain`, `blocks` and `pool` is one symbol's or input's at most, tables
-/// name a pool that is there, and inputs have the types that their roles ask for.
+/// Checks that the roles of an entry fit together: each but `plain` is one symbol's or input's at most, tables name a pool that is there,
+/// and inputs have the types that their roles ask for.
 ///
 /// # Errors
 /// The name of what does not fit, and in words what was found and what is accepted.
@@ -173,13 +173,12 @@ pub fn check_roles<'a>(
 ) -> Result<(), (&'a str, String)> {
     let role_of = |name: &str| symbols.iter().find(|(symbol, _)| *symbol == name).map(|(_, role)| *role);
     for (at, (name, role)) in symbols.iter().enumerate() {
-        let before = symbols.iter().take(at).find(|(_, other)| other == role);
+        let before = symbols.iter().take(at).find(|(_, other)| other.is_like(role));
         match role {
             SymbolRole::Plain => {}
             SymbolRole::Pool(0) => {
                 return Err((name, "a pool of blocks without positions; 1 or more are accepted".into()));
             }
-            SymbolRole::Pool(_) => {}
             SymbolRole::Blocks(pool) if !matches!(role_of(pool), Some(SymbolRole::Pool(_))) => {
                 return Err((
                     name,
@@ -210,8 +209,7 @@ pub fn check_roles<'a>(
                 ),
             ));
         }
-        let same =
-            |other: &&RoleInput<'_>| other.role == *role && (*role != InputRole::Blocks || other.shape == *shape);
+        let same = |other: &&RoleInput<'_>| other.role == *role;
         if let Some(other) = inputs.iter().take(at).find(same) {
             return Err((
                 name,
@@ -248,6 +246,7 @@ mod tests {
             check_roles(symbols, inputs).map_err(|(name, what)| format!("{name}: {what}")).unwrap_err()
         };
         assert!(wrong(&[("T", &tokens), ("U", &tokens)], &[]).contains("two symbols, T and U"));
+        assert!(wrong(&[("N", &pool), ("M", &SymbolRole::Pool(64))], &[]).contains("two symbols, N and M"));
         assert!(wrong(&[("P", &blocks)], &[]).contains("no pool"));
         assert!(wrong(&[("N", &SymbolRole::Pool(0))], &[]).contains("without positions"));
         assert!(

@@ -94,6 +94,8 @@ pub struct Slot {
     pub worked: AtomicU64,
     /// Steps that the rank's device has been given.
     pub given: AtomicU64,
+    /// Steps that the device is known to have ended.
+    pub done: AtomicU64,
     /// Milliseconds for which programs of the rank's device have waited for one thing (GPU).
     pub waited: AtomicU64,
     signatures: [[AtomicU64; 2]; SIGNATURES],

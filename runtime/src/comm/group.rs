@@ -310,6 +310,12 @@ impl Group {
         self.control().slot(self.ranks().rank).given.store(step, Ordering::Release);
     }
 
+    /// Says that the device has ended all steps that it was given.
+    pub fn done(&self) {
+        let slot = self.control().slot(self.ranks().rank);
+        slot.done.store(slot.given.load(Ordering::Acquire), Ordering::Release);
+    }
+
     /// Says that the last step begun is waited for.
     pub fn wait(&self) {
         self.control().slot(self.ranks().rank).set_progress(self.step.load(Ordering::Relaxed), true);
@@ -394,10 +400,11 @@ pub(crate) const fn mix(mut x: u64) -> u64 {
     x ^ (x >> 31)
 }
 
-/// A hash of what a step is: equal inputs give equal hashes on all ranks.
-pub fn step_signature(dims: &[i64], inputs: &[&[i32]]) -> u64 {
+/// A hash of what a step of entry number `entry` is: equal inputs give equal hashes on all ranks.
+pub fn step_signature(entry: usize, dims: &[i64], inputs: &[&[i32]]) -> u64 {
     let mut hash = 0x9e37_79b9_7f4a_7c15_u64;
     let mut take = |word: u64| hash = mix(hash ^ word).wrapping_add(0x9e37_79b9_7f4a_7c15);
+    take(entry as u64);
     dims.iter().for_each(|dim| take(*dim as u64));
     for input in inputs {
         take(input.len() as u64);

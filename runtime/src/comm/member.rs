@@ -110,8 +110,11 @@ impl Member {
         let launches = program.entries.iter().flat_map(|e| &e.variants).flat_map(|v| &v.launches);
         match program.target.is_gpu() && launches.into_iter().any(|launch| launch.all_reduce.is_some()) {
             true => {
-                self.group.set_waits(Waits::Library);
-                Library::join(&self.group)
+                let library = Library::join(&self.group)?;
+                if library.is_some() {
+                    self.group.set_waits(Waits::Library);
+                }
+                Ok(library)
             }
             false => Ok(None),
         }
@@ -150,6 +153,9 @@ impl Member {
     pub fn wait(&self, stream: &mut dyn StreamBackend) -> Result<()> {
         self.group.wait();
         let done = stream.synchronize_unless(&|| self.group.failed());
+        if done.is_ok() {
+            self.group.done();
+        }
         // A failure of the job comes before what became of this rank's work after it.
         let left = self.group.leave();
         left.and(self.group.share(done))

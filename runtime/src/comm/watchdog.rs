@@ -50,7 +50,7 @@ struct Seen {
     wait: Watched<(u64, u64)>,
     /// What its threads have worked (host).
     work: Watched<u64>,
-    /// Its device has been given the steps that it has begun, and it waits for them.
+    /// Its device has been given the steps that it has begun, and is not known to have ended them.
     on_device: bool,
     /// How long its programs have waited for one thing (GPU).
     waited: Duration,
@@ -165,8 +165,9 @@ fn look(inner: &Inner, control: &Control, ranks: &mut [Seen], now: Instant) {
         seen.progress.look(slot.progress(), now);
         seen.wait.look((slot.progress().0, slot.waits.load(Ordering::Relaxed)), now);
         seen.work.look(slot.worked.load(Ordering::Acquire), now);
-        let (begun, waits) = seen.progress.value;
-        seen.on_device = waits && slot.given.load(Ordering::Acquire) >= begun;
+        let (begun, _) = seen.progress.value;
+        let [given, done] = [&slot.given, &slot.done].map(|steps| steps.load(Ordering::Acquire));
+        seen.on_device = given >= begun && done < begun;
         seen.waited = Duration::from_millis(slot.waited.load(Ordering::Acquire));
         (seen.resting, seen.rests) = (rests != seen.rests, rests);
     }
@@ -193,6 +194,9 @@ fn look(inner: &Inner, control: &Control, ranks: &mut [Seen], now: Instant) {
         let (theirs, they_wait) = seen.progress.value;
         let phase = slot.phase();
         let common = step.min(theirs);
+        // A rank that enqueued a step and does not wait for it yet has not ended it, as far as anybody knows.
+        let under_way = they_wait || (waits == Waits::Device && seen.on_device);
+        let ended = theirs > step || !under_way;
         let same = common == 0 || own.signature(common).zip(slot.signature(common)).is_none_or(|(a, b)| a == b);
         if phase == Phase::Left && !waiting {
             continue;
@@ -206,7 +210,7 @@ fn look(inner: &Inner, control: &Control, ranks: &mut [Seen], now: Instant) {
         } else if late && theirs < step && idle(seen) {
             let cause = format!("it is stuck: rank {me} waits in step {step} for {seconds} s");
             inner.record(failure(slot, rank, cause));
-        } else if late && idle(mine) && (theirs > step || !they_wait) && seen.progress.age(now) > deadline {
+        } else if late && idle(mine) && ended && seen.progress.age(now) > deadline {
             let cause = format!("it is stuck: rank {rank} has ended step {step} for {seconds} s");
             inner.record(failure(own, me, cause));
         }
@@ -304,6 +308,7 @@ mod tests {
                 group.given();
             }
             if does == Other::Ended {
+                group.done();
                 group.leave()?;
             }
             let began = Instant::now();

@@ -98,7 +98,9 @@ impl SingleSteps {
     /// # Errors
     /// If a value is outside its compiled range or no variant accepts them.
     pub fn begin(&mut self, input: &StepInput<'_>) -> Result<Step<'_>> {
-        self.checked.check(&self.manifest, input)?;
+        let point = self.manifest.entries.get(self.entry);
+        let point = point.ok_or_else(|| Error::Unsupported("the artifact has no such entry".into()))?;
+        self.checked.check(&self.manifest, point, input)?;
         let dims = self.checked.dims();
         let accepts = |guards: &[Guard]| {
             guards.iter().all(|g| {
@@ -110,7 +112,7 @@ impl SingleSteps {
         let variant = variant
             .ok_or_else(|| Error::InvalidInput(format!("no variant of the step accepts {:?}", dims.values())))?;
         let dims = dims.values().to_vec();
-        self.checked.begun(input);
+        self.checked.begun(point, input);
         let (bytes, count) = self.checked.bytes(&self.manifest, self.entry, input);
         let inputs = bytes[..count].iter().map(|bytes| bytes.to_vec()).collect();
         Ok(Step { steps: self, variant, dims, inputs })

@@ -1,10 +1,11 @@
 //! Calling any entry with tensors by name.
 
+use super::check::{index_range, size};
 use super::layout::{Layout, Side};
 use super::step::Running;
 use super::{Session, StepInput};
 use crate::DType;
-use crate::artifact::{Binding, Dim, EntryPoint, Indices, Manifest, SymbolRole};
+use crate::artifact::{Binding, Dim, EntryPoint, Manifest, SymbolRole};
 use crate::comm::group::step_signature;
 use crate::error::{Error, Result};
 use crate::graph::Dims;
@@ -75,7 +76,7 @@ impl Session {
         if let Some(member) = &self.member {
             // A hash of all that is read, in words.
             let words: Vec<i32> = laid.iter().flat_map(|bytes| words(bytes)).collect();
-            member.group().enter(step_signature(dims.values(), &[&words]))?;
+            member.group().enter(step_signature(entry, dims.values(), &[&words]))?;
         }
         let inputs: Vec<&[u8]> = laid.iter().map(Vec::as_slice).collect();
         let running = Running {
@@ -89,7 +90,7 @@ impl Session {
         let variant = running.replay(entry, &dims, &inputs)?;
         self.last = (entry, variant);
         if let Some(step) = &call.step {
-            self.checked.begun(step);
+            self.checked.begun(point, step);
         }
         self.wait()?;
         let outputs = manifest.outputs_of(point).zip(&point.outputs).map(|(binding, index)| {
@@ -121,8 +122,13 @@ impl Session {
                 format!("entry {} takes no input {name} by name; it takes [{}]", point.name, names.join(", "));
             return Err(Error::InvalidInput(message));
         }
+        let twice =
+            call.inputs.iter().enumerate().find(|(at, (name, _))| call.inputs[..*at].iter().any(|(n, _)| n == name));
+        if let Some((_, (name, _))) = twice {
+            return Err(Error::InvalidInput(format!("input {name} is given twice")));
+        }
         match &call.step {
-            Some(step) => self.checked.check(manifest, step)?,
+            Some(step) => self.checked.check(manifest, point, step)?,
             None => self.checked.clear(manifest)?,
         }
         let mut said: Vec<Option<&str>> = vec![None; manifest.symbols.len()];
@@ -137,6 +143,12 @@ impl Session {
             let (index, _) = manifest.symbol(name).ok_or_else(|| {
                 Error::InvalidInput(format!("the artifact has no symbol {name} whose size could be given"))
             })?;
+            if let Some(who) = said[index]
+                && dims.get(index) as u64 != *value
+            {
+                let before = dims.get(index);
+                return Err(Error::InvalidInput(format!("{name} is {value} by what was given, {before} by {who}")));
+            }
             dims.set_index(manifest, index, *value)?;
             said[index] = Some("what was given");
         }
@@ -163,6 +175,15 @@ impl Session {
                     }
                 }
             }
+        }
+        let counted =
+            |role: &SymbolRole| manifest.symbol_of(role).map(|(index, symbol)| (dims.get(index), &symbol.name));
+        if let (Some((rows, name)), Some((tokens, of))) =
+            (counted(&SymbolRole::LogitRows), counted(&SymbolRole::Tokens))
+            && rows > tokens
+            && point.symbols.iter().any(|i| manifest.symbols.get(*i as usize).is_some_and(|s| s.name == *name))
+        {
+            return Err(Error::InvalidInput(format!("{name} = {rows} is more than {of} = {tokens}")));
         }
         let silent = point.symbols.iter().find(|index| said.get(**index as usize).is_none_or(Option::is_none));
         if let Some(symbol) = silent.and_then(|index| manifest.symbols.get(*index as usize)) {
@@ -200,13 +221,6 @@ fn wrong_type(binding: &Binding, found: TensorView<'_>) -> Error {
     Error::InvalidInput(format!("input {} is {dtype}{shape:?}; {} is accepted", binding.name, shown(binding)))
 }
 
-fn size(manifest: &Manifest, dims: &Dims, dim: &Dim) -> u64 {
-    match dim {
-        Dim::Const(n) => *n,
-        Dim::Symbol(name) => manifest.symbol(name).map_or(0, |(index, _)| dims.get(index).max(0) as u64),
-    }
-}
-
 fn sizes(manifest: &Manifest, dims: &Dims, binding: &Binding) -> Vec<u64> {
     binding.shape.iter().map(|dim| size(manifest, dims, dim)).collect()
 }
@@ -232,20 +246,7 @@ fn lay(manifest: &Manifest, dims: &Dims, binding: &Binding, tensor: TensorView<'
 
 /// Numbers that kernels find elements by lead nowhere else.
 fn check_indices(manifest: &Manifest, dims: &Dims, binding: &Binding, tensor: TensorView<'_>) -> Result<()> {
-    let bounds = match &binding.indices {
-        Indices::Free => return Ok(()),
-        Indices::Bounded(bounds) => bounds,
-        Indices::Computed => {
-            let message = format!(
-                "input {}: the graph computes indices from it, which cannot be checked; an input that is an index itself is accepted",
-                binding.name
-            );
-            return Err(Error::Unsupported(message));
-        }
-    };
-    let least = bounds.iter().map(|bound| bound.least).max().unwrap_or(i64::MIN);
-    let below = bounds.iter().map(|bound| size(manifest, dims, &bound.below).saturating_mul(bound.times)).min();
-    let below = i64::try_from(below.unwrap_or(u64::MAX)).unwrap_or(i64::MAX);
+    let Some(range) = index_range(manifest, dims, binding)? else { return Ok(()) };
     let width = tensor.dtype.block_bytes().max(1);
     let value = |raw: &[u8]| match (tensor.dtype, raw) {
         (DType::I64, raw) => raw.try_into().map(i64::from_le_bytes).ok(),
@@ -255,12 +256,13 @@ fn check_indices(manifest: &Manifest, dims: &Dims, binding: &Binding, tensor: Te
         (DType::U8, [byte]) => Some(i64::from(*byte)),
         _ => None,
     };
-    let outside = |raw: &[u8]| value(raw).is_none_or(|value| value < least || value >= below);
+    let outside = |raw: &[u8]| value(raw).is_none_or(|value| !range.contains(&value));
     match tensor.bytes.chunks(width).find(|raw| outside(raw)) {
         None => Ok(()),
         Some(raw) => {
             let (name, found) = (&binding.name, value(raw).map_or("no index".to_owned(), |n| n.to_string()));
-            Err(Error::InvalidInput(format!("input {name} holds the index {found}; {least}..{below} are accepted")))
+            let range = format!("{}..{}", range.start, range.end);
+            Err(Error::InvalidInput(format!("input {name} holds the index {found}; {range} are accepted")))
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::StepInput;
 use super::tables::Tables;
-use crate::artifact::{Dim, Indices, InputRole, Manifest, SymbolRole};
+use crate::artifact::{Binding, Dim, EntryPoint, Indices, InputRole, Manifest, SymbolRole};
 use crate::driver::bytes_of;
 use crate::error::{Error, Result};
 use crate::graph::Dims;
@@ -15,10 +15,6 @@ pub(crate) const MAX_INPUTS: usize = 5;
 pub(crate) struct Checked {
     dims: Dims,
     tables: Tables,
-    /// Token ids are below this: the vocabulary, or rows of a table that they pick from.
-    ids: u32,
-    /// Positions are below this: the model's, or rows of a table.
-    positions: usize,
     /// `[T]`, derived from `seq_starts`.
     sequence_ids: Vec<i32>,
 }
@@ -33,21 +29,7 @@ impl Checked {
         dims.set(manifest, &SymbolRole::POOL, blocks)?;
         let tokens = manifest.symbol_of(&SymbolRole::Tokens).map_or(1, |(_, s)| s.max) as usize;
         let sequence_ids = Vec::with_capacity(tokens.min(1 << 20));
-        let bounded = |role: InputRole, most: u32| {
-            let inputs = manifest.inputs.iter().filter(|input| input.role == role);
-            let bounds = inputs.filter_map(|input| match &input.indices {
-                Indices::Bounded(bounds) => Some(bounds),
-                _ => None,
-            });
-            let constant = bounds.flatten().filter_map(|bound| match bound.below {
-                Dim::Const(n) => Some(n.saturating_mul(bound.times)),
-                Dim::Symbol(_) => None,
-            });
-            constant.map(|n| u32::try_from(n).unwrap_or(u32::MAX)).fold(most, u32::min)
-        };
-        let ids = bounded(InputRole::Tokens, manifest.model.vocab_size);
-        let positions = bounded(InputRole::Positions, manifest.model.max_seq) as usize;
-        Ok(Checked { dims, tables: Tables::new(manifest, blocks, trusted)?, ids, positions, sequence_ids })
+        Ok(Checked { dims, tables: Tables::new(manifest, blocks, trusted)?, sequence_ids })
     }
 
     /// From now on block tables are the caller's business.
@@ -105,11 +87,13 @@ impl Checked {
     ///
     /// # Errors
     /// [`Error::InvalidInput`] naming the value that is outside its range.
-    pub(crate) fn check(&mut self, manifest: &Manifest, input: &StepInput<'_>) -> Result<()> {
+    pub(crate) fn check(&mut self, manifest: &Manifest, point: &EntryPoint, input: &StepInput<'_>) -> Result<()> {
+        self.clear(manifest)?;
         let bad = |text: String| Err(Error::InvalidInput(text));
         let StepInput { tokens, positions, seq_starts, block_tables, logit_rows } = *input;
+        let model = &manifest.model;
         let block = manifest.block_positions() as usize;
-        let paged = manifest.symbol_of(&SymbolRole::BLOCKS).is_some();
+        let paged = manifest.inputs_of(point).any(|binding| binding.role == InputRole::Blocks);
         let sequences = seq_starts.len().saturating_sub(1);
         if positions.len() != tokens.len() {
             return bad(format!("{} positions for {} tokens", positions.len(), tokens.len()));
@@ -130,8 +114,15 @@ impl Checked {
         ] {
             self.dims.set(manifest, &role, value)?;
         }
-        if let Some(id) = tokens.iter().find(|id| **id < 0 || **id as u32 >= self.ids) {
-            return bad(format!("token id {id} is outside the vocabulary 0..{}", self.ids));
+        if let Some(id) = tokens.iter().find(|id| **id < 0 || **id as u32 >= model.vocab_size) {
+            return bad(format!("token id {id} is outside the vocabulary 0..{}", model.vocab_size));
+        }
+        if logit_rows.len() > tokens.len() {
+            return bad(format!(
+                "{} logit rows of {} tokens; as many as there are at most",
+                logit_rows.len(),
+                tokens.len()
+            ));
         }
         if let Some(row) = logit_rows.iter().find(|row| **row < 0 || **row as usize >= tokens.len()) {
             return bad(format!("logit row {row} is outside the step's tokens 0..{}", tokens.len()));
@@ -169,12 +160,12 @@ impl Checked {
             context = context.max(after);
             // Attention reads every block up to the last position, so all must be there.
             let needed = if paged { after.div_ceil(block) } else { 0 };
-            if needed > width || after > self.positions {
+            if needed > width || after > model.max_seq as usize {
                 let last = after - 1;
                 return bad(format!(
                     "position {last} of sequence {sequence} needs {needed} KV blocks, its table has {width}; the artifact was \
                      compiled for positions 0..{}",
-                    self.positions
+                    model.max_seq
                 ));
             }
             let table = &block_tables[sequence * width..][..needed];
@@ -182,14 +173,41 @@ impl Checked {
                 let at = table.iter().position(|id| *id < 0).unwrap_or_default();
                 return bad(format!("sequence {sequence} has no KV block for position {}", at * block));
             }
-            self.tables.owns(table, *first as usize).or_else(|what| bad(format!("sequence {sequence} {what}")))?;
+            // What writes no states must find all that it looks at.
+            let computed = if point.writes_states { *first as usize } else { after };
+            self.tables.owns(table, computed).or_else(|what| bad(format!("sequence {sequence} {what}")))?;
             self.sequence_ids.extend(own.iter().map(|_| sequence as i32));
         }
-        self.dims.set(manifest, &SymbolRole::Context, context)
+        self.dims.set(manifest, &SymbolRole::Context, context)?;
+        self.check_bounds(manifest, point, input)
+    }
+
+    /// Do the numbers of a step, by which kernels find elements, lie within what they pick from?
+    fn check_bounds(&self, manifest: &Manifest, point: &EntryPoint, input: &StepInput<'_>) -> Result<()> {
+        for binding in manifest.inputs_of(point).filter(|binding| !binding.role.is_plain()) {
+            let values = match binding.role {
+                InputRole::Tokens => input.tokens,
+                InputRole::Positions => input.positions,
+                InputRole::Sequences => &self.sequence_ids,
+                InputRole::LogitRows => input.logit_rows,
+                InputRole::Blocks => input.block_tables,
+                InputRole::Plain => &[],
+            };
+            let Some(range) = index_range(manifest, &self.dims, binding)? else { continue };
+            if let Some(value) = values.iter().find(|value| !range.contains(&i64::from(**value))) {
+                let (name, role) = (&binding.name, binding.role);
+                let range = format!("{}..{}", range.start, range.end);
+                return Err(Error::InvalidInput(format!("{value} among {name} ({role}); {range} are accepted")));
+            }
+        }
+        Ok(())
     }
 
     /// The step `input`, which was the last to be checked, is on its way: what its positions held before is void.
-    pub(crate) fn begun(&mut self, input: &StepInput<'_>) {
+    pub(crate) fn begun(&mut self, point: &EntryPoint, input: &StepInput<'_>) {
+        if !point.writes_states {
+            return;
+        }
         let sequences = input.seq_starts.len().saturating_sub(1).max(1);
         let width = input.block_tables.len() / sequences;
         for (range, table) in input.seq_starts.windows(2).zip(input.block_tables.chunks(width.max(1))) {
@@ -199,4 +217,33 @@ impl Checked {
             }
         }
     }
+}
+
+/// The size that a dim has.
+pub(super) fn size(manifest: &Manifest, dims: &Dims, dim: &Dim) -> u64 {
+    match dim {
+        Dim::Const(n) => *n,
+        Dim::Symbol(name) => manifest.symbol(name).map_or(0, |(index, _)| dims.get(index).max(0) as u64),
+    }
+}
+
+/// What the values of an input may be where kernels find elements by them; none where they may be anything.
+///
+/// # Errors
+/// [`Error::Unsupported`] if the graph computes indices from them.
+pub(super) fn index_range(manifest: &Manifest, dims: &Dims, binding: &Binding) -> Result<Option<std::ops::Range<i64>>> {
+    let bounds = match &binding.indices {
+        Indices::Free => return Ok(None),
+        Indices::Bounded(bounds) => bounds,
+        Indices::Computed => {
+            let message = format!(
+                "input {}: the graph computes indices from it, which cannot be checked; an input that is an index itself is accepted",
+                binding.name
+            );
+            return Err(Error::Unsupported(message));
+        }
+    };
+    let least = bounds.iter().map(|bound| bound.least).max().unwrap_or(i64::MIN);
+    let below = bounds.iter().map(|bound| size(manifest, dims, &bound.below).saturating_mul(bound.times)).min();
+    Ok(Some(least..i64::try_from(below.unwrap_or(u64::MAX)).unwrap_or(i64::MAX)))
 }

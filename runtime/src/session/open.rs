@@ -186,7 +186,7 @@ fn step_entry(manifest: &Manifest, entry: usize, driver: &dyn Driver, regions: &
 /// KV blocks of the pool: as asked, else the longest context for every sequence, within the compiled range.
 fn kv_blocks(manifest: &Manifest, asked: Option<usize>) -> Result<usize> {
     let max = |role| manifest.symbol_of(role).map_or(1, |(_, s)| s.max);
-    let Some((_, symbol)) = manifest.symbol_of(&SymbolRole::POOL) else { return Ok(asked.unwrap_or(0)) };
+    let Some((_, symbol)) = manifest.symbol_of(&SymbolRole::POOL) else { return Ok(0) };
     let blocks = match asked {
         Some(blocks) => blocks as u64,
         None => max(&SymbolRole::Sequences).saturating_mul(max(&SymbolRole::BLOCKS)).clamp(symbol.min, symbol.max),

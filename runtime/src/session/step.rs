@@ -28,10 +28,13 @@ impl Session {
             let message = "the artifact has no entry that takes a step of sequences: call one of its entries by name";
             Error::Unsupported(message.into())
         })?;
-        self.checked.check(&self.manifest, input)?;
+        let point = self.manifest.entries.get(entry);
+        let point = point.ok_or_else(|| Error::Unsupported(format!("the artifact has no entry {entry}")))?;
+        self.checked.check(&self.manifest, point, input)?;
         if let Some(member) = &self.member {
             let StepInput { tokens, positions, seq_starts, logit_rows, .. } = *input;
-            let signature = step_signature(self.checked.dims().values(), &[tokens, positions, seq_starts, logit_rows]);
+            let inputs = [tokens, positions, seq_starts, logit_rows];
+            let signature = step_signature(entry, self.checked.dims().values(), &inputs);
             member.group().enter(signature)?;
         }
         let (inputs, count) = self.checked.bytes(&self.manifest, entry, input);
@@ -45,7 +48,7 @@ impl Session {
         };
         let variant = running.replay(entry, self.checked.dims(), &inputs[..count])?;
         self.last = (entry, variant);
-        self.checked.begun(input);
+        self.checked.begun(point, input);
         self.rows = input.logit_rows.len();
         if let Some(shapes) = &mut self.shapes {
             let [tokens, sequences, rows] =

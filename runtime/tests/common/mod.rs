@@ -104,6 +104,7 @@ pub fn manifest() -> Manifest {
             symbols: (0..5).collect(),
             inputs: (0..5).collect(),
             outputs: vec![0],
+            writes_states: true,
         }],
         inputs: vec![
             binding("tokens", DType::I32, &[dim("T")]),

@@ -135,6 +135,7 @@ pub fn write_tiny_of(path: &Path, world: u32) {
             symbols: (0..5).collect(),
             inputs: (0..5).collect(),
             outputs: vec![0],
+            writes_states: true,
         }],
         inputs: vec![
             binding("tokens", DType::I32, &[dim("T")]),
