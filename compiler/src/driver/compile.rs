@@ -125,7 +125,7 @@ fn share_layouts(planned: &mut [PlannedTarget]) {
             .plan
             .inputs
             .iter()
-            .map(|input| !minded(variant.entry, &input.name) && !(spread && tables(variant, &input.name)))
+            .map(|input| !(minded(variant.entry, &input.name) || (spread && tables(variant, &input.name))))
             .collect();
         for (input, dense) in variant.plan.inputs.iter_mut().zip(dense) {
             input.dense = dense;

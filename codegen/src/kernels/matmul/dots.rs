@@ -64,7 +64,13 @@ impl Plan {
         } else {
             32
         };
-        let m = choices.gemm_tile_rows.unwrap_or(rows_of(most));
+        // More sums than this do not stay in registers.
+        let room = match (matrix, blocks) {
+            (false, _) => 16,
+            (true, Some(_)) => 64,
+            (true, None) => 128,
+        };
+        let m = choices.gemm_tile_rows.map_or(rows_of(most), |fixed| fixed.min(room));
         if let Some(layout) = blocks {
             // A wave takes a group; of a 4-bit one, two halves in turn. Without matrix units four elements at a time fit.
             let quads = if layout.bits == 4 { layout.group / 8 } else { layout.group / 4 };
