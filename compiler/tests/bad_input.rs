@@ -6,8 +6,9 @@ mod support;
 
 use std::path::{Path, PathBuf};
 use support::{GgufWriter, tiny_llama};
-use weldment_compiler::frontend::{Checkpoint, FrontendError, WeightSource};
-use weldment_compiler::models::{StepOptions, build_step};
+use weldment_compiler::checkpoint::{Checkpoint, WeightSource, build_step};
+use weldment_compiler::frontend::FrontendError;
+use weldment_compiler::models::StepOptions;
 use weldment_ir::DType;
 
 /// Opens the model and does what a compile does with it first.
@@ -158,13 +159,16 @@ fn gguf_errors_name_place_and_accepted() {
         &["self_attn.q_proj.weight", "missing", "[32, 32]"],
     );
     says(&gguf_error(|w| w.named("blk.0.attn_q.weight").dims = vec![64, 16]), &["q_proj", "[16, 64]", "[32, 32]"]);
-    says(&gguf_error(|w| _ = w.string("general.architecture", "mamba")), &["mamba", "llama, qwen2 and qwen3"]);
+    says(&gguf_error(|w| _ = w.string("general.architecture", "mamba")), &["mamba", "llama, qwen2, qwen3"]);
     says(&gguf_error(|w| _ = w.string("llama.block_count", "x")), &["llama.block_count", "a string", "integer"]);
-    says(&gguf_error(|w| _ = w.u32("llama.block_count", 1 << 30)), &["num_hidden_layers", "accepted"]);
+    says(&gguf_error(|w| _ = w.u32("llama.block_count", 1 << 30)), &["llama.block_count", "accepted"]);
     says(&gguf_error(|w| _ = w.u32("llama.attention.head_count", 0)), &["head"]);
-    says(&gguf_error(|w| _ = w.u32("llama.attention.head_count_kv", 3)), &["num_key_value_heads", "divisor"]);
+    says(&gguf_error(|w| _ = w.u32("llama.attention.head_count_kv", 3)), &["head_count_kv", "divisor"]);
     says(&gguf_error(|w| _ = w.f32("llama.attention.layer_norm_rms_epsilon", f32::NAN)), &["epsilon", "finite"]);
-    says(&gguf_error(|w| _ = w.string("llama.rope.scaling.type", "yarn")), &["yarn", "accepted"]);
+    says(
+        &gguf_error(|w| _ = w.string("llama.rope.scaling.type", "spiral")),
+        &["spiral", "llama.rope.scaling.type", "accepted"],
+    );
     says(&gguf_error(|w| _ = w.u32("llama.expert_count", 8)), &["expert_count", "8"]);
     says(&gguf_error(|w| _ = w.string("tokenizer.ggml.model", "t5")), &["tokenizer `t5`", "gpt2"]);
     says(&gguf_error(|w| _ = w.string("tokenizer.ggml.pre", "klingon")), &["klingon", "smollm"]);
@@ -229,7 +233,7 @@ fn directory_errors_name_place_and_accepted() {
     let config = |from: &'static str, to: &'static str| directory_error(|d| replace(d.join("config.json"), from, to));
     says(&config("\"llama\"", "\"mamba\""), &["config.json", "model_type", "mamba", "qwen3"]);
     says(&config("\"silu\"", "\"gelu\""), &["hidden_act", "gelu", "silu"]);
-    says(&config("\"default\"", "\"yarn\""), &["rope_parameters.rope_type", "yarn", "llama3"]);
+    says(&config("\"default\"", "\"spiral\""), &["rope_parameters.rope_type", "spiral", "llama3", "yarn"]);
     says(&config("\"hidden_size\": 64", "\"hidden_size\": \"64\""), &["hidden_size", "integer"]);
     says(&config("\"hidden_size\": 64", "\"hidden_size\": 128"), &["shape", "[288, 64]", "[288, 128]"]);
     says(&config("\"num_hidden_layers\": 3", "\"num_hidden_layers\": 4"), &["model.layers.3", "missing"]);

@@ -71,10 +71,19 @@ fn compile(place: &Place, model: &str, output: &str, more: &[&str]) -> String {
 
 #[test]
 fn goldens_hold_in_artifacts() {
-    for model in ["llama", "llama_tied_llama3_rope", "qwen2", "qwen3", "llama_sharded", "llama_tied_legacy_config"] {
+    let of = |model: &'static str| (model, model);
+    let directories =
+        ["llama", "llama_tied_llama3_rope", "qwen2", "qwen3", "llama_sharded", "llama_tied_legacy_config"];
+    let windowed = ["mistral", "phi3", "granite", "olmo2", "gemma3", "phi3_longrope_long"];
+    let files = [
+        ("mistral", "mistral/model.gguf"),
+        ("phi3", "phi3/model.gguf"),
+        ("gemma3_scalar16", "gemma3_scalar16/model.gguf"),
+    ];
+    for (name, model) in directories.map(of).into_iter().chain(windowed.map(of)).chain(files) {
         let place = Place::new();
         compile(&place, model, "m.weld", &[]);
-        let golden = format!("{}/golden.safetensors", fixture(model));
+        let golden = format!("{}/golden.safetensors", fixture(name));
         let expected = logits(Path::new(&golden), "logits");
         for more in [&[][..], &["--stepwise"]] {
             let head = ["eval", "m.weld", "--tokens", golden.as_str(), "--logits", "out.safetensors", "--weights-file"];

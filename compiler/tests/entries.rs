@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use weldment_compiler::checkpoint::graph::random;
 use weldment_compiler::driver::{CompileOptions, FusionOptions, Quiet, Timeline, build_artifact, plan_targets};
-use weldment_compiler::frontend::graph::random;
 use weldment_ir::interpret::{Binding, Bindings, F64, Options, interpret};
 use weldment_ir::{Graph, Op, text, verify};
 use weldment_runtime::cli::tensors;

@@ -6,7 +6,8 @@ mod support;
 
 use std::path::{Path, PathBuf};
 use support::{GgufWriter, tiny_llama};
-use weldment_compiler::frontend::{Checkpoint, TokenizerData, WeightSource};
+use weldment_compiler::checkpoint::{Checkpoint, WeightSource};
+use weldment_compiler::frontend::TokenizerData;
 use weldment_ir::DType;
 use weldment_runtime::text::{ChatTemplate, Message, Tokenizer};
 

@@ -4,13 +4,40 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use weldment_compiler::frontend::{Checkpoint, WeightSource};
-use weldment_compiler::models::{StepOptions, build_step};
+use weldment_compiler::checkpoint::{Checkpoint, WeightSource, build_step};
+use weldment_compiler::models::StepOptions;
 use weldment_ir::interpret::{Binding, Bindings, F64, Options, interpret};
 use weldment_ir::{DType, Graph, Op};
 
-const MODELS: [&str; 6] =
-    ["llama", "llama_tied_llama3_rope", "qwen2", "qwen3", "llama_sharded", "llama_tied_legacy_config"];
+/// Directories, and GGUF files of the same weights.
+const MODELS: [&str; 26] = [
+    "llama",
+    "llama_tied_llama3_rope",
+    "qwen2",
+    "qwen3",
+    "llama_sharded",
+    "llama_tied_legacy_config",
+    "llama_linear",
+    "llama_dynamic_inside",
+    "llama_dynamic_beyond",
+    "llama_yarn_attention_factor",
+    "mistral",
+    "mistral/model.gguf",
+    "mistral_yarn_truncate",
+    "phi3",
+    "phi3/model.gguf",
+    "phi3_longrope_short",
+    "phi3_longrope_long",
+    "phi3_longrope_long/model.gguf",
+    "granite",
+    "granite/model.gguf",
+    "granite_biases",
+    "olmo2",
+    "olmo2/model.gguf",
+    "gemma3",
+    "gemma3_scalar16",
+    "gemma3_scalar16/model.gguf",
+];
 
 fn fixture(model: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/tiny").join(model)
@@ -25,7 +52,8 @@ struct Golden {
 
 impl Golden {
     fn read(model: &str) -> Golden {
-        let bytes = std::fs::read(fixture(model).join("golden.safetensors")).unwrap();
+        let directory = fixture(model.trim_end_matches("/model.gguf"));
+        let bytes = std::fs::read(directory.join("golden.safetensors")).unwrap();
         let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
         let data = |name: &str| file.tensor(name).unwrap().data().to_vec();
         let ints = |name: &str| data(name).as_chunks::<8>().0.iter().map(|b| i64::from_le_bytes(*b)).collect();
@@ -132,6 +160,16 @@ fn token_by_token_matches() {
         let error = worst(&logits, &golden.logits);
         assert!(error < 1e-3, "{model}: stepwise differs by {error}");
     }
+}
+
+/// Google's older spelling: bases and a scaling beside each other, and a pattern instead of a list.
+#[test]
+fn spellings_of_one_config_are_one_decoder() {
+    let decoder = |model: &str| {
+        Checkpoint::open(&fixture(model), WeightSource::Random { seed: 1 }).unwrap().config.decoder.unwrap()
+    };
+    assert_eq!(decoder("gemma3_legacy_config"), decoder("gemma3"));
+    assert_ne!(decoder("gemma3_scalar16"), decoder("gemma3"));
 }
 
 #[test]

@@ -3,10 +3,10 @@
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use std::path::{Path, PathBuf};
+use weldment_compiler::checkpoint::{Checkpoint, WeightSource};
 use weldment_compiler::driver::{
     EntryOptions, FusionOptions, Quiet, Reference, Signature, Timeline, model_graph, plan_targets, shard_graph,
 };
-use weldment_compiler::frontend::{Checkpoint, WeightSource};
 use weldment_ir::{DType, Op};
 
 fn fixture(model: &str) -> PathBuf {
@@ -46,7 +46,9 @@ fn apart(checkpoint: &Checkpoint, tp: u32) -> f64 {
 
 #[test]
 fn tiny_models_are_themselves_on_several_ranks() {
-    for model in ["llama", "llama_tied_llama3_rope", "qwen2", "qwen3"] {
+    let models =
+        ["llama", "llama_tied_llama3_rope", "qwen2", "qwen3", "mistral", "phi3", "granite_biases", "olmo2", "gemma3"];
+    for model in models {
         let checkpoint = Checkpoint::open(&fixture(model), WeightSource::Files).unwrap();
         for tp in [2, 4] {
             let apart = apart(&checkpoint, tp);
@@ -104,7 +106,7 @@ fn every_all_reduce_of_a_model_is_fused_in_each_range() {
         for tp in [2, 4, 8] {
             let sharded = shard_graph(graph.clone(), tp).unwrap();
             let all = sharded.ids().filter(|id| matches!(sharded.node(*id).op, Op::AllReduce { .. })).count();
-            assert_eq!(all as u64, 2 * checkpoint.config.layers + 1);
+            assert_eq!(all as u64, 2 * checkpoint.config.layers().len() as u64 + 1);
             let fusion = FusionOptions::default();
             let targets = ["x86-64-v3".to_owned()];
             let planned =

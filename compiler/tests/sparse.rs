@@ -4,10 +4,11 @@
 
 use std::path::{Path, PathBuf};
 use weldment_artifact::SymbolRole;
+use weldment_compiler::checkpoint::Checkpoint;
+use weldment_compiler::checkpoint::graph;
 use weldment_compiler::driver::{
     CompileOptions, FusionOptions, Quiet, Reference, Timeline, build_artifact, plan_targets,
 };
-use weldment_compiler::frontend::{Checkpoint, graph};
 use weldment_ir::generate::Random;
 use weldment_ir::{Graph, text, verify};
 use weldment_passes::specialise::narrow;

@@ -10,7 +10,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use support::{GgufWriter, tiny_llama};
-use weldment_compiler::frontend::{Checkpoint, FrontendError, RopeKind, TokenizerData, WeightSource};
+use weldment_compiler::checkpoint::{Checkpoint, WeightSource};
+use weldment_compiler::frontend::{FrontendError, TokenizerData};
+use weldment_compiler::models::rope::RopeKind;
 use weldment_ir::DType;
 use weldment_runtime::text::{ChatTemplate, Message, Tokenizer};
 
@@ -169,7 +171,7 @@ fn rope_scales_as_llama_cpp_reads_it() {
     let rope = |change: &dyn Fn(&mut GgufWriter)| {
         let mut writer = tiny_llama();
         change(&mut writer);
-        open_gguf(&writer).map(|c| c.config.rope.kind).map_err(|e| e.to_string())
+        open_gguf(&writer).map(|c| kind(&c)).map_err(|e| e.to_string())
     };
     const TYPE: &str = "llama.rope.scaling.type";
     const FACTOR: &str = "llama.rope.scaling.factor";
@@ -183,18 +185,30 @@ fn rope_scales_as_llama_cpp_reads_it() {
     assert_eq!(rope(&|w| _ = w.f32(OLD, 2.0).f32(FACTOR, 0.0)), Ok(RopeKind::Default));
     assert_eq!(rope(&|w| _ = w.f32(FACTOR, 4.0).string(TYPE, "none")), Ok(RopeKind::Default));
     assert_eq!(rope(&|w| _ = w.f32(FACTOR, 1.0).string(TYPE, "linear")), Ok(RopeKind::Default));
-    assert!(rope(&|w| _ = w.f32(FACTOR, 4.0).string(TYPE, "yarn")).unwrap_err().contains("yarn"));
+    let yarn = rope(&|w| _ = w.f32(FACTOR, 4.0).string(TYPE, "yarn")).unwrap();
+    assert!(matches!(yarn, RopeKind::Yarn { factor: 4.0, beta_fast: 32.0, truncate: true, .. }), "{yarn:?}");
+    assert!(rope(&|w| _ = w.string(TYPE, "spiral")).unwrap_err().contains("spiral"));
     assert!(rope(&|w| _ = w.f32(FACTOR, -4.0)).unwrap_err().contains("factor -4"));
-    let divisors = |w: &mut GgufWriter| _ = w.tensor("rope_freqs.weight", DType::F32, &[8]);
-    assert_eq!(rope(&divisors), Ok(RopeKind::Factors));
+    let values = [1.0f32, 1.0, 1.5, 2.0, 4.0, 8.0, 8.0, 8.0];
+    let divisors = |w: &mut GgufWriter| {
+        w.tensor("rope_freqs.weight", DType::F32, &[8]);
+        w.named("rope_freqs.weight").data = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+    };
+    assert_eq!(rope(&divisors), Ok(RopeKind::Divided(values.map(f64::from).to_vec())));
+    // Some of the writer's own numbers are below zero.
+    let negative = rope(&|w| _ = w.tensor("rope_freqs.weight", DType::F32, &[8]));
+    assert!(negative.unwrap_err().contains("a divisor -0.39"));
     let both = rope(&|w| {
         divisors(w);
         w.f32(FACTOR, 4.0);
     });
     assert!(both.unwrap_err().contains("rope_freqs.weight"));
-    // A part of a head.
-    let error = rope(&|w| _ = w.u32("llama.rope.dimension_count", 8)).unwrap_err();
-    assert!(error.contains("llama.rope.dimension_count") && error.contains("partial rotary"), "{error}");
+    // A part of a head, which llama.cpp rotates whatever the architecture.
+    let mut writer = tiny_llama();
+    writer.u32("llama.rope.dimension_count", 8);
+    assert_eq!(open_gguf(&writer).unwrap().config.layers()[0].attention.rope.rotary_dim, 8);
+    let error = rope(&|w| _ = w.u32("llama.rope.dimension_count", 7)).unwrap_err();
+    assert!(error.contains("llama.rope.dimension_count"), "{error}");
 }
 
 /// The error, or the config, of the tiny llama with an edited `config.json`.
@@ -207,8 +221,14 @@ fn with_config(edit: impl FnOnce(&mut Value)) -> Result<Checkpoint, String> {
     Checkpoint::open(dir.path(), WeightSource::Random { seed: 1 }).map_err(|e| e.to_string())
 }
 
+/// The rope scaling of the first layer.
+fn kind(checkpoint: &Checkpoint) -> RopeKind {
+    checkpoint.config.layers()[0].attention.rope.kind.clone()
+}
+
+/// Llama rotates whole heads, whatever the factor says, as in transformers; Phi-3 rotates a part.
 #[test]
-fn partial_rotary_is_refused_by_name() {
+fn a_part_of_a_head_is_rotated_by_families_that_do() {
     for place in ["/rope_parameters", ""] {
         let set = |part: f64| {
             with_config(|c| {
@@ -216,13 +236,24 @@ fn partial_rotary_is_refused_by_name() {
                 object["partial_rotary_factor"] = part.into();
             })
         };
-        let error = set(0.5).unwrap_err();
-        assert!(error.contains("partial_rotary_factor") && error.contains("partial rotary"), "{error}");
-        assert!(set(1.0).is_ok());
+        for part in [0.5, 1.0] {
+            assert_eq!(set(part).unwrap().config.layers()[0].attention.rope.rotary_dim, 16, "{place} {part}");
+        }
     }
     let linear =
         with_config(|c| c["rope_parameters"] = json!({ "rope_type": "linear", "rope_theta": 1e4, "factor": 4.0 }));
-    assert_eq!(linear.unwrap().config.rope.kind, RopeKind::Linear { factor: 4.0 });
+    assert_eq!(kind(&linear.unwrap()), RopeKind::Linear { factor: 4.0 });
+    let scaled = with_config(|c| {
+        c["rope_parameters"] =
+            json!({ "rope_type": "linear", "rope_theta": 1e4, "factor": 4.0, "partial_rotary_factor": 0.5 });
+    });
+    let error = scaled.unwrap_err();
+    assert!(error.contains("partial_rotary_factor") && error.contains("partial rotary"), "{error}");
+    let phi = |c: &mut Value| {
+        c["model_type"] = "phi3".into();
+        c["rope_parameters"]["partial_rotary_factor"] = 0.75.into();
+    };
+    assert_eq!(with_config(phi).unwrap().config.layers()[0].attention.rope.rotary_dim, 12);
     assert!(with_config(|c| c["rope_parameters"] = json!({ "rope_type": "linear" })).unwrap_err().contains("factor"));
 }
 
@@ -263,8 +294,7 @@ fn an_output_projection_of_its_own_is_used_though_the_config_ties_it() {
     let tied = |edit: &dyn Fn(&mut Tensors)| {
         let dir = edited(model, edit);
         let checkpoint = Checkpoint::open(dir.path(), WeightSource::Files).unwrap();
-        assert!(checkpoint.check_tensors().is_ok());
-        checkpoint.config.tied_embeddings
+        checkpoint.config.decoder.as_ref().unwrap().tied_embeddings
     };
     assert!(tied(&|_| ()));
     let copy = |t: &mut Tensors| t["model.embed_tokens.weight"].clone();

@@ -57,6 +57,8 @@ pub enum Attr {
     DType(DType),
     /// Printed `[0, 2, 1]`.
     Ints(Vec<i64>),
+    /// Printed `[1.0, 2.5]`.
+    Reals(Vec<Real>),
     /// Printed `[T, 64]`.
     Shape(Shape),
     /// Printed `"text"`.
@@ -80,6 +82,7 @@ impl fmt::Display for Attr {
             Attr::Flag(b) => write!(f, "{b}"),
             Attr::DType(d) => write!(f, "{d}"),
             Attr::Ints(v) => list(f, v),
+            Attr::Reals(v) => list(f, v),
             Attr::Shape(s) => list(f, s),
             Attr::Text(t) => write!(f, "{t:?}"),
             Attr::Role(r) => write!(f, "{r}"),
@@ -100,6 +103,8 @@ pub enum AttrKind {
     DType,
     /// [`Attr::Ints`]
     Ints,
+    /// [`Attr::Reals`]
+    Reals,
     /// [`Attr::Shape`]
     Shape,
     /// [`Attr::Text`]
@@ -129,4 +134,4 @@ macro_rules! attr_value {
         }
     )*};
 }
-attr_value! { i64 => Int; Real => Real; bool => Flag; DType => DType; Vec<i64> => Ints; Vec<Dim> => Shape; Arc<str> => Text; InputRole => Role; }
+attr_value! { i64 => Int; Real => Real; bool => Flag; DType => DType; Vec<i64> => Ints; Vec<Real> => Reals; Vec<Dim> => Shape; Arc<str> => Text; InputRole => Role; }

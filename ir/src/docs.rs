@@ -9,7 +9,7 @@ const HEAD: &str = "# Ops of the graph IR
 
 Written from the op table (`ir/src/op.rs`) by `weldment_ir::docs`; `WELDMENT_BLESS=1 cargo test -p weldment-ir` rewrites it.
 An op reads `name(operands) {attributes} -> (results)`; `..` after an operand means any number of it. Text IR needs every
-attribute and takes them in any order. Shapes are row-major, outermost dim first; a dim is a number or a declared symbol.
+attribute that shows no default and takes them in any order. Shapes are row-major, outermost dim first; a dim is a number or a declared symbol.
 
 Arithmetic is f32's unless the operands are integers, which wrap at their width and divide towards zero. A result is rounded once, to its dtype;
 `maximum`, `minimum`, `select`, `neg`, `reduce_max` and views never round.
@@ -62,8 +62,15 @@ pub fn signature(info: &OpInfo) -> String {
         text += &format!("({}{})", info.operands.join(", "), if info.variadic { " .." } else { "" });
     }
     if !info.attrs.is_empty() {
-        let attrs: Vec<String> =
-            info.attrs.iter().map(|(name, kind)| format!("{name}: {}", kind_name(*kind))).collect();
+        let attrs: Vec<String> = info
+            .attrs
+            .iter()
+            .zip((info.defaults)())
+            .map(|((name, kind), default)| {
+                let default = default.map_or(String::new(), |value| format!(" = {value}"));
+                format!("{name}: {}{default}", kind_name(*kind))
+            })
+            .collect();
         text += &format!(" {{{}}}", attrs.join(", "));
     }
     text + &format!(" -> ({})", info.results.join(", "))
@@ -76,6 +83,7 @@ fn kind_name(kind: AttrKind) -> &'static str {
         AttrKind::Flag => "flag",
         AttrKind::DType => "dtype",
         AttrKind::Ints => "[int]",
+        AttrKind::Reals => "[real]",
         AttrKind::Shape => "[dim]",
         AttrKind::Text => "text",
         AttrKind::Role => "role",

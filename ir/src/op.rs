@@ -47,6 +47,8 @@ pub struct OpInfo {
     pub variadic: bool,
     /// Attribute names and kinds, in order.
     pub attrs: &'static [(&'static str, AttrKind)],
+    /// Values of the attributes that a text may leave out, in the same order.
+    pub defaults: fn() -> Vec<Option<Attr>>,
     /// Result names.
     pub results: &'static [&'static str],
     /// Behaviour.
@@ -55,7 +57,7 @@ pub struct OpInfo {
 
 macro_rules! ops {
     ($($(#[doc = $doc:literal])+ $variant:ident $name:literal ($($operand:ident),* $(; $rest:ident ..)?)
-        {$($attr:ident: $ty:ty),*} -> ($($result:ident),+) $category:ident $rule:ident;)*) => {
+        {$($attr:ident: $ty:ty $(= $default:expr)?),*} -> ($($result:ident),+) $category:ident $rule:ident;)*) => {
         /// An op with its attributes. See the table in this file (and docs/ops.md) for semantics.
         #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
         pub enum Op { $($(#[doc = $doc])+ $variant {$(
@@ -77,6 +79,7 @@ macro_rules! ops {
                         operands: &[$(stringify!($operand),)* $(stringify!($rest),)?],
                         variadic: false $(|| { let _ = stringify!($rest); true })?,
                         attrs: &[$((stringify!($attr), <$ty as AttrValue>::KIND)),*],
+                        defaults: || vec![$(None::<$ty> $(.or(Some($default)))? .map(|v| v.to_attr())),*],
                         results: &[$(stringify!($result)),+],
                         category: Category::$category,
                     };
@@ -129,7 +132,7 @@ macro_rules! ops {
 
 ops! {
     /// A tensor given at every step, in a `role` (`plain` if none is stated) by which a session knows what it is.
-    Input "input" () {name: Arc<str>, dtype: DType, shape: Shape, role: InputRole} -> (out) Leaf leaf;
+    Input "input" () {name: Arc<str>, dtype: DType, shape: Shape, role: InputRole = InputRole::Plain} -> (out) Leaf leaf;
     /// A constant tensor of the checkpoint; `name` is its canonical tensor name.
     Weight "weight" () {name: Arc<str>, dtype: DType, shape: Shape} -> (out) Leaf leaf;
     /// A tensor that outlives the step (a KV cache); this is the version at the step's start.
@@ -141,6 +144,8 @@ ops! {
     /// Llama 3 scaling applies when factor != 1: wavelengths over original/low are divided by factor, those under original/high kept,
     /// those between interpolated (Llama 3.1 reference, as in transformers' modeling_rope_utils).
     RopeTable "rope_table" (; factors ..) {positions: i64, dim: i64, theta: Real, factor: Real, low: Real, high: Real, original: i64} -> (out) Leaf rope_table;
+    /// These numbers, f32 [count].
+    Numbers "numbers" () {values: Vec<Real>} -> (out) Leaf numbers;
     /// 0, 1, 2, ..., size - 1, i32 [size].
     Iota "iota" () {size: i64} -> (out) Leaf iota;
 
@@ -235,8 +240,9 @@ ops! {
     /// rope, then cache_write.
     RopeCacheWrite "rope_cache_write" (cache, x, positions, table, sequence_ids, block_tables) {interleaved: bool, transposed: bool} -> (out) StateWrite rope_cache_write;
     /// Causal attention over a paged cache: q [T, Hq, D], k_cache [N, Hkv, D, S], v_cache [N, Hkv, S, D]; query head h reads KV head h / (Hq / Hkv);
-    /// token t sees positions 0..=positions[t] of its sequence; softmax of scale * q.k; out [T, Hq, D], rounded to `dtype`.
-    Attention "attention" (q, k_cache, v_cache, positions, sequence_ids, block_tables) {scale: Real, dtype: DType} -> (out) Contraction attention;
+    /// token t sees positions 0..=positions[t] of its sequence, of those the last `window` where that is not 0; softmax of scale * q.k; out [T, Hq, D],
+    /// rounded to `dtype`.
+    Attention "attention" (q, k_cache, v_cache, positions, sequence_ids, block_tables) {scale: Real, dtype: DType, window: i64 = 0} -> (out) Contraction attention;
     /// Logits of a sparse attention's indexer: q [T, H, D], weights [T, H], keys a paged cache [N, 1, D, S]; out f32 [T, C], `columns` being [C]:
     /// out[t, s] = sum over h of weights[t, h] * max(0, q[t, h] . key of position s of the token's sequence) for s <= positions[t], 0 elsewhere
     /// (a NaN product counts as 0). Rows with positions[t] < skip are 0 throughout and read no keys.

@@ -51,6 +51,7 @@ mod tests {
                 AttrKind::Flag => Attr::Flag(true),
                 AttrKind::DType => Attr::DType(crate::DType::F32),
                 AttrKind::Ints => Attr::Ints(vec![]),
+                AttrKind::Reals => Attr::Reals(vec![]),
                 AttrKind::Shape => Attr::Shape(vec![]),
                 AttrKind::Text => Attr::Text("x".into()),
                 AttrKind::Role => Attr::Role(weldment_artifact::InputRole::Plain),

@@ -111,6 +111,12 @@ pub(crate) fn rope_table(op: &Op, operands: &[TensorType]) -> Types {
     one(DType::F32, vec![Dim::Const(p), Dim::Const(d)])
 }
 
+pub(crate) fn numbers(op: &Op, _: &[TensorType]) -> Types {
+    let Op::Numbers { values } = op else { return Err("not numbers".into()) };
+    check(!values.is_empty(), || "no numbers; at least one is expected".into())?;
+    one(DType::F32, vec![Dim::Const(values.len() as u64)])
+}
+
 pub(crate) fn iota(op: &Op, _: &[TensorType]) -> Types {
     let Op::Iota { size } = op else { return Err("not an iota".into()) };
     one(DType::I32, vec![index_count("size", *size)?])
@@ -478,6 +484,10 @@ pub(crate) fn attention(op: &Op, o: &[TensorType]) -> Types {
     let (Op::Attention { dtype, .. } | Op::SparseAttention { dtype, .. }) = op else {
         return Err("not an attention".into());
     };
+    if let Op::Attention { window, .. } = op {
+        let limit = i64::from(i32::MAX);
+        check((0..=limit).contains(window), || format!("window {window}; 0 (no window) to {limit} is accepted"))?;
+    }
     rank("q", &o[0], 3)?;
     compute_float("q", &o[0])?;
     for cache in &o[1..3] {

@@ -97,8 +97,20 @@ pub fn traffic(op: &Op, operands: &[TensorType], results: &[TensorType], dims: &
             let rows = rows_of(table, positions, dims);
             bytes_at(x, dims).saturating_mul(2).saturating_add(indices).saturating_add(rows)
         }
-        (Op::Attention { .. }, [q, caches @ .., _, _, tables]) => {
-            let blocks = tables.shape.iter().fold(1u64, |n, d| n.saturating_mul(dim_at(d, dims)));
+        (Op::Attention { window, .. }, [q, caches @ .., _, _, tables]) => {
+            let sizes: Vec<u64> = tables.shape.iter().map(|d| dim_at(d, dims)).collect();
+            // A window of each token of a sequence ends somewhere among its new positions.
+            let seen = match (u64::try_from(*window), caches.first().and_then(TensorType::last_constant)) {
+                (Ok(window @ 1..), Some(slots @ 1..)) => {
+                    let tokens = q.shape.first().map_or(1, |d| dim_at(d, dims));
+                    window.saturating_add(tokens).div_ceil(slots).saturating_add(1)
+                }
+                _ => u64::MAX,
+            };
+            let blocks = match sizes[..] {
+                [sequences, width] => sequences.saturating_mul(width.min(seen)),
+                _ => 1,
+            };
             let read = caches.iter().filter(|t| t.rank() == 4).fold(0u64, |sum, cache| {
                 let held = cache.shape.first().map_or(1, |n| dim_at(n, dims)).max(1);
                 let block = bytes_at(cache, dims) / held;
@@ -200,7 +212,7 @@ mod tests {
         assert_eq!(traffic(&write, &operands, std::slice::from_ref(&cache), &dims), 96 + 96 + 12 + 12 + 8);
         // Attention reads the two blocks that its table names, of 512 bytes each, of both caches.
         let operands = [x.clone(), cache.clone(), cache, positions.clone(), positions, tables];
-        let attention = Op::Attention { scale: weldment_ir::Real(1.0), dtype: DType::F32 };
+        let attention = Op::Attention { scale: weldment_ir::Real(1.0), dtype: DType::F32, window: 0 };
         let found = traffic(&attention, &operands, std::slice::from_ref(&x), &dims);
         assert_eq!(found, 96 + 2 * 2 * 512 + 12 + 12 + 8 + 96);
         let view = Op::Reshape { shape: vec![Dim::Const(24)] };

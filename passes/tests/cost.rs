@@ -84,7 +84,7 @@ fn attention(b: &mut Build, layer: u64, x: Value, step: &Step) -> Value {
         after
     };
     let (k, v) = (cache("k_cache", k, true), cache("v_cache", v, false));
-    let op = Op::Attention { scale: Real((size as f64).sqrt().recip()), dtype: DType::BF16 };
+    let op = Op::Attention { scale: Real((size as f64).sqrt().recip()), dtype: DType::BF16, window: 0 };
     let mixed = b.push(&at("attention"), op, &[q, k, v, step.positions, step.ids, step.tables]);
     let shape = vec![Dim::sym("T"), Dim::Const(HEADS * size)];
     let mixed = b.push(&at("attention"), Op::Reshape { shape }, &[mixed]);

@@ -136,7 +136,11 @@ pub fn cases() -> Vec<Case> {
         }
         all.push(rope_and_caches(4, 16, 16, 8, true, dtype));
         for (tokens, max, heads, kv, d) in [(1, 1, 4, 2, 64), (1, 1, 9, 3, 16), (6, 16, 6, 2, 64), (20, 32, 4, 4, 80)] {
-            all.push(attention(tokens, max, heads, kv, d, dtype));
+            all.push(attention(tokens, max, heads, kv, d, dtype, 0));
+        }
+        // Windows within a block, over blocks, and of many tokens' tiles.
+        for (tokens, max, window) in [(1, 1, 5), (6, 16, 20), (37, 96, 24)] {
+            all.push(attention(tokens, max, 4, 2, 64, dtype, window));
         }
         all.push(elementwise(3, 16, 70, dtype));
         all.push(reductions(3, 16, 77, dtype));
@@ -157,7 +161,7 @@ pub fn cases() -> Vec<Case> {
     for (dtype, heads, kv, d) in
         [(DType::BF16, 6, 2, 64), (DType::BF16, 4, 4, 80), (DType::BF16, 2, 1, 128), (DType::F16, 2, 1, 128)]
     {
-        all.push(attention(37, 96, heads, kv, d, dtype));
+        all.push(attention(37, 96, heads, kv, d, dtype, 0));
     }
     for format in FORMATS {
         all.push(gather(1, 1, 256, format, DType::BF16));
@@ -248,14 +252,15 @@ fn rope_and_caches(tokens: u64, max: u64, d: u64, rotary: i64, interleaved: bool
     c
 }
 
-fn attention(tokens: u64, max: u64, heads: u64, kv: u64, d: u64, dtype: DType) -> Case {
-    let name = format!("attention {heads} heads over {kv} of {d} {dtype}");
+fn attention(tokens: u64, max: u64, heads: u64, kv: u64, d: u64, dtype: DType, window: i64) -> Case {
+    let within = if window > 0 { format!(" in a window of {window}") } else { String::new() };
+    let name = format!("attention {heads} heads over {kv} of {d} {dtype}{within}");
     let (mut c, [positions, ids, tables]) = paged(name, tokens, max, rounding(dtype));
     let q = c.input("q", dtype, vec![sym("T"), Dim::Const(heads), Dim::Const(d)]);
     let shape = |a: u64, b: u64| vec![sym("N"), Dim::Const(kv), Dim::Const(a), Dim::Const(b)];
     let k = c.push(Op::State { name: "k".into(), dtype, shape: shape(d, 16) }, &[]);
     let v = c.push(Op::State { name: "v".into(), dtype, shape: shape(16, d) }, &[]);
-    let y = c.push(Op::Attention { scale: Real(0.25), dtype }, &[q, k, v, positions, ids, tables]);
+    let y = c.push(Op::Attention { scale: Real(0.25), dtype, window }, &[q, k, v, positions, ids, tables]);
     c.outputs(&[y])
 }
 

@@ -3,10 +3,10 @@
 
 use serde_json::{Value, json};
 use std::path::Path;
+use weldment_compiler::checkpoint::WeightSource;
 use weldment_compiler::driver::{
     EntryOptions, FusionOptions, Quiet, Timeline, model_graph, open, plan_targets, reports, shard_graph,
 };
-use weldment_compiler::frontend::WeightSource;
 use weldment_ir::DType;
 use weldment_passes::report::Outcome;
 

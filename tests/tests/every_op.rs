@@ -265,7 +265,7 @@ impl Draw {
                 (op, vec![cache(heads, transposed), x(heads), ids.clone(), table, ids, tables])
             }
             OpKind::Attention => {
-                let op = Op::Attention { scale, dtype: self.float() };
+                let op = Op::Attention { scale, dtype: self.float(), window: self.pick(&[0, 1, 2, 7]) };
                 (op, vec![x(2 * heads), cache(heads, true), cache(heads, false), ids.clone(), ids, tables])
             }
             OpKind::SparseAttention => {

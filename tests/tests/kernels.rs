@@ -427,14 +427,20 @@ fn rope_and_cache_writes() {
 
 #[test]
 fn attention_over_pages() {
-    for (tokens, max, heads, kv, d) in [(1, 1, 4, 2, 16), (6, 8, 6, 2, 16), (4, 4, 3, 3, 80), (3, 4, 9, 3, 64)] {
+    // No window; one within a block, of a block, over several, over all.
+    let windows = [0, 1, 5, 16, 20, 1000];
+    let sizes = [(1, 1, 4, 2, 16), (6, 8, 6, 2, 16), (4, 4, 3, 3, 80), (3, 4, 9, 3, 64)];
+    for ((tokens, max, heads, kv, d), window) in sizes.into_iter().flat_map(|s| windows.map(|w| (s, w))) {
         for dtype in [DType::F32, DType::BF16] {
             let (mut c, [positions, ids, tables]) = paged(tokens, max);
             let q = c.input("q", DType::F32, dims(&[sym("T"), Dim::Const(heads), Dim::Const(d)]));
             let shape = |a: u64, b: u64| dims(&[sym("N"), Dim::Const(kv), Dim::Const(a), Dim::Const(b)]);
             let k = c.push(Op::State { name: "k".into(), dtype, shape: shape(d, 16) }, &[]);
             let v = c.push(Op::State { name: "v".into(), dtype, shape: shape(16, d) }, &[]);
-            let y = c.push(Op::Attention { scale: Real(0.25), dtype: DType::F32 }, &[q, k, v, positions, ids, tables]);
+            let y = c.push(
+                Op::Attention { scale: Real(0.25), dtype: DType::F32, window },
+                &[q, k, v, positions, ids, tables],
+            );
             c.check(&[y], 1e-5);
         }
     }

@@ -1,10 +1,10 @@
 //! What `weldment explain` says of a small llama, in full. `INSTA_UPDATE=always` rewrites the snapshots, to be read in the diff.
 
 use std::path::Path;
+use weldment_compiler::checkpoint::WeightSource;
 use weldment_compiler::driver::{
     EntryOptions, FusionOptions, Quiet, Timeline, model_graph, open, plan_targets, reports,
 };
-use weldment_compiler::frontend::WeightSource;
 use weldment_passes::report::Report;
 
 /// Reports by variant, for a target that every machine can compile for.

@@ -249,7 +249,8 @@ fn attention(of: &[(i32, i32)], max: u64, (heads, kv, d): (u64, u64, u64), dtype
         c.push(Op::State { name: name.into(), dtype, shape }, &[])
     };
     let (k, v) = (cache(&mut c, "k", d, 16), cache(&mut c, "v", 16, d));
-    let y = c.push(Op::Attention { scale: Real(0.3), dtype: DType::F32 }, &[q, k, v, positions, ids, tables]);
+    let y =
+        c.push(Op::Attention { scale: Real(0.3), dtype: DType::F32, window: 0 }, &[q, k, v, positions, ids, tables]);
     c.check(&[y], tolerance);
 }
 

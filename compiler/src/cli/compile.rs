@@ -4,10 +4,10 @@ use super::args::{BuildArgs, CompileArgs, Emit as Form, Stage, WeightsArg};
 use super::explain::Reports;
 use super::progress::Bars;
 use super::{graphs, put, write_file};
+use crate::checkpoint::Checkpoint;
 use crate::driver::{
     self, Compilation, CompileError, CompileOptions, PlannedTarget, Progress, Timeline, build_artifact, plan_targets,
 };
-use crate::frontend::Checkpoint;
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use weldment_artifact::SymbolRole;

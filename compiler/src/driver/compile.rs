@@ -4,7 +4,7 @@ use super::statics::Collector;
 use super::{
     CompileError, FusionOptions, Planned, Progress, Signature, Timeline, bisect_entry, model_facts, plan_entry,
 };
-use crate::frontend::Checkpoint;
+use crate::checkpoint::Checkpoint;
 use indexmap::IndexMap;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};

@@ -4,7 +4,7 @@
 use super::one_sequence::OneSequence;
 use super::statics::Collector;
 use super::{CompileError, Planned, PlannedTarget, Reference};
-use crate::frontend::Checkpoint;
+use crate::checkpoint::Checkpoint;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use weldment_artifact::SymbolRole;

@@ -1,7 +1,7 @@
 //! The parts of a manifest that do not depend on a target: dims, bindings, states, model facts, weights.
 
 use super::CompileError;
-use crate::frontend::{Checkpoint, TensorSource};
+use crate::checkpoint::{Checkpoint, TensorSource};
 use indexmap::IndexMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -165,7 +165,7 @@ pub fn model_facts(checkpoint: &Checkpoint, max_seq: u64) -> Result<Model, Compi
         u32::try_from(n).map_err(|_| CompileError::option(what, format!("{n}; less than 2^32 is accepted")))
     };
     Ok(Model {
-        architecture: c.architecture.name().to_owned(),
+        architecture: c.architecture().to_owned(),
         name: None,
         vocab_size: narrow("vocab_size", c.vocab)?,
         bos_id: c.bos_id,
@@ -236,7 +236,7 @@ fn base_name(path: &Path) -> String {
 mod tests {
     use super::super::{EntryOptions, model_graph, open};
     use super::*;
-    use crate::frontend::WeightSource;
+    use crate::checkpoint::WeightSource;
 
     #[test]
     fn a_manifest_describes_the_entry() {
@@ -250,8 +250,9 @@ mod tests {
         assert_eq!(names, ["tokens", "positions", "sequence_ids", "block_tables", "logit_rows"]);
         assert_eq!((signature.outputs.len(), signature.entries[0].name.as_str()), (1, "step"));
         let states = signature.states;
-        assert_eq!(states.len() as u64, 2 * checkpoint.config.layers);
-        assert_eq!(states[0].unit_bytes, 16 * checkpoint.config.kv_heads * checkpoint.config.head_dim * 4);
+        assert_eq!(states.len() as u64, 2 * checkpoint.config.layers().len() as u64);
+        let attention = &checkpoint.config.layers()[0].attention;
+        assert_eq!(states[0].unit_bytes, 16 * attention.kv_heads * attention.head_dim * 4);
         let facts = model_facts(&checkpoint, 64).unwrap();
         assert_eq!(facts.max_seq, 64);
         let all: Vec<&str> = checkpoint.names().collect();

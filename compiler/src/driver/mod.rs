@@ -15,8 +15,9 @@ pub use one_sequence::block_positions;
 pub use plan::{FusionOptions, Planned, bisect_entry, plan_entry};
 pub use reference::Reference;
 
-use crate::frontend::{Checkpoint, FrontendError, WeightSource};
-use crate::models::{KV_BLOCK, StepOptions, build_step};
+use crate::checkpoint::{Checkpoint, WeightSource, build_step};
+use crate::frontend::FrontendError;
+use crate::models::{KV_BLOCK, StepOptions};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -189,7 +190,7 @@ pub fn shard_graph(graph: Graph, tp: u32) -> Result<Graph, CompileError> {
 pub fn max_seq(checkpoint: &Checkpoint, options: &EntryOptions) -> Result<u64, CompileError> {
     let limit = checkpoint.config.max_positions;
     match options.max_seq {
-        None => Ok(limit.min(4096)),
+        None => Ok(checkpoint.config.positions.min(4096)),
         Some(n) if (1..=limit).contains(&n) => Ok(n),
         Some(n) => {
             Err(CompileError::option("--max-seq", format!("{n}; the model was made for 1 to {limit} positions")))

@@ -2,8 +2,8 @@
 
 use super::one_sequence::{OneSequence, block_positions};
 use super::{CompileError, shard_graph};
-use crate::frontend::Checkpoint;
-use crate::models::{StepOptions, build_step};
+use crate::checkpoint::{Checkpoint, build_step};
+use crate::models::StepOptions;
 use weldment_artifact::SymbolRole;
 use weldment_ir::interpret::{Binding, Bindings, F64, Options, interpret_ranks};
 use weldment_ir::{DType, Dim, Graph, IrError, Op, OutputKind};
@@ -120,7 +120,7 @@ impl Reference {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::frontend::WeightSource;
+    use crate::checkpoint::WeightSource;
     use std::path::Path;
 
     #[test]

@@ -2,7 +2,7 @@
 
 use super::CompileError;
 use super::manifest::ModelWeights;
-use crate::frontend::Checkpoint;
+use crate::checkpoint::Checkpoint;
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -245,7 +245,7 @@ impl TensorSource for Collected<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::frontend::graph::random;
+    use crate::checkpoint::graph::random;
     use std::path::Path;
 
     #[test]

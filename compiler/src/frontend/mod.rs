@@ -1,21 +1,16 @@
-//! Front ends: a model file or directory in, a [`Checkpoint`] out. What follows never asks which format it was.
+//! Formats of model files: what Hugging Face directories and GGUF files hold, before any of it is a model.
 
-mod checkpoint;
-mod config;
 mod error;
 pub mod gguf;
-pub mod graph;
 pub mod hf;
-mod layout;
+mod json;
 mod mapping;
 mod quantization;
-mod random;
 mod tokenizer;
 
-pub use checkpoint::{Checkpoint, TensorSource, TensorView, WeightSource};
-pub use config::{Architecture, ModelConfig, RopeConfig, RopeKind};
+pub(crate) use error::shown;
 pub use error::{FrontendError, Place};
-pub use layout::{Expected, Role, expected_tensors};
+pub use json::Object;
 pub use mapping::Mapping;
 pub use quantization::{ActivationScales, Quantization, WeightScales, is_code};
 pub use tokenizer::TokenizerData;

@@ -1,7 +1,7 @@
 //! How a checkpoint's projections are quantised to FP8: which elements of a weight share a scale, and which of an activation.
 
-use super::checkpoint::{Checkpoint, TensorView};
 use super::error::{FrontendError, Place};
+use std::path::Path;
 use weldment_ir::DType;
 
 /// Elements of a weight [N, K] under one scale.
@@ -71,31 +71,11 @@ impl Quantization {
         }
     }
 
-    /// The scales of the weight of `module`, checked against the weight.
+    /// Checks that the weight `name`, of K columns, has whole groups and blocks of them.
     ///
     /// # Errors
-    /// If there are none, or their shape or dtype is not what the config says.
-    pub fn scales<'c>(
-        &self,
-        checkpoint: &'c Checkpoint,
-        module: &str,
-        weight: &TensorView<'_>,
-    ) -> Result<TensorView<'c>, FrontendError> {
-        let wrong = |name: &str, message: String| {
-            FrontendError::invalid(checkpoint.path(), Place::Tensor(name.to_owned()), message)
-        };
-        if self.kept.iter().any(|k| k == module) {
-            let message = format!("dtype {} of a module that quantization_config leaves as it is", weight.dtype);
-            return Err(wrong(weight.name, format!("{message}; f32, f16 or bf16 is expected")));
-        }
-        let found = Self::SCALES.iter().find_map(|part| checkpoint.tensor(&format!("{module}.{part}")));
-        let scales = found.ok_or_else(|| {
-            let names = Self::SCALES.map(|part| format!("`{module}.{part}`")).join(" or ");
-            wrong(weight.name, format!("dtype {} without scales; {names} is expected", weight.dtype))
-        })?;
-        let &[n, k] = weight.shape else {
-            return Err(wrong(weight.name, format!("shape {:?}; rank 2 is expected", weight.shape)));
-        };
+    /// If it has not.
+    pub fn check_widths(&self, path: &Path, name: &str, k: u64) -> Result<(), FrontendError> {
         let widths = [
             ("activation group", self.group(k)),
             ("weight block", if let WeightScales::Block { columns, .. } = self.weights { columns } else { k }),
@@ -103,25 +83,47 @@ impl Quantization {
         for (what, width) in widths {
             if width == 0 || !k.is_multiple_of(width) {
                 let message = format!("{k} columns in {what}s of {width}; a multiple is expected");
-                return Err(wrong(weight.name, message));
+                return Err(FrontendError::invalid(path, Place::Tensor(name.to_owned()), message));
             }
         }
+        Ok(())
+    }
+
+    /// Checks `scales` (name, dtype and shape, if there are any) of the weight [N, K] of `module` in the model at `path`.
+    ///
+    /// # Errors
+    /// If there are none, or their shape or dtype is not what the config says.
+    pub fn check_scales(
+        &self,
+        path: &Path,
+        module: &str,
+        (dtype, [n, k]): (DType, [u64; 2]),
+        scales: Option<(&str, DType, &[u64])>,
+    ) -> Result<(), FrontendError> {
+        let wrong = |name: &str, message: String| FrontendError::invalid(path, Place::Tensor(name.to_owned()), message);
+        let weight = format!("{module}.weight");
+        if self.kept.iter().any(|k| k == module) {
+            let message = format!("dtype {dtype} of a module that quantization_config leaves as it is");
+            return Err(wrong(&weight, format!("{message}; f32, f16 or bf16 is expected")));
+        }
+        let (name, scale_dtype, shape) = scales.ok_or_else(|| {
+            let names = Self::SCALES.map(|part| format!("`{module}.{part}`")).join(" or ");
+            wrong(&weight, format!("dtype {dtype} without scales; {names} is expected"))
+        })?;
+        self.check_widths(path, &weight, k)?;
         let expected = self.scale_shape([n, k]);
         // A scale a row or a tensor may come without its dims of 1.
         let plain = |shape: &[u64]| shape.iter().copied().filter(|d| *d != 1).collect::<Vec<_>>();
         let fits = match self.weights {
-            WeightScales::Block { .. } => scales.shape == expected,
-            _ => plain(scales.shape) == plain(&expected),
+            WeightScales::Block { .. } => shape == expected,
+            _ => plain(shape) == plain(&expected),
         };
         if !fits {
-            return Err(wrong(
-                scales.name,
-                format!("shape {:?}; {expected:?} is expected for {n} x {k}", scales.shape),
-            ));
+            return Err(wrong(name, format!("shape {shape:?}; {expected:?} is expected for {n} x {k}")));
         }
-        if !scales.dtype.is_compute_float() {
-            return Err(wrong(scales.name, format!("dtype {}; f32, f16 or bf16 is expected", scales.dtype)));
+        if !scale_dtype.is_compute_float() {
+            return Err(wrong(name, format!("dtype {scale_dtype}; f32, f16 or bf16 is expected")));
         }
-        Ok(scales)
+        Ok(())
     }
 }

@@ -8,9 +8,9 @@ use checkpoint::{Draft, Style, fixture};
 use serde_json::{Value, json};
 use std::path::Path;
 use std::process::Command;
+use weldment_compiler::checkpoint::{Checkpoint, WeightSource, build_step};
 use weldment_compiler::driver::Reference;
-use weldment_compiler::frontend::{Checkpoint, WeightSource};
-use weldment_compiler::models::{StepOptions, build_step};
+use weldment_compiler::models::StepOptions;
 use weldment_ir::{DType, OpKind};
 
 const STYLES: [Style; 4] = [Style::Blocks([32, 64]), Style::Tensor, Style::Channel, Style::CompressedBlocks([16, 32])];
@@ -42,7 +42,7 @@ fn every_layout_is_near_the_unquantised_model() {
         let options = StepOptions { dtype: DType::F32, max_tokens: 4, max_seqs: 1, max_seq_len: 16 };
         let graph = build_step(&checkpoint, &options).unwrap();
         let count = |kind| graph.ids().filter(|id| graph.node(*id).op.kind() == kind).count() as u64;
-        let layers = checkpoint.config.layers;
+        let layers = checkpoint.config.layers().len() as u64;
         assert_eq!((count(OpKind::ScaledMatmul), count(OpKind::Matmul)), (7 * layers, 1), "{style:?}");
     }
 }

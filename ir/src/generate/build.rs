@@ -277,6 +277,10 @@ impl Build<'_> {
             OpKind::RopeTable => {
                 self.rope_table()?;
             }
+            OpKind::Numbers => {
+                let values = (0..4).map(|i| Real(f64::from(i) - 1.5)).collect();
+                self.push(Op::Numbers { values }, &[])?;
+            }
             OpKind::Iota => {
                 let size = 1 + self.random.below(8) as i64;
                 self.push(Op::Iota { size }, &[])?;
@@ -577,7 +581,8 @@ impl Build<'_> {
             let (x, old) = (self.heads(2)?, self.states[v].1);
             let v = self.write(v, Op::CacheWrite { transposed: false }, &[old, x, positions, ids, tables])?;
             let (q, dtype) = (self.heads(4)?, self.compute());
-            self.push(Op::Attention { scale: Real(0.25), dtype }, &[q, k, v, positions, ids, tables])?;
+            let window = self.random.pick(&[0, 0, 1, 3, 20]).copied().unwrap_or(0);
+            self.push(Op::Attention { scale: Real(0.25), dtype, window }, &[q, k, v, positions, ids, tables])?;
         }
         Ok(())
     }

@@ -225,7 +225,8 @@ impl Build<'_> {
         let q = self.value(dtype, tokens(heads * group))?;
         let q = self.push(Op::Rope { interleaved }, &[q, positions, table])?;
         let (scale, dtype) = (Real(0.25), self.compute());
-        let y = self.push(Op::Attention { scale, dtype }, &[q, k, v, positions, ids, tables])?;
+        let window = self.random.pick(&[0, 0, 1, 3, 20]).copied().unwrap_or(0);
+        let y = self.push(Op::Attention { scale, dtype, window }, &[q, k, v, positions, ids, tables])?;
         let shape = vec![Dim::sym("T"), (heads * group * depth).into()];
         let y = self.push(Op::Reshape { shape }, &[y])?;
         let dtype = self.result();
@@ -374,7 +375,8 @@ impl Build<'_> {
         let Some((k, v)) = self.random.pick(&pairs).copied() else { return Ok(()) };
         let keys = self.graph.type_of(k).shape.clone();
         let q = self.value(dtype, vec![Dim::sym("T"), keys[1].clone(), keys[2].clone()])?;
-        let op = Op::Attention { scale: Real(0.5), dtype };
+        let window = self.random.pick(&[0, 0, 2, 9]).copied().unwrap_or(0);
+        let op = Op::Attention { scale: Real(0.5), dtype, window };
         self.push(op, &[q, k, v, positions, ids, tables]).map(drop)
     }
 

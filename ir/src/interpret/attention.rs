@@ -116,10 +116,12 @@ pub(super) fn cache_write<D: Domain>(
     Ok(Tensor { dtype, shape, data: Data::Values(values) })
 }
 
-/// Causal attention over operands (q, k_cache, v_cache, positions, sequence_ids, block_tables), [T, Hq, D], not rounded.
-pub(super) fn attention<D: Domain>(o: &[Tensor<D::Value>], scale: f64) -> Result<Vec<D::Value>, Fault> {
+/// Causal attention over operands (q, k_cache, v_cache, positions, sequence_ids, block_tables), of the last `window` positions unless
+/// that is 0: [T, Hq, D], not rounded.
+pub(super) fn attention<D: Domain>(o: &[Tensor<D::Value>], scale: f64, window: i64) -> Result<Vec<D::Value>, Fault> {
     let [q, k, v, pages @ ..] = o else { return Err("wrong arity".into()) };
-    attend::<D>([q, k, v], pages, scale, |_, position| Ok((0..=position).collect()))
+    let window = usize::try_from(window).ok().filter(|n| *n > 0).unwrap_or(usize::MAX);
+    attend::<D>([q, k, v], pages, scale, |_, position| Ok(((position + 1).saturating_sub(window)..=position).collect()))
 }
 
 /// Attention over the positions that `indices` [T, K] names, of those at most the token's own: operands (q, k_cache, v_cache, indices,

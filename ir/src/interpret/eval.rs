@@ -42,6 +42,10 @@ pub(super) fn evaluate<D: Domain>(
             };
             indexed::rope_table::<D>(&spec, o.first(), options)?
         }
+        Op::Numbers { values } => {
+            let values: Result<Vec<D::Value>, Fault> = values.iter().map(|v| number::<D>(v.0)).collect();
+            finish::<D>(dtype, shape, values?, false, options)
+        }
         Op::Iota { .. } => sparse::iota(shape),
 
         Op::Add {} => elementwise::arithmetic::<D>(&node.op, o, shape, options)?,
@@ -162,8 +166,8 @@ pub(super) fn evaluate<D: Domain>(
             let x = indexed::rope::<D>(x, positions, table, *interleaved, options)?;
             attention::cache_write::<D>(cache, &x, [positions, ids, tables], *transposed, options)?
         }
-        Op::Attention { scale, .. } => {
-            let values = attention::attention::<D>(o, scale.0)?;
+        Op::Attention { scale, window, .. } => {
+            let values = attention::attention::<D>(o, scale.0, *window)?;
             finish::<D>(dtype, shape, values, false, options)
         }
         Op::IndexScores { skip, .. } => {

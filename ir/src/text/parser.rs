@@ -20,6 +20,8 @@ pub const MAX_TEXT: usize = 64 << 20;
 pub const MAX_NODES: usize = 1 << 20;
 /// Most operands of one node accepted: inference copies their types.
 const MAX_OPERANDS: usize = 1 << 14;
+/// Most numbers of a list.
+const MAX_NUMBERS: usize = 1 << 16;
 /// Most types read after `:`, over any op's number of results, so that a message about them stays short.
 const MAX_RESULTS: usize = 8;
 
@@ -318,11 +320,8 @@ impl<'a> Parser<'a> {
                 Ok(())
             })?;
         }
-        // What is not said of an input's role is that it has none.
-        for (value, (_, kind)) in found.iter_mut().zip(table) {
-            if *kind == AttrKind::Role {
-                value.get_or_insert(Attr::Role(InputRole::Plain));
-            }
+        for (value, default) in found.iter_mut().zip((kind.info().defaults)()) {
+            *value = value.take().or(default);
         }
         if let Some(i) = found.iter().position(Option::is_none) {
             return Err(place.error(format!("{kind} needs the attribute {} ({:?})", table[i].0, table[i].1)));
@@ -334,14 +333,7 @@ impl<'a> Parser<'a> {
     fn attribute(&mut self, kind: AttrKind, graph: &Graph) -> Result<Attr, IrError> {
         Ok(match kind {
             AttrKind::Int => Attr::Int(self.number("a 64-bit integer")?),
-            AttrKind::Real => {
-                let place = self.place;
-                let value: f64 = self.number("a number")?;
-                if !value.is_finite() {
-                    return Err(place.error("the number is too large for f64"));
-                }
-                Attr::Real(Real(value))
-            }
+            AttrKind::Real => Attr::Real(self.real()?),
             AttrKind::Flag => match self.token {
                 Token::Word(word @ ("true" | "false")) => {
                     self.advance()?;
@@ -360,6 +352,18 @@ impl<'a> Parser<'a> {
                 })?;
                 Attr::Ints(ints)
             }
+            AttrKind::Reals => {
+                let mut reals = Vec::new();
+                self.mark('[')?;
+                self.list(']', |p| {
+                    if reals.len() == MAX_NUMBERS {
+                        return Err(p.place.error(format!("more than {MAX_NUMBERS} numbers; no more are accepted")));
+                    }
+                    reals.push(p.real()?);
+                    Ok(())
+                })?;
+                Attr::Reals(reals)
+            }
             AttrKind::Shape => Attr::Shape(self.shape(graph)?),
             AttrKind::Text => Attr::Text(self.string("a quoted text")?),
             AttrKind::Role => {
@@ -372,6 +376,12 @@ impl<'a> Parser<'a> {
                 })?)
             }
         })
+    }
+
+    fn real(&mut self) -> Result<Real, IrError> {
+        let place = self.place;
+        let value: f64 = self.number("a number")?;
+        if value.is_finite() { Ok(Real(value)) } else { Err(place.error("the number is too large for f64")) }
     }
 
     /// Refuses item number `length` of a shape or permutation that is longer than any tensor's.

@@ -1,10 +1,9 @@
 //! Graph to text.
 
 use super::is_word;
-use crate::attr::Attr;
 use crate::graph::{Graph, NodeId, OutputKind, Value};
 use std::fmt::{self, Write};
-use weldment_artifact::{InputRole, SymbolRole};
+use weldment_artifact::SymbolRole;
 
 /// The text of a graph: deterministic, and read back by [`super::parse`] to a graph that prints the same.
 pub fn print(graph: &Graph) -> String {
@@ -72,11 +71,15 @@ fn write_node(f: &mut impl Write, graph: &Graph, id: NodeId) -> fmt::Result {
         f.write_char(')')?;
     }
     let attrs = node.op.attrs();
-    let shown = attrs.iter().zip(info.attrs).filter(|(attr, _)| **attr != Attr::Role(InputRole::Plain));
-    for (i, (attr, (name, _))) in shown.enumerate() {
-        write!(f, "{}{name}: {attr}", if i == 0 { " {" } else { ", " })?;
+    let defaults = (info.defaults)();
+    let shown =
+        attrs.iter().zip(info.attrs).zip(&defaults).filter(|((attr, _), default)| Some(*attr) != default.as_ref());
+    let mut any = false;
+    for ((attr, (name, _)), _) in shown {
+        write!(f, "{}{name}: {attr}", if any { ", " } else { " {" })?;
+        any = true;
     }
-    if !info.attrs.is_empty() {
+    if any {
         f.write_char('}')?;
     }
     for (i, t) in node.types.iter().enumerate() {

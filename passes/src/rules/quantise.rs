@@ -70,8 +70,8 @@ pub(super) fn rules() -> Vec<Rule> {
         rule! {
             /// Attention rounds once, to the dtype its reader wants.
             cast_into_attention [Bitwise, cast_into_producer]:
-                (cast (attention ?q ?k ?v ?positions ?ids ?blocks ?scale f32) ?d)
-                => (attention ?q ?k ?v ?positions ?ids ?blocks ?scale ?d) if float_result(?d)
+                (cast (attention ?q ?k ?v ?positions ?ids ?blocks ?scale f32 ?window) ?d)
+                => (attention ?q ?k ?v ?positions ?ids ?blocks ?scale ?d ?window) if float_result(?d)
         },
     ]
 }

@@ -30,7 +30,7 @@ pub(super) fn rules() -> Vec<Rule> {
             /// Sparse attention over whole windows is dense attention; its sums run in the dense kernel's order.
             dense_attention_of_short_windows [Reassoc, dense_window]:
                 (sparse_attention ?q ?keys ?values (topk ?scores ?positions ?k) ?positions ?ids ?blocks ?scale ?dtype)
-                => (attention ?q ?keys ?values ?positions ?ids ?blocks ?scale ?dtype) if window_fits(?scores, ?k)
+                => (attention ?q ?keys ?values ?positions ?ids ?blocks ?scale ?dtype 0) if window_fits(?scores, ?k)
         },
     ]
 }

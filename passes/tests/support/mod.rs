@@ -173,7 +173,7 @@ impl Decoder {
             let k = cache(&mut b, "k_cache", dims(head_dim, 16), k, true);
             let v = cache(&mut b, "v_cache", dims(16, head_dim), v, false);
             let scale = Real((head_dim as f64).sqrt().recip());
-            let attention = Op::Attention { scale, dtype: self.dtype };
+            let attention = Op::Attention { scale, dtype: self.dtype, window: 0 };
             let mixed = b.push(&at("self_attn.attention"), attention, &[q, k, v, positions, ids, tables]);
             let shape = vec![Dim::sym("T"), Dim::Const(self.hidden)];
             let mixed = b.push(&at("self_attn.attention"), Op::Reshape { shape }, &[mixed]);

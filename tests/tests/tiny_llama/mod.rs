@@ -3,11 +3,11 @@
 
 use std::path::{Path, PathBuf};
 use weldment_codegen::select::Choices;
+use weldment_compiler::checkpoint::WeightSource;
 use weldment_compiler::driver::{
     CompileOptions, EntryOptions, FusionOptions, Quiet, Timeline, build_artifact, model_graph, open, plan_targets,
     shard_graph,
 };
-use weldment_compiler::frontend::WeightSource;
 use weldment_ir::DType;
 use weldment_runtime::Artifact;
 

@@ -4,7 +4,7 @@ use super::{Problem, place};
 use crate::kernels::row::{elem_of, for_row, segments, store_f32};
 use crate::kernels::{bytes_of, paged};
 use crate::select::Choices;
-use crate::tile::{Builder, Compare, Elem, Param, Reduction, V};
+use crate::tile::{Binary, Builder, Compare, Elem, Param, Reduction, V};
 
 /// Columns of the result are kept in tiles of at most 32.
 pub fn column_tiles(d: u64) -> Vec<(u64, u32)> {
@@ -44,6 +44,7 @@ pub fn build(b: &mut Builder, p: &Problem<'_>, out_param: Param, choices: &Choic
     let full = b.div(count, per_block);
     let last_block = b.div(position, per_block);
     let (zero, blocks) = (b.int(0), b.offset(last_block, 1));
+    let first_seen = p.first_seen(b, position);
     let element = elem_of(keys.ty.dtype).unwrap_or(Elem::F32);
     let value_element = elem_of(values.ty.dtype).unwrap_or(Elem::F32);
     let q_element = elem_of(q.ty.dtype).unwrap_or(Elem::F32);
@@ -74,7 +75,14 @@ pub fn build(b: &mut Builder, p: &Problem<'_>, out_param: Param, choices: &Choic
             let first = b.scale(i, i64::from(*slots));
             let lanes = b.iota(Elem::I64, *slots);
             let at = b.add(lanes, first);
-            b.compare(Compare::LessEqual, at, position)
+            let seen = b.compare(Compare::LessEqual, at, position);
+            match first_seen {
+                Some(first) => {
+                    let inside = b.compare(Compare::LessEqual, first, at);
+                    b.binary(Binary::And, seen, inside)
+                }
+                None => seen,
+            }
         });
         if let Some(seen) = seen {
             let hidden = b.float(f64::NEG_INFINITY);
@@ -114,9 +122,20 @@ pub fn build(b: &mut Builder, p: &Problem<'_>, out_param: Param, choices: &Choic
         }
         next
     };
-    // Whole blocks need no mask; at most one block is partly seen.
-    let most = b.for_loop(zero, full, 1, &init, |b, i, carried| block_step(b, i, carried, false));
-    let done = b.for_loop(full, blocks, 1, &most, |b, i, carried| block_step(b, i, carried, true));
+    // Whole blocks need no mask; at most one block is partly seen at either end.
+    let (before, whole, last) = match first_seen {
+        None => (init, zero, full),
+        Some(first) => {
+            let start = b.div(first, per_block);
+            let up = b.offset(first, i64::from(*slots) - 1);
+            let up = b.div(up, per_block);
+            let whole = b.binary(Binary::Min, up, full);
+            let partial = b.for_loop(start, whole, 1, &init, |b, i, carried| block_step(b, i, carried, true));
+            (partial, whole, b.binary(Binary::Max, full, start))
+        }
+    };
+    let most = b.for_loop(whole, full, 1, &before, |b, i, carried| block_step(b, i, carried, false));
+    let done = b.for_loop(last, blocks, 1, &most, |b, i, carried| block_step(b, i, carried, true));
     let one = b.float(1.0);
     let inverse = b.div(one, done[1]);
     for ((column, _), acc) in tiles.iter().zip(&done[2..]) {

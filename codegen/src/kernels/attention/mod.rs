@@ -111,7 +111,7 @@ pub fn scratch(operands: [&TensorType; 3], max_tokens: u64, setup: &Setup) -> u6
 /// As [`check`].
 pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
     check(r)?;
-    let Op::Attention { scale, .. } = r.op else { return super::refuse("op", r.op.kind(), "attention") };
+    let Op::Attention { scale, window, .. } = r.op else { return super::refuse("op", r.op.kind(), "attention") };
     let [q, keys, values, positions, ids, tables] = &r.operands[..] else {
         return super::refuse("operands", r.operands.len(), 6);
     };
@@ -119,8 +119,11 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
     let names = ["q", "k_cache", "v_cache", "positions", "sequence_ids", "block_tables"];
     let params: Vec<Param> =
         names.iter().zip(&r.operands).map(|(n, t)| param(&mut b, r.target(), n, t, Access::Read)).collect();
-    let problem =
-        Problem::new(&params, [q, keys, values, positions, ids, tables], &r.results[0], scale.0, r.max_tokens)?;
+    let all = [q, keys, values, positions, ids, tables];
+    let problem = Problem {
+        window: (*window > 0).then_some(*window),
+        ..Problem::new(&params, all, &r.results[0], scale.0, r.max_tokens)?
+    };
     let products = [&q.ty, &keys.ty, &values.ty];
     let mut arguments: Vec<Argument> = (0..6).map(Argument::Operand).collect();
     let mut then = None;
@@ -162,8 +165,9 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
             }
         },
     };
+    let window = problem.window.map_or(String::new(), |n| format!(" in a window of {n}"));
     let summary = format!(
-        "attention {} heads over {} of {}, {form}, {} -> {}",
+        "attention {} heads over {} of {}{window}, {form}, {} -> {}",
         problem.heads, problem.kv_heads, problem.d, q.ty.dtype, r.results[0].ty.dtype
     );
     Ok(Built { kernel: b.finish(String::new()), arguments, summary, then })
@@ -197,6 +201,8 @@ struct Problem<'t> {
     /// Positions of a block.
     slots: u32,
     scale: f64,
+    /// A token sees so many positions at most, the last ones.
+    window: Option<i64>,
     tokens: &'t Dim,
     max_tokens: u64,
 }
@@ -227,9 +233,18 @@ impl<'t> Problem<'t> {
             share: heads / kv_heads,
             slots: keys.ty.last_constant().unwrap_or(16) as u32,
             scale,
+            window: None,
             tokens: &q.ty.shape[0],
             max_tokens,
         })
+    }
+
+    /// The first position that a token at `position` sees, where there is a window.
+    fn first_seen(&self, b: &mut Builder, position: V) -> Option<V> {
+        let window = self.window?;
+        let first = b.offset(position, 1 - window);
+        let zero = b.int(0);
+        Some(b.max(first, zero))
     }
 
     /// Position of a token, and byte offset of its sequence's row of block tables.

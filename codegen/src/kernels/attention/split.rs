@@ -11,7 +11,7 @@ use crate::kernels::paged;
 use crate::kernels::row::elem_of;
 use crate::kernels::schedule::{all_of, below};
 use crate::select::Choices;
-use crate::tile::{Builder, Compare, Conversion, Elem, Param, Reduction, V};
+use crate::tile::{Binary, Builder, Compare, Conversion, Elem, Param, Reduction, V};
 
 /// Programs that make sharing keys and values among query heads worth more than spreading the heads.
 const ENOUGH_PROGRAMS: u64 = 132;
@@ -79,7 +79,11 @@ pub fn build(b: &mut Builder, p: &Problem<'_>, out_param: Param, choices: &Choic
     let per_block = b.int(i64::from(p.slots));
     let last_block = b.div(position, per_block);
     let end = b.offset(last_block, 1);
-    let done = b.for_loop(start, end, i64::from(blocks), &init, |b, first, carried| {
+    let begin = match p.first_seen(b, position) {
+        Some(first) => b.div(first, per_block),
+        None => start,
+    };
+    let done = b.for_loop(begin, end, i64::from(blocks), &init, |b, first, carried| {
         // Places of this step's blocks; those past the context's end are not read.
         let index = b.iota(Elem::I64, blocks);
         let left = b.sub(end, first);
@@ -100,6 +104,14 @@ pub fn build(b: &mut Builder, p: &Problem<'_>, out_param: Param, choices: &Choic
         let passed = b.mul(first, slots);
         let before = b.sub(position, passed);
         let room = b.sub(before, own);
+        // Slots that a token sees, of those at `room`: no later than the token's own, and within its window.
+        let sees = |b: &mut Builder, slot: V, room: V| {
+            let seen = b.compare(Compare::LessEqual, slot, room);
+            let Some(window) = p.window else { return seen };
+            let least = b.offset(room, 1 - window);
+            let inside = b.compare(Compare::LessEqual, least, slot);
+            b.binary(Binary::And, seen, inside)
+        };
 
         // Scores [vector, blocks] of each run of positions and head.
         let mut scores: Vec<Vec<V>> = Vec::new();
@@ -120,12 +132,11 @@ pub fn build(b: &mut Builder, p: &Problem<'_>, out_param: Param, choices: &Choic
                     *sum = b.fma(k, query[part], *sum);
                 }
             }
-            // A position is seen if it is at most the token's.
             let slot = b.iota(Elem::I64, vector);
             let slot = b.offset(slot, i64::from(run * vector));
             let slot = b.reshape(slot, &[vector, 1]);
             let room = b.reshape(room, &[1, blocks]);
-            let seen = b.compare(Compare::LessEqual, slot, room);
+            let seen = sees(b, slot, room);
             let hidden = b.float(f64::NEG_INFINITY);
             let of_heads = sums
                 .into_iter()
@@ -166,7 +177,7 @@ pub fn build(b: &mut Builder, p: &Problem<'_>, out_param: Param, choices: &Choic
             // Slots past the sequence's end may hold anything, NaN included: they are not read.
             let room = b.reshape(room, &[blocks, 1]);
             let own = b.int(i64::from(slot));
-            let seen = b.compare(Compare::LessEqual, own, room);
+            let seen = sees(b, own, room);
             let shape = [blocks, padded as u32];
             let mask = all_of(b, &[Some(seen), columns], &shape);
             let v =

@@ -74,6 +74,8 @@ struct Sequence {
     limit: V,
     /// i64: the last position that any row sees.
     last: V,
+    /// i64: the first one, where there is a window.
+    first: Option<V>,
 }
 
 impl Walk<'_, '_> {
@@ -93,10 +95,18 @@ impl Walk<'_, '_> {
         [top, total, b.float_tile(&[self.waves, ROWS, self.d], 0.0)]
     }
 
-    /// Goes through positions 0..=`s.last`; every row sees all positions below `free`, so that steps up to there need no masks.
+    /// Goes through positions 0..=`s.last`, or from `s.first` on where there is a window; without one every row sees all positions below
+    /// `free`, so that steps up to there need no masks.
     fn sequence(&self, b: &mut Builder, s: Sequence, free: V, carried: &[V]) -> Vec<V> {
         let stride = i64::from(self.stride());
         let (zero, per_step) = (b.int(0), b.int(stride));
+        if let Some(first) = s.first {
+            let step = b.div(first, per_step);
+            let first = b.mul(step, per_step);
+            let first = self.share.first(b, first, stride);
+            let end = b.offset(s.last, 1);
+            return self.steps(b, s, (first, end), carried, true);
+        }
         let whole = b.div(free, per_step);
         let whole = b.mul(whole, per_step);
         let end = b.offset(s.last, 1);
@@ -230,7 +240,13 @@ impl Walk<'_, '_> {
         if let Some(position) = position {
             let position = b.convert(Conversion::Signed, position, Elem::I32);
             let position = b.reshape(position, &[self.key_waves, 1, keys]);
-            let seen = b.compare(Compare::LessEqual, position, s.limit);
+            let mut seen = b.compare(Compare::LessEqual, position, s.limit);
+            if let Some(window) = p.window {
+                let before = b.int_of(Elem::I32, &[], window);
+                let before = b.sub(s.limit, before);
+                let inside = b.compare(Compare::Less, before, position);
+                seen = b.binary(Binary::And, seen, inside);
+            }
             let hidden = b.float(f64::NEG_INFINITY);
             scores = b.select(seen, scores, hidden);
         }
@@ -239,8 +255,12 @@ impl Walk<'_, '_> {
 
         let weights = b.convert(Conversion::Float, weights, self.unit);
         if let Some(position) = position {
-            // Slots past the sequence's end may hold anything, NaN included: their weight is 0 and so must be their value.
-            let seen = b.compare(Compare::LessEqual, position, s.last);
+            // Slots past the sequence's end, or before a window, may hold anything, NaN included: their weight is 0 and so must be their value.
+            let mut seen = b.compare(Compare::LessEqual, position, s.last);
+            if let Some(first) = s.first {
+                let inside = b.compare(Compare::LessEqual, first, position);
+                seen = b.binary(Binary::And, seen, inside);
+            }
             let seen = b.reshape(seen, &[self.key_waves, keys, 1]);
             let zero = b.float(0.0);
             let zero = b.convert(Conversion::Float, zero, self.unit);
@@ -395,7 +415,8 @@ pub fn build_few(
     let limit = b.convert(Conversion::Signed, position, Elem::I32);
     let free = b.offset(position, 1);
     let init = walk.init(b);
-    let done = walk.sequence(b, Sequence { table_row, limit, last: position }, free, &init);
+    let first = p.first_seen(b, position);
+    let done = walk.sequence(b, Sequence { table_row, limit, last: position, first }, free, &init);
 
     few.finish(b, p, outcome, split, &done, false);
     let form = format!("{} heads by {} keys a step, {threads} threads", p.share.min(u64::from(ROWS)), walk.stride());
@@ -493,7 +514,15 @@ pub fn build_many(b: &mut Builder, p: &Problem<'_>, out_param: Param, arch: GpuA
         let last = largest(b, limit);
         let free = smallest(b, limit);
         let free = b.offset(free, 1);
-        walk.sequence(b, Sequence { table_row, limit, last }, free, carried)
+        let earliest = p.window.map(|_| {
+            // Rows of other sequences, and rows too many, see nothing.
+            let mine = b.binary(Binary::And, mine, rows);
+            let most = b.int_of(Elem::I32, &[], i64::from(i32::MAX));
+            let own = b.select(mine, positions, most);
+            smallest(b, own)
+        });
+        let first = earliest.and_then(|position| p.first_seen(b, position));
+        walk.sequence(b, Sequence { table_row, limit, last, first }, free, carried)
     });
 
     // Rows too many saw nothing.

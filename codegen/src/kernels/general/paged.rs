@@ -102,6 +102,10 @@ pub fn attention(d: &mut Draft<'_, '_>) -> Result<(), Refusal> {
     let (Op::Attention { scale, .. } | Op::SparseAttention { scale, .. }) = r.op else {
         return refuse("op", r.op.kind(), "attention or sparse_attention");
     };
+    let last = match r.op {
+        Op::Attention { window, .. } if *window > 0 => Some(*window),
+        _ => None,
+    };
     let sparse = matches!(r.op, Op::SparseAttention { .. });
     let ([q, keys, values], out) = ([operands[0], operands[1], operands[2]], results[0]);
     let heads = |t: &Cell<'_>| t.tensor.ty.shape[1].constant().unwrap_or(1).max(1);
@@ -115,10 +119,18 @@ pub fn attention(d: &mut Draft<'_, '_>) -> Result<(), Refusal> {
         let kv_head = b.div(head, per);
         let own = pages.positions.integer(b, &[token]);
         let window = b.offset(own, 1);
-        let count = if sparse { size(b, &operands[3].tensor.ty.shape[1]) } else { window };
+        let count = match last {
+            _ if sparse => size(b, &operands[3].tensor.ty.shape[1]),
+            Some(last) => {
+                let last = b.int(last);
+                b.binary(Binary::Min, window, last)
+            }
+            None => window,
+        };
         let seen = |b: &mut Builder, i: V| -> Seen {
             if !sparse {
-                return (i, None);
+                let passed = b.sub(window, count);
+                return (b.add(i, passed), None);
             }
             let named = operands[3].integer(b, &[token, i]);
             let position = clamped(b, named, window);

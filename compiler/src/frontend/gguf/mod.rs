@@ -3,15 +3,13 @@
 //! Nothing in the header is trusted: counts are walked, not reserved; sizes come from the one checked byte-size function;
 //! tensors must lie aligned, inside the data section and apart from each other.
 
-mod config;
 mod cursor;
-mod names;
+mod keys;
 mod tokenizer;
 mod types;
 mod value;
 
-pub(crate) use config::read_config;
-pub(crate) use names::canonical_name;
+pub(crate) use keys::read_keys;
 pub(crate) use tokenizer::read_tokenizer;
 pub use value::{Array, Value, ValueType};
 
@@ -175,7 +173,7 @@ impl GgufFile {
         (0..array.count).map(|_| cursor.string("an array's string")).collect::<Result<Vec<_>, _>>().map(Some)
     }
 
-    /// The numbers of an array of a scalar type, as f64, if the key is there.
+    /// The numbers of an array of a scalar type, as f64 (a flag is 0 or 1), if the key is there.
     pub(crate) fn numbers(&self, key: &str) -> Result<Option<Vec<f64>>, FrontendError> {
         let (array, size) = match self.metadata.get(key) {
             None => return Ok(None),
@@ -189,6 +187,7 @@ impl GgufFile {
         let number = |bytes| match value::decode_scalar(array.element, bytes) {
             Some(Value::Int(n)) => Ok(n as f64),
             Some(Value::Real(x)) => Ok(x),
+            Some(Value::Flag(b)) => Ok(f64::from(u8::from(b))),
             _ => Err(self.key_error(key, "an array of numbers is expected")),
         };
         bytes.chunks_exact(size).map(number).collect::<Result<Vec<_>, _>>().map(Some)

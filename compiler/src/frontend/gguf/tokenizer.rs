@@ -3,7 +3,7 @@
 //! Pre-tokenizer patterns are those of llama.cpp's `llama-vocab.cpp` (which names the sets) and of the models' own
 //! `tokenizer.json` files; splitting happens pattern after pattern, each on the pieces the one before left.
 
-use super::config::token_id;
+use super::keys::token_id;
 use super::{GgufFile, Value as Metadata};
 use crate::frontend::error::{FrontendError, Place, shown};
 use crate::frontend::tokenizer::TokenizerData;

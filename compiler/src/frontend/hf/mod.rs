@@ -1,50 +1,65 @@
 //! Hugging Face model directories.
 
 mod added;
-mod config;
-mod json;
 mod quantization;
 mod safetensors;
 mod tokenizer;
 
-use super::checkpoint::{Checkpoint, Entry, EntryPlace, WeightSource};
 use super::error::{FrontendError, Place, shown};
+use super::json::Object;
 use super::mapping::Mapping;
+use super::quantization::Quantization;
+use super::tokenizer::TokenizerData;
 use indexmap::{IndexMap, IndexSet};
-use json::Object;
 use serde_json::Value;
 use std::path::{Component, Path};
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
-/// Opens the directory: `config.json`, and unless weights are random one `model.safetensors` or the shards its index lists.
+/// What a directory says of its model, and its tokenizer.
+#[derive(Debug)]
+pub struct Directory {
+    /// `config.json`.
+    pub config: Object,
+    /// `generation_config.json`.
+    pub generation: Option<Object>,
+    /// `quantization_config` of the config.
+    pub quantization: Option<Quantization>,
+    /// Tokenizer and chat template.
+    pub tokenizer: Option<TokenizerData>,
+}
+
+/// A tensor of one of several files.
+pub(crate) type Stored = (usize, safetensors::TensorInfo);
+
+/// Tensors by name, and the files that they are in.
+pub(crate) type Weights = (Vec<Mapping>, IndexMap<String, Stored>);
+
+/// Reads everything but the weights.
 ///
 /// # Errors
-/// Names the file and the key, tensor or byte.
-pub fn open(directory: &Path, weights: WeightSource) -> Result<Checkpoint, FrontendError> {
+/// Names the file and the key.
+pub fn read(directory: &Path) -> Result<Directory, FrontendError> {
     let path = directory.join("config.json");
     let config = Object::read(&path)?.ok_or_else(|| {
         FrontendError::invalid(&path, Place::File, "missing; a GGUF file or a directory with a config.json is expected")
     })?;
     let generation = Object::read(&directory.join("generation_config.json"))?;
-    let config = config::read_config(&path, &config, generation.as_ref())?;
-    let tokenizer = tokenizer::read_tokenizer(directory, config.architecture.name())?;
-    if let WeightSource::Random { seed } = weights {
-        return Ok(Checkpoint::random(config, tokenizer, directory, seed));
-    }
-    let (files, tensors) = match Object::read(&directory.join(INDEX))? {
-        Some(index) => read_shards(directory, &index)?,
-        None => read_single(directory)?,
-    };
-    Ok(Checkpoint::from_parts(config, tokenizer, directory, files, tensors))
+    let quantization = quantization::read(&config)?;
+    let tokenizer = tokenizer::read_tokenizer(directory, config.text("model_type")?.unwrap_or_default())?;
+    Ok(Directory { config, generation, quantization, tokenizer })
 }
 
-type Weights = (Vec<Mapping>, IndexMap<String, Entry>);
-
-fn entry(file: usize, info: &safetensors::TensorInfo) -> Entry {
-    let place = EntryPlace::File { file, offset: info.offset, size: info.size };
-    Entry { dtype: info.dtype, shape: info.shape.clone(), place }
+/// Maps the weights: one `model.safetensors` or the shards that its index lists.
+///
+/// # Errors
+/// Names the file and the tensor or byte.
+pub(crate) fn weights(directory: &Path) -> Result<Weights, FrontendError> {
+    match Object::read(&directory.join(INDEX))? {
+        Some(index) => read_shards(directory, &index),
+        None => read_single(directory),
+    }
 }
 
 fn read_single(directory: &Path) -> Result<Weights, FrontendError> {
@@ -57,7 +72,7 @@ fn read_single(directory: &Path) -> Result<Weights, FrontendError> {
     }
     let mapping = Mapping::open(&path)?;
     let tensors =
-        safetensors::read_header(&mapping)?.iter().map(|(name, info)| (name.clone(), entry(0, info))).collect();
+        safetensors::read_header(&mapping)?.iter().map(|(name, info)| (name.clone(), (0, info.clone()))).collect();
     Ok((vec![mapping], tensors))
 }
 
@@ -91,7 +106,7 @@ fn read_shards(directory: &Path, index: &Object) -> Result<Weights, FrontendErro
         let info = headers.get(file).and_then(|h| h.get(tensor)).ok_or_else(|| {
             map.invalid(tensor, format!("`{}` has no such tensor", shards.get_index(file).map_or("", |f| f)))
         })?;
-        tensors.insert(tensor.clone(), entry(file, info));
+        tensors.insert(tensor.clone(), (file, info.clone()));
     }
     Ok((files, tensors))
 }

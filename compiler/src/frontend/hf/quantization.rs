@@ -1,8 +1,8 @@
 //! `quantization_config`: FP8 as transformers writes it (`fp8`: DeepSeek, Qwen3-FP8) and as compressed-tensors does
 //! (`float-quantized`).
 
-use super::json::Object;
 use crate::frontend::error::{FrontendError, shown};
+use crate::frontend::json::Object;
 use crate::frontend::quantization::{ActivationScales, Quantization, WeightScales};
 use serde_json::Value;
 

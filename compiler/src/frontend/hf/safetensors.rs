@@ -15,7 +15,7 @@ const MAX_HEADER: u64 = 100_000_000;
 
 /// A tensor of the file.
 #[derive(Debug, Clone)]
-pub(super) struct TensorInfo {
+pub(crate) struct TensorInfo {
     pub dtype: DType,
     pub shape: Vec<u64>,
     /// Byte offset from the start of the file.

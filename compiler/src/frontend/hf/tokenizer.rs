@@ -1,8 +1,8 @@
 //! Tokenizer and chat template of a Hugging Face directory.
 
 use super::added::{Added, add_tokens};
-use super::json::Object;
 use crate::frontend::error::{FrontendError, Place};
+use crate::frontend::json::Object;
 use crate::frontend::tokenizer::TokenizerData;
 use serde::Deserialize;
 use serde_json::{Map, Value};

@@ -310,7 +310,7 @@ fn attention_case() -> Case<'static> {
     let half = 3f64.ln() / 2.0;
     let keys: &'static [f64] = Box::leak(Box::new([0., 0., 0., 0., 0., half, 0., 0.]));
     case(
-        Op::Attention { scale: Real(2.0), dtype: F32 },
+        Op::Attention { scale: Real(2.0), dtype: F32, window: 0 },
         &[
             (F32, &[2, 2, 2], &[1., 0., 0., 1., 1., 0., 0., 1.]),
             // [N, Hkv, D, S]: block 1 holds element 0 of positions 0 and 1, then element 1.
@@ -340,6 +340,7 @@ fn leaves() -> Vec<Case<'static>> {
         case(Op::Constant { value: Real(0.1), dtype: F32 }, &[], &[&[0.1]]),
         case(Op::Constant { value: Real(1.00390625), dtype: BF16 }, &[], &[&[1.0]]),
         case(Op::Constant { value: Real(3.0), dtype: I32 }, &[], &[&[3.0]]),
+        case(Op::Numbers { values: vec![Real(0.5), Real(-0.1)] }, &[], &[&[0.5, -0.1]]),
         case(Op::Iota { size: 3 }, &[], &[&[0., 1., 2.]]),
         case(table(1.0, 1e4), &[], &[&[1., 1., 0., 0., a.cos(), b.cos(), a.sin(), b.sin()]]),
         case(table(8.0, 1e4), &[], &[&[1., 1., 0., 0., a.cos(), (b / 8.).cos(), a.sin(), (b / 8.).sin()]]),

@@ -46,7 +46,7 @@ fn cache_addresses_are_checked() {
     assert!(write(0.0, 0.0, 2.0).unwrap_err().contains("cache block 2 is out of range; 0..2"));
     assert!(write(0.0, 0.0, -2.0).unwrap_err().contains("cache block -2"));
 
-    let attention = Op::Attention { scale: Real(1.0), dtype: F32 };
+    let attention = Op::Attention { scale: Real(1.0), dtype: F32, window: 0 };
     let operands: &[Operand<'_>] = &[
         (F32, &[1, 1, 1], &[1.]),
         (F32, &[1, 1, 1, 1], &[1.]),

@@ -11,17 +11,26 @@ use crate::{OutputKind, Real};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 
-type Build = fn(&mut Graph, &[Value]) -> Result<Value, IrError>;
+type Built = Result<Value, IrError>;
+type Build = fn(&mut Graph, &[Value]) -> Built;
 
 const F32: DType = DType::F32;
 
 /// Asserts `left` = `right` over the operands in both domains; a zero divisor is another draw, so it passes.
-fn equal(operands: &[Operand<'_>], left: Build, right: Build) -> Result<(), TestCaseError> {
-    fn both<D: Domain>(o: &[Operand<'_>], left: Build, right: Build) -> Result<[Vec<D::Value>; 2], IrError> {
+fn equal(
+    operands: &[Operand<'_>],
+    left: impl Fn(&mut Graph, &[Value]) -> Built,
+    right: impl Fn(&mut Graph, &[Value]) -> Built,
+) -> Result<(), TestCaseError> {
+    fn both<D: Domain>(
+        o: &[Operand<'_>],
+        left: &dyn Fn(&mut Graph, &[Value]) -> Built,
+        right: &dyn Fn(&mut Graph, &[Value]) -> Built,
+    ) -> Result<[Vec<D::Value>; 2], IrError> {
         let found = outputs::<D>(o, &Options::default(), |g, v| Ok(vec![left(g, v)?, right(g, v)?]))?;
         Ok([0, 1].map(|i| found[i].as_values().unwrap_or(&[]).to_vec()))
     }
-    match both::<Ring>(operands, left, right) {
+    match both::<Ring>(operands, &left, &right) {
         Err(IrError::ZeroDivisor { .. }) => return Ok(()),
         Err(e) => return Err(TestCaseError::fail(e.to_string())),
         Ok([a, b]) => {
@@ -29,7 +38,7 @@ fn equal(operands: &[Operand<'_>], left: Build, right: Build) -> Result<(), Test
             prop_assert!(a.iter().zip(&b).all(|(x, y)| Ring::same(*x, *y)), "ring: {:?} and {:?}", a, b);
         }
     }
-    let [a, b] = both::<F64>(operands, left, right).map_err(|e| TestCaseError::fail(e.to_string()))?;
+    let [a, b] = both::<F64>(operands, &left, &right).map_err(|e| TestCaseError::fail(e.to_string()))?;
     let tolerant = a.iter().zip(&b).all(|(x, y)| (x - y).abs() <= 1e-9 * x.abs().max(y.abs()).max(1.0));
     prop_assert!(tolerant || close(&a, &b), "f64: {:?} and {:?}", a, b);
     Ok(())
@@ -151,11 +160,11 @@ proptest! {
         let pages: [Operand<'_>; 3] =
             [(DType::I32, &[2], &[2.0, 4.0]), (DType::I32, &[2], &[0.0, 0.0]), (DType::I32, &[1, 3], &[1.0, 2.0, 0.0])];
         equal(&[(F32, &[2, 1, 4], &q), (F32, &[3, 1, 4, 2], &k), (F32, &[3, 1, 2, 4], &v), pages[0], pages[1], pages[2]],
-            |g, o| g.push("a", Op::Attention { scale: Real(0.5), dtype: F32 }, o),
+            |g, o| g.push("a", Op::Attention { scale: Real(0.5), dtype: F32, window: 0 }, o),
             |g, o| {
                 let half = constant(g, 0.5)?;
                 let q = g.push("q", Op::Mul {}, &[o[0], half])?;
-                g.push("a", Op::Attention { scale: Real(1.0), dtype: F32 }, &[q, o[1], o[2], o[3], o[4], o[5]])
+                g.push("a", Op::Attention { scale: Real(1.0), dtype: F32, window: 0 }, &[q, o[1], o[2], o[3], o[4], o[5]])
             })?;
     }
 
@@ -166,7 +175,25 @@ proptest! {
             [(DType::I32, &[2], &[2.0, 4.0]), (DType::I32, &[2], &[0.0, 0.0]), (DType::I32, &[1, 3], &[1.0, 2.0, 0.0])];
         let rows: Operand<'_> = (DType::I32, &[2, 6], &[2., 0., 1., 3., 4., -1., 0., 1., 2., 3., 4., 5.]);
         equal(&[(F32, &[2, 1, 4], &q), (F32, &[3, 1, 4, 2], &k), (F32, &[3, 1, 2, 4], &v), pages[0], pages[1], pages[2], rows],
-            |g, o| g.push("a", Op::Attention { scale: Real(0.5), dtype: F32 }, &o[..6]),
+            |g, o| g.push("a", Op::Attention { scale: Real(0.5), dtype: F32, window: 0 }, &o[..6]),
+            |g, o| {
+                let operands = [o[0], o[1], o[2], o[6], o[3], o[4], o[5]];
+                g.push("s", Op::SparseAttention { scale: Real(0.5), dtype: F32 }, &operands)
+            })?;
+    }
+
+    /// A window is the last positions, named one by one.
+    #[test]
+    fn a_window_is_its_positions(q in matrix(2, 4), k in matrix(3, 8), v in matrix(3, 8), window in 1i64..7) {
+        let pages: [Operand<'_>; 3] =
+            [(DType::I32, &[2], &[2.0, 4.0]), (DType::I32, &[2], &[0.0, 0.0]), (DType::I32, &[1, 3], &[1.0, 2.0, 0.0])];
+        let named: Vec<f64> = [2i64, 4]
+            .into_iter()
+            .flat_map(|p| (0..6).map(move |i| if i <= p && i > p - window { i as f64 } else { -1.0 }))
+            .collect();
+        let rows: Operand<'_> = (DType::I32, &[2, 6], &named);
+        equal(&[(F32, &[2, 1, 4], &q), (F32, &[3, 1, 4, 2], &k), (F32, &[3, 1, 2, 4], &v), pages[0], pages[1], pages[2], rows],
+            |g, o| g.push("a", Op::Attention { scale: Real(0.5), dtype: F32, window }, &o[..6]),
             |g, o| {
                 let operands = [o[0], o[1], o[2], o[6], o[3], o[4], o[5]];
                 g.push("s", Op::SparseAttention { scale: Real(0.5), dtype: F32 }, &operands)

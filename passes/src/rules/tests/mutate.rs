@@ -303,6 +303,10 @@ fn neighbour(attr: &Attr, up: bool) -> Attr {
             let at = ring.iter().position(|r| r == d).unwrap_or(0);
             Attr::DType(ring[(at + if up { 1 } else { 3 }) % 4])
         }
+        Attr::Reals(values) => {
+            let by = if up { 0.5 } else { -0.25 };
+            Attr::Reals(values.iter().map(|v| Real(v.0 + by)).collect())
+        }
         Attr::Ints(p) => {
             let mut p = p.clone();
             let by = 1.min(p.len());
