@@ -586,6 +586,7 @@ pub(crate) fn all_reduce(op: &Op, o: &[TensorType]) -> Types {
 
 pub(crate) fn all_gather(op: &Op, o: &[TensorType]) -> Types {
     let Op::AllGather { axis, world } = op else { return Err("not an all_gather".into()) };
+    check(!o[0].dtype.is_block(), || format!("x is {}; a plain dtype is expected", o[0]))?;
     let axis = axis_of(*axis, &o[0])?;
     let size = o[0].shape[axis].constant();
     let size = size.ok_or_else(|| format!("axis {axis} of {}; a constant dim is expected", o[0]))?;

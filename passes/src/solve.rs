@@ -156,7 +156,7 @@ impl Solver<'_> {
         let log = saturate(&mut net, &self.rules, self.target, &self.limits, self.probe, unit.nodes.len())?;
         let missing = || PassError::NoForm { path: "a unit's outputs".into() };
         let free = |node: &ENode| border_cast(unit, &net, node) || (self.favour_made && log.made.contains_key(node));
-        let base = if self.favour_made { [1 << 30, 1] } else { [1, 2] };
+        let base = if self.favour_made { [1 << 30, 1] } else { [16, 17] };
         let prices = Prices { target: self.target, dims: self.dims, free: &free, base, salt: self.probe.salt() };
         let extraction = Extraction::run(&net, &roots, &log, &prices).ok_or_else(missing)?;
         let (steps, owner) = self.steps(unit, &net, &log, &extraction).ok_or_else(missing)?;

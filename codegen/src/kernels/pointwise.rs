@@ -93,12 +93,17 @@ fn as_bytes<'r>(r: &Request<'r>) -> Option<Request<'r>> {
     Some(Request { operands, results, ..r.clone() })
 }
 
+/// Is each value of `from` stored as the same value of `to` is? A bool is 0 or 1, whatever an i8 may be.
+fn same_bits(from: DType, to: DType) -> bool {
+    let stored_alike = elem_of(from).is_some() && elem_of(from) == elem_of(to) && from.is_float() == to.is_float();
+    stored_alike && (to != DType::Bool || from == DType::Bool)
+}
+
 /// Casts that a kernel does.
 fn castable(from: DType, to: DType) -> Result<(), Refusal> {
-    let same = elem_of(from).is_some() && elem_of(from) == elem_of(to);
     let done = match (from.is_float(), to.is_float()) {
         (true, false) => false,
-        (false, false) => same || matches!(to, DType::I8 | DType::I32),
+        (false, false) => same_bits(from, to) || matches!(to, DType::I8 | DType::I32),
         _ => true,
     };
     require(done, "cast", format!("{from} to {to}"), "float to float, integer to float, integer to i8 or i32")
@@ -408,22 +413,22 @@ pub(super) fn arithmetic(b: &mut Builder, op: &Op, v: &[V]) -> Result<V, Refusal
     })
 }
 
+/// A value as the element that `to` is stored as; quantised activations stay f32.
 fn round_to(b: &mut Builder, v: V, to: DType) -> V {
-    match (b.ty(v).elem, to) {
-        (Elem::F32, DType::F16 | DType::BF16) => {
-            let elem = elem_of(to).unwrap_or(Elem::F32);
-            b.convert(Conversion::Float, v, elem)
-        }
-        (Elem::I32, DType::I8) => b.convert(Conversion::Signed, v, Elem::I8),
-        (Elem::I1, _) => b.convert(Conversion::Unsigned, v, Elem::I8),
+    let how = match b.ty(v).elem {
+        Elem::I1 => Conversion::Unsigned,
+        Elem::I8 | Elem::I32 | Elem::I64 => Conversion::Signed,
+        _ => Conversion::Float,
+    };
+    match elem_of(to) {
+        Some(elem) if elem != b.ty(v).elem => b.convert(how, v, elem),
         _ => v,
     }
 }
 
 fn cast(b: &mut Builder, v: V, from: DType, to: DType) -> Result<V, Refusal> {
-    let same = elem_of(from).is_some() && elem_of(from) == elem_of(to);
     match (from.is_float(), to.is_float()) {
-        _ if same && from.is_float() == to.is_float() => Ok(v),
+        _ if same_bits(from, to) => Ok(v),
         (true, true) => {
             let v = b.to_f32(v);
             Ok(round_to(b, v, to))

@@ -28,8 +28,8 @@ pub struct Prices<'a> {
     pub dims: &'a dyn Fn(&str) -> u64,
     /// Nodes that cost nothing here, as another unit does their work.
     pub free: &'a dyn Fn(&ENode) -> bool,
-    /// Beside its price, what a node of the graph before any rule costs, and what a rule's node does. Above 0, so that
-    /// fewer nodes are better; a rule's node more, so that ties keep the graph.
+    /// Beside its price, what a node of the graph before any rule costs, and what a rule's node does. Far above 0, so that
+    /// fewer nodes are better; a rule's node a little more, so that as many keep the graph.
     pub base: [Cost; 2],
     /// Where hashes that break ties start from.
     pub salt: u64,
@@ -295,7 +295,11 @@ fn forms_of(net: &Net, id: Id, index: &BTreeMap<Id, usize>, log: &Log, prices: &
         let (operands, attrs) = node.split();
         let children: Option<Vec<usize>> = operands.iter().map(|o| index.get(o).copied()).collect();
         let Some(children) = children else { continue };
-        let base = prices.base[usize::from(log.made.contains_key(&node))].max(1);
+        // A longer chain of rules to as good a node is one that nobody needs to read.
+        let base = match log.made.get(&node) {
+            None => prices.base[0],
+            Some(chain) => prices.base[1] + (chain.len() as Cost).saturating_sub(1).min(8),
+        };
         let (cost, hash) = match &node {
             ENode::Op(kind, _) => match typed_op(net, *kind, operands, attrs) {
                 Ok((op, types)) => {
@@ -306,7 +310,8 @@ fn forms_of(net: &Net, id: Id, index: &BTreeMap<Id, usize>, log: &Log, prices: &
                         true => 0,
                         false => price(prices, &op, &types, &results),
                     };
-                    (base + step, hash_of((prices.salt, &op)))
+                    // By name, so that ties do not depend on where the op stands in its table.
+                    (base + step, hash_of((prices.salt, kind.info().name, op.attrs())))
                 }
                 Err(_) => continue,
             },

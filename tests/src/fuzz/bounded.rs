@@ -122,6 +122,10 @@ impl Domain for Bounded {
             return Some(Bound::exact(value));
         }
         let least = b.value.abs() - b.error;
+        // What is divided by what may be 0 has no bound, whatever dtype it is rounded to.
+        if least <= 0.0 {
+            UNDECIDED.set(true);
+        }
         let propagated = if least > 0.0 { (a.error + value.abs() * b.error) / least } else { f64::INFINITY };
         Some(Bound::computed(value, propagated, 3.0))
     }

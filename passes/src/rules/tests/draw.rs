@@ -526,6 +526,7 @@ impl Draw<'_> {
             }
             (_, "world", _) => Attr::Int(self.pick(&[2, 2, 3, 4])),
             (OpKind::IndexScores, "skip", _) => Attr::Int(self.pick(&[0, 1, 2, 3])),
+            (OpKind::Attention, "window", _) => Attr::Int(self.pick(&[0, 0, 1, 2, 3])),
             (_, _, AttrKind::Flag) => Attr::Flag(self.one_in(2)),
             _ => return None,
         })
