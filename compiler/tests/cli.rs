@@ -97,6 +97,22 @@ fn goldens_hold_in_artifacts() {
     }
 }
 
+/// Rope scaling that depends on how long sequences get is fixed by --max-seq, which is said.
+#[test]
+fn frequencies_that_max_seq_decides_are_told() {
+    let place = Place::new();
+    let line = |model: &str, max_seq: &'static str| {
+        let model = fixture(model);
+        let out = place.run(&["compile", &model, "--max-seq", max_seq, "-o", "m.weld"]);
+        assert!(out.status.success());
+        String::from_utf8_lossy(&out.stderr).into_owned()
+    };
+    assert!(line("phi3_longrope_long", "64").contains("the long factors are used, since --max-seq 64 is over"));
+    assert!(line("phi3_longrope_short", "16").contains("the short factors are used"));
+    assert!(line("llama_dynamic_inside", "32").contains("frequencies are those of"));
+    assert!(!line("llama_linear", "32").contains("rope scaling"));
+}
+
 #[test]
 fn a_model_is_compiled_once_and_then_found_in_the_cache() {
     let place = Place::new();

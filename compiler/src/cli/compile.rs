@@ -67,6 +67,7 @@ fn front(model: &Path, build: &BuildArgs, progress: &mut dyn Progress) -> Result
         }
         false => driver::max_seq(&checkpoint, &graphs::entry_options(build)?)?,
     };
+    checkpoint.config.notes(max_seq).iter().for_each(|note| tracing::warn!("{note}"));
     Ok(Front { checkpoint, graphs, max_seq, timeline })
 }
 

@@ -4,6 +4,7 @@
 use super::family::{self, Family, Format};
 use super::spec::{Decoder, Layer};
 use crate::frontend::{FrontendError, Object, Quantization, shown};
+use std::collections::BTreeSet;
 use weldment_ir::DType;
 
 /// A model's config.
@@ -85,6 +86,11 @@ impl ModelConfig {
     /// The family's name, or `graph`.
     pub fn architecture(&self) -> &'static str {
         self.family.map_or("graph", |family| family.name)
+    }
+
+    /// What a user should know of a compile for sequences of at most `max_seq` positions, a sentence each.
+    pub fn notes(&self, max_seq: u64) -> BTreeSet<String> {
+        self.layers().iter().filter_map(|layer| layer.attention.rope.note(max_seq)).collect()
     }
 
     /// The decoder's layers.
