@@ -1,28 +1,25 @@
 //! The ranks that a graph is for.
 
+use crate::attr::Attr;
 use crate::graph::{Graph, NodeId};
-use crate::op::Op;
+use crate::op::{Category, Op};
 
 impl Op {
     /// Ranks of the job, if the op names them: every [`crate::Category::Collective`] op does.
     pub fn world(&self) -> Option<i64> {
-        match self {
-            Op::Shard { parts, replicas, .. } => Some(parts.saturating_mul(*replicas)),
-            Op::GatherPart { world, .. }
-            | Op::AllReduce { world }
-            | Op::AllGather { world, .. }
-            | Op::ReduceScatter { world, .. }
-            | Op::AllReduceRmsNorm { world, .. }
-            | Op::AllReduceAddRmsNorm { world, .. }
-            | Op::AllReduceRmsNormQuantise { world, .. }
-            | Op::AllReduceAddRmsNormQuantise { world, .. } => Some(*world),
+        if let Op::Shard { parts, replicas, .. } = self {
+            return Some(parts.saturating_mul(*replicas));
+        }
+        let at = self.kind().info().attrs.iter().position(|(name, _)| *name == "world")?;
+        match self.attrs().get(at) {
+            Some(Attr::Int(world)) => Some(*world),
             _ => None,
         }
     }
 
     /// True for an op that waits for what other ranks send; the others need only the rank's number.
     pub fn communicates(&self) -> bool {
-        self.world().is_some() && !matches!(self, Op::Shard { .. } | Op::GatherPart { .. })
+        self.kind().info().category == Category::Collective && !matches!(self, Op::Shard { .. } | Op::GatherPart { .. })
     }
 }
 

@@ -11,6 +11,11 @@ Written from the op table (`ir/src/op.rs`) by `weldment_ir::docs`; `WELDMENT_BLE
 An op reads `name(operands) {attributes} -> (results)`; `..` after an operand means any number of it. Text IR needs every
 attribute that shows no default and takes them in any order. Shapes are row-major, outermost dim first; a dim is a number or a declared symbol.
 
+Behind each operand and result stand its axes. Axes that share a name run together: a part of one goes with the same part of the other. `+k` is summed
+over, `!` is needed whole, elements of `^indices` are picked by the operand `indices`, values of the operand `positions` lie within `<positions`, and
+`..m` stands for any number of axes. Where nothing is shown, attributes decide. What may be cut between ranks, what is read and what is computed follows
+from these (`ir/src/signature.rs`, `ir/src/effort.rs`).
+
 Arithmetic is f32's unless the operands are integers, which wrap at their width and divide towards zero. A result is rounded once, to its dtype;
 `maximum`, `minimum`, `select`, `neg`, `reduce_max` and views never round.
 ";
@@ -55,11 +60,12 @@ fn write_page(page: &mut String) -> std::fmt::Result {
     Ok(())
 }
 
-/// `add_rms_norm(x, residual, w) {eps: real, dtype: dtype} -> (norm, sum)`
+/// `add_rms_norm(x[..m, !], residual[..m, !], w[!]) {eps: real, dtype: dtype} -> (norm[..m, !], sum[..m, !])`
 pub fn signature(info: &OpInfo) -> String {
     let mut text = info.name.to_owned();
     if !info.operands.is_empty() {
-        text += &format!("({}{})", info.operands.join(", "), if info.variadic { " .." } else { "" });
+        let operands = named(info.operands, info.operand_patterns);
+        text += &format!("({operands}{})", if info.variadic { " .." } else { "" });
     }
     if !info.attrs.is_empty() {
         let attrs: Vec<String> = info
@@ -73,7 +79,18 @@ pub fn signature(info: &OpInfo) -> String {
             .collect();
         text += &format!(" {{{}}}", attrs.join(", "));
     }
-    text + &format!(" -> ({})", info.results.join(", "))
+    text + &format!(" -> ({})", named(info.results, info.result_patterns))
+}
+
+/// `x[..m, +k], w[n, +k]`; names alone where attributes decide what their axes are.
+fn named(names: &[&str], patterns: &[&str]) -> String {
+    let axes = |pattern: &&str| match *pattern {
+        "*" => String::new(),
+        words => format!("[{}]", words.split_whitespace().collect::<Vec<_>>().join(", ")),
+    };
+    let each: Vec<String> =
+        names.iter().zip(patterns).map(|(name, pattern)| format!("{name}{}", axes(pattern))).collect();
+    each.join(", ")
 }
 
 fn kind_name(kind: AttrKind) -> &'static str {

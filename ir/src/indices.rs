@@ -56,9 +56,7 @@ fn uses(graph: &Graph, id: NodeId, operand: usize) -> Option<Vec<Bound>> {
             at if at == paged.positions => {
                 let slots = dim(paged.caches[0], paged.slots).constant().unwrap_or(1);
                 let mut all = vec![Bound { times: slots, ..below(dim(paged.block_tables, 1)) }];
-                if matches!(node.op, Op::RopeCacheWrite { .. }) {
-                    all.push(below(dim(3, 0)));
-                }
+                all.extend(node.op.kind().points_into(at).map(|(of, axis)| below(dim(of, axis))));
                 Some(all)
             }
             at if at == paged.sequence_ids => Some(vec![below(dim(paged.block_tables, 0))]),
@@ -66,13 +64,10 @@ fn uses(graph: &Graph, id: NodeId, operand: usize) -> Option<Vec<Bound>> {
             _ => None,
         };
     }
-    Some(vec![match (&node.op, operand) {
-        (Op::Gather { .. }, 1) => below(dim(0, 0)),
-        (Op::GatherPart { world, .. }, 1) => Bound { times: world.unsigned_abs(), ..below(dim(0, 0)) },
-        (Op::Rope { .. }, 1) => below(dim(2, 0)),
-        (Op::Topk { .. }, 1) => below(dim(0, 1)),
-        _ => return None,
-    }])
+    let (of, axis) = node.op.kind().points_into(operand)?;
+    // A table of which each rank holds a part is as long as all parts.
+    let times = node.op.world().map_or(1, i64::unsigned_abs);
+    Some(vec![Bound { times, ..below(dim(of, axis)) }])
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use crate::op::Op;
 
 /// Operands of an op that reads or writes paged states, by their place.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Paged {
     /// Position of each token.
     pub positions: usize,
@@ -12,26 +12,26 @@ pub struct Paged {
     /// Blocks of each sequence.
     pub block_tables: usize,
     /// The states, one unit a block.
-    pub caches: &'static [usize],
+    pub caches: Vec<usize>,
     /// The dim of the first state along which a block's positions lie.
     pub slots: usize,
 }
 
 impl Op {
-    /// How the op addresses paged states, if it does.
+    /// How the op addresses paged states, if it does: what the op table's operand names and axes say.
     pub fn paged(&self) -> Option<Paged> {
-        let write = |transposed: bool| if transposed { 3 } else { 2 };
-        let (positions, caches, slots): (usize, &[usize], usize) = match self {
-            Op::CacheWrite { transposed } => (2, &[0], write(*transposed)),
-            Op::RopeCacheWrite { transposed, .. } => (2, &[0], write(*transposed)),
-            Op::Attention { .. } => (3, &[1, 2], 3),
-            Op::SparseAttention { .. } => (4, &[1, 2], 3),
-            Op::IndexScores { .. } => (3, &[2], 3),
-            _ => return None,
-        };
-        // The last two operands of all of them.
-        let count = self.kind().info().operands.len();
-        Some(Paged { positions, sequence_ids: count - 2, block_tables: count - 1, caches, slots })
+        let info = self.kind().info();
+        let named = |name: &str| info.operands.iter().position(|operand| *operand == name);
+        let (positions, sequence_ids) = (named("positions")?, named("sequence_ids")?);
+        let axes = |operand: usize| info.operand_patterns[operand].split_whitespace();
+        let pool = |operand: &usize| axes(*operand).next() == Some("^block_tables");
+        let caches: Vec<usize> = (0..info.operands.len()).filter(pool).collect();
+        let slots = axes(*caches.first()?).position(|axis| axis == "!slot")?;
+        // The table shows slots before elements; transposed, they have changed places.
+        let transposed =
+            matches!(self, Op::CacheWrite { transposed: true } | Op::RopeCacheWrite { transposed: true, .. });
+        let slots = if transposed { slots + 1 } else { slots };
+        Some(Paged { positions, sequence_ids, block_tables: named("block_tables")?, caches, slots })
     }
 }
 
@@ -67,7 +67,7 @@ mod tests {
             assert_eq!(Some(paged.sequence_ids), named("sequence_ids"), "{kind}");
             assert_eq!(Some(paged.block_tables), named("block_tables"), "{kind}");
             for cache in paged.caches {
-                let name = info.operands[*cache];
+                let name = info.operands[cache];
                 assert!(name.contains("cache") || name == "keys" || name == "state", "{kind}: {name}");
             }
         }

@@ -46,8 +46,9 @@ impl Found {
         let steps = graph.ids().any(|id| graph.node(id).op.paged().is_some());
         for id in graph.ids() {
             found.paged(graph, id);
-            let node = graph.node(id);
-            if let (Op::Rope { .. }, Some(positions), true) = (&node.op, node.operands.get(1), steps) {
+            let (node, names) = (graph.node(id), graph.node(id).op.kind().info().operands);
+            let positions = names.iter().zip(&node.operands).find(|(name, _)| **name == "positions");
+            if let (Some((_, positions)), true) = (positions, steps) {
                 found.input(graph, positions.node, InputRole::Positions, &[SymbolRole::Tokens]);
             }
         }

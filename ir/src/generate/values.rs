@@ -105,24 +105,25 @@ fn role(graph: &Graph, id: NodeId, dims: &BTreeMap<String, u64>) -> Role {
             let t = node.operands.get(operand).map(|v| graph.type_of(*v))?;
             size(t.shape.get(axis)?, dims)
         };
-        let (kind, limit) = match (&node.op, node.op.paged(), using.operand as usize) {
-            (Op::Gather { .. }, _, 1) => (Kind::Index, dim(0, 0)),
-            (Op::GatherPart { world, .. }, _, 1) => {
-                (Kind::Index, dim(0, 0).map(|rows| rows.saturating_mul(world.unsigned_abs())))
-            }
-            (Op::Rope { .. }, _, 1) => (Kind::Positions, dim(2, 0)),
-            (Op::Topk { .. }, _, 1) => (Kind::Positions, dim(0, 1)),
-            (Op::Window { .. }, _, 0) => (Kind::Positions, None),
-            (_, Some(p), i) if i == p.positions => {
-                let rows = if matches!(node.op, Op::RopeCacheWrite { .. }) { dim(3, 0) } else { None };
+        let operand = using.operand as usize;
+        let within = node.op.kind().points_into(operand).and_then(|(of, axis)| dim(of, axis));
+        let (kind, limit) = match node.op.paged() {
+            Some(p) if operand == p.positions => {
                 let slots = dim(p.caches[0], p.slots);
                 let room = dim(p.block_tables, 1).zip(slots).map(|(width, slots)| width.saturating_mul(slots));
                 role.sequences = dim(p.block_tables, 0);
-                (Kind::Positions, room.into_iter().chain(rows).min())
+                (Kind::Positions, room.into_iter().chain(within).min())
             }
-            (_, Some(p), i) if i == p.sequence_ids => (Kind::SequenceIds, dim(p.block_tables, 0)),
-            (_, Some(p), i) if i == p.block_tables => (Kind::BlockTable, dim(p.caches[0], 0)),
-            _ => continue,
+            Some(p) if operand == p.sequence_ids => (Kind::SequenceIds, dim(p.block_tables, 0)),
+            Some(p) if operand == p.block_tables => (Kind::BlockTable, dim(p.caches[0], 0)),
+            _ if node.op.kind().info().operands.get(operand) == Some(&"positions") => (Kind::Positions, within),
+            _ => match within {
+                Some(rows) => {
+                    let ranks = node.op.world().map_or(1, i64::unsigned_abs);
+                    (Kind::Index, Some(rows.saturating_mul(ranks)))
+                }
+                None => continue,
+            },
         };
         role.kind = kind;
         role.limit = role.limit.into_iter().chain(limit).min();

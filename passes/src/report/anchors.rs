@@ -31,7 +31,7 @@ pub(crate) struct Anchor {
 /// When an anchor is fused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Test {
-    /// No absorbed node is still computed by an op of its own kind; these ops are the fusion's own.
+    /// No absorbed node is still computed by an op of its own kind; ops that do all of these are the fusion's own.
     Absorbed(&'static [OpKind]),
     /// The absorbed node is computed by an op of its own kind no more, if it is computed at all.
     Dropped,
@@ -40,35 +40,6 @@ pub(crate) enum Test {
     /// The matmul reads q8a.
     Int8,
 }
-
-/// What a norm may be fused into.
-const NORMS: &[OpKind] = &[
-    OpKind::RmsNorm,
-    OpKind::AddRmsNorm,
-    OpKind::AllReduceRmsNorm,
-    OpKind::AllReduceAddRmsNorm,
-    OpKind::RmsNormQuantise,
-    OpKind::AddRmsNormQuantise,
-    OpKind::AllReduceRmsNormQuantise,
-    OpKind::AllReduceAddRmsNormQuantise,
-];
-/// What the sum that a norm reads may be fused into.
-const RESIDUAL_NORMS: &[OpKind] =
-    &[OpKind::AddRmsNorm, OpKind::AllReduceAddRmsNorm, OpKind::AddRmsNormQuantise, OpKind::AllReduceAddRmsNormQuantise];
-/// Ops that end in a quantised norm.
-const QUANTISED_NORMS: &[OpKind] = &[
-    OpKind::RmsNormQuantise,
-    OpKind::AddRmsNormQuantise,
-    OpKind::AllReduceRmsNormQuantise,
-    OpKind::AllReduceAddRmsNormQuantise,
-];
-/// Ops that begin with an all-reduce and end in its norm.
-const REDUCED_NORMS: &[OpKind] = &[
-    OpKind::AllReduceRmsNorm,
-    OpKind::AllReduceAddRmsNorm,
-    OpKind::AllReduceRmsNormQuantise,
-    OpKind::AllReduceAddRmsNormQuantise,
-];
 
 impl Anchor {
     pub(crate) fn site(&self) -> Site {
@@ -102,32 +73,32 @@ pub(crate) fn anchors(unit: &Unit) -> Vec<Anchor> {
         };
         match node.op.kind() {
             OpKind::Rsqrt => {
-                add("rms_norm", vec![i], i, NORMS);
+                add("rms_norm", vec![i], i, &[OpKind::RmsNorm]);
                 if let Some(sum) = traces.squared(i).and_then(|x| traces.comes_from(x, OpKind::Add)) {
-                    add("add_rms_norm", vec![i], sum, RESIDUAL_NORMS);
+                    add("add_rms_norm", vec![i], sum, &[OpKind::Add, OpKind::RmsNorm]);
                 }
             }
             OpKind::RmsNorm => {
                 if let Some(sum) = behind(0, OpKind::Add) {
-                    add("add_rms_norm", vec![i], sum, RESIDUAL_NORMS);
+                    add("add_rms_norm", vec![i], sum, &[OpKind::Add, OpKind::RmsNorm]);
                 }
             }
             // Every one that has ranks to wait for, whatever reads it.
             OpKind::AllReduce if node.op.world() != Some(1) => {
-                add("allreduce_rms_norm", vec![i], i, REDUCED_NORMS);
+                add("allreduce_rms_norm", vec![i], i, &[OpKind::AllReduce, OpKind::RmsNorm]);
             }
             OpKind::Quantise if [OpKind::RmsNorm, OpKind::AddRmsNorm].iter().any(|kind| behind(0, *kind).is_some()) => {
-                add("norm_quantise", vec![i], i, QUANTISED_NORMS);
+                add("norm_quantise", vec![i], i, &[OpKind::RmsNorm, OpKind::Quantise]);
             }
-            OpKind::Silu => add("silu_mul", vec![i], i, &[OpKind::SiluMul]),
-            OpKind::Sigmoid if near_product(i) => add("silu_mul", vec![i], i, &[OpKind::SiluMul]),
+            OpKind::Silu => add("silu_mul", vec![i], i, &[OpKind::Silu, OpKind::Mul]),
+            OpKind::Sigmoid if near_product(i) => add("silu_mul", vec![i], i, &[OpKind::Silu, OpKind::Mul]),
             OpKind::CacheWrite => {
                 if let Some(rope) = behind(1, OpKind::Rope) {
-                    add("rope_cache_write", vec![rope], rope, &[OpKind::RopeCacheWrite]);
+                    add("rope_cache_write", vec![rope], rope, &[OpKind::Rope, OpKind::CacheWrite]);
                 }
             }
             OpKind::Add if [0, 1].into_iter().any(|o| behind(o, OpKind::Matmul).is_some()) => {
-                add("matmul_epilogue", vec![i], i, &[OpKind::MatmulAdd]);
+                add("matmul_epilogue", vec![i], i, &[OpKind::Matmul, OpKind::Add]);
             }
             OpKind::Topk => {
                 out.push(Anchor { group: "topk_window", at: vec![i], absorbed: vec![i], test: Test::Dropped });
@@ -236,7 +207,7 @@ pub(crate) fn outcome(
         Test::Dropped => !anchor.absorbed.iter().any(standing),
         Test::Absorbed(kinds) => {
             let gone = !anchor.absorbed.iter().any(standing);
-            let elsewhere = gone && !kinds.is_empty() && !into.iter().any(|s| kinds.contains(&kind(*s)));
+            let elsewhere = gone && !kinds.is_empty() && !into.iter().any(|s| kind(*s).does_all(kinds));
             // A rule of the fusion may have come half way: silu stands where its parts were.
             let half_way = into.iter().any(|s| {
                 let last = solved.steps[*s as usize].chain.last();

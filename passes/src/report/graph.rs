@@ -2,7 +2,6 @@
 //! which.
 
 use crate::rules::Rule;
-use crate::target::traffic;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use weldment_ir::{Category, Graph, Node, NodeId, OpKind};
@@ -164,7 +163,7 @@ fn bytes_of(graph: &Graph, node: &Node, dims: &dyn Fn(&str) -> u64) -> u64 {
         read.dedup();
     }
     let types: Vec<_> = read.iter().map(|v| graph.type_of(*v).clone()).collect();
-    traffic(&node.op, &types, &node.types, dims)
+    node.op.effort(&types, &node.types, dims).bytes()
 }
 
 fn number(id: NodeId) -> u32 {

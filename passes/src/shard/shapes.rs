@@ -1,27 +1,6 @@
-//! Where a split axis goes when a value takes another shape.
+//! Ops of a part of what they were for.
 
 use weldment_ir::{Dim, Op, TensorType};
-
-/// A product of dims: the constants' and the symbols, sorted.
-fn product(dims: &[Dim]) -> (u64, Vec<&str>) {
-    let mut constant = 1u64;
-    let mut symbols = Vec::new();
-    for dim in dims {
-        match dim {
-            Dim::Const(n) => constant = constant.saturating_mul(*n),
-            Dim::Sym(s) => symbols.push(&**s),
-        }
-    }
-    symbols.sort_unstable();
-    (constant, symbols)
-}
-
-/// The axis of `to` along which equal parts of `axis` of `from` are equal parts: the last one with as many elements before it.
-pub(super) fn through_reshape(from: &[Dim], to: &[Dim], axis: usize) -> Option<usize> {
-    let before = product(from.get(..axis)?);
-    let at = (0..to.len()).rev().find(|b| product(&to[..*b]) == before)?;
-    to[at].constant().map(|_| at)
-}
 
 /// `dims` with `axis` cut into `parts`.
 pub(super) fn cut(dims: &[Dim], axis: usize, parts: u64) -> Vec<Dim> {

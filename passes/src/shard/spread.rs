@@ -1,9 +1,10 @@
 //! How each value is held: decided forwards, and again from the start with fewer splits wherever one met an op without a form for it.
 
-use super::{path, shapes};
+use super::path;
 use crate::error::PassError;
 use std::collections::{BTreeMap, BTreeSet};
-use weldment_ir::{Dim, Graph, NodeId, Op, OpKind, OutputKind, TensorType, Value};
+use weldment_ir::signature::{Axis, Index, Mark, Signature, axis_of};
+use weldment_ir::{Category, Dim, Graph, NodeId, Op, OpKind, OutputKind, TensorType, Value};
 
 /// Equal parts along an axis; the ranks that share one are world / parts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -181,7 +182,7 @@ impl Round<'_> {
         if self.fixed[id.index()] {
             return Ok(self.whole(id));
         }
-        if matches!(node.op, Op::CacheWrite { .. } | Op::RopeCacheWrite { .. }) {
+        if node.op.kind().info().category == Category::StateWrite {
             return Ok(self.state_write(id));
         }
         if node.operands.iter().any(|v| matches!(self.of(*v), Held::Unknown)) {
@@ -191,86 +192,110 @@ impl Round<'_> {
             return Ok(self.bias(id));
         }
         let splits = self.splits(id);
-        match node.op.kind() {
-            OpKind::Matmul | OpKind::MatmulAdd | OpKind::MatmulSiluMul => self.matmul(id, splits),
-            OpKind::ScaledMatmul => self.scaled_matmul(id, &splits),
-            OpKind::Gather if splits.is_empty() => Ok(self.gather(id)),
-            _ if splits.is_empty() => Ok(self.whole(id)),
-            OpKind::Attention | OpKind::SparseAttention => self.attention(id, &splits),
-            _ => Ok(self.along(id, &splits)),
+        match (node.op.kind(), node.op.kind().info().category, splits.is_empty()) {
+            (OpKind::Gather, _, true) => Ok(self.gather(id)),
+            (_, Category::Contraction, true) => Ok(self.begin(id)),
+            (_, _, true) => Ok(self.whole(id)),
+            _ => self.along(id, &splits),
         }
     }
 
-    /// Ops that work on each part alone.
-    fn along(&mut self, id: NodeId, splits: &[(usize, Cut, BTreeSet<NodeId>)]) -> (Role, Held) {
-        let seeds: BTreeSet<NodeId> = splits.iter().flat_map(|(_, _, s)| s.iter().copied()).collect();
-        let parts = splits.iter().map(|(_, cut, _)| cut.parts).min().unwrap_or(1);
-        if splits.iter().any(|(_, cut, _)| cut.parts != parts) {
-            // The coarser split is there for a reason.
-            self.findings.lower(&seeds, parts, id);
-            return self.unknown(id);
-        }
-        let Some(axis) = self.result_axis(id, splits) else { return self.refuse(id) };
+    /// The axes of a node.
+    fn axes(&self, id: NodeId) -> Signature {
         let node = self.graph.node(id);
-        let result = &node.types[0];
-        if node.op.kind() == OpKind::Reshape
-            && let Some(Dim::Const(size)) = result.shape.get(axis)
+        let operands: Vec<TensorType> = node.operands.iter().map(|v| self.ty(*v).clone()).collect();
+        node.op.signature(&operands, &node.types)
+    }
+
+    /// The axis of a node's operand that carries `index`; none where its one element repeats.
+    fn carries(&self, id: NodeId, axes: &Signature, operand: usize, index: Index) -> Option<usize> {
+        let axis = axis_of(&axes.operands[operand], index)?;
+        let dim = self.ty(self.graph.node(id).operands[operand]).shape.get(axis);
+        (dim != Some(&Dim::Const(1))).then_some(axis)
+    }
+
+    /// A contraction whose operands are whole is split along an index that static operands alone carry.
+    fn begin(&self, id: NodeId) -> (Role, Held) {
+        let node = self.graph.node(id);
+        let (parts, _) = self.findings.parts.get(&id).copied().unwrap_or((self.world, id));
+        if parts <= 1 {
+            return self.whole(id);
+        }
+        let axes = self.axes(id);
+        let owned = |axis: &Axis| {
+            let index = axis.cut()?;
+            let carry = |(axes, _): &(&Vec<Axis>, &Value)| axis_of(axes, index).is_some();
+            let mut carriers = axes.operands.iter().zip(&node.operands).filter(carry).peekable();
+            carriers.peek()?;
+            carriers.all(|(_, v)| self.is_fixed(*v)).then_some(index)
+        };
+        let found = axes.results[0].iter().enumerate().find_map(|(axis, a)| Some((axis, owned(a)?)));
+        let Some((axis, index)) = found else { return self.whole(id) };
+        let want = |i: usize| Some(Cut { axis: self.carries(id, &axes, i, index)?, parts });
+        self.split((0..node.operands.len()).map(want).collect(), Cut { axis, parts }, BTreeSet::from([id]))
+    }
+
+    /// Ops that go on with the parts they are given: each by itself, or, along an index that is summed, as parts of a sum.
+    fn along(&mut self, id: NodeId, splits: &[(usize, Cut, BTreeSet<NodeId>)]) -> Decision {
+        let seeds: BTreeSet<NodeId> = splits.iter().flat_map(|(_, _, s)| s.iter().copied()).collect();
+        let (node, axes) = (self.graph.node(id), self.axes(id));
+        let parts = splits.iter().map(|(_, cut, _)| cut.parts).max().unwrap_or(1);
+        // What is cut down to one element repeats for all ranks that share it: heads of K and V.
+        let size =
+            |operand: usize, cut: &Cut| self.ty(node.operands[operand]).shape.get(cut.axis).and_then(Dim::constant);
+        let coarser = splits.iter().filter(|(i, cut, _)| cut.parts < parts && size(*i, cut) != Some(cut.parts));
+        if let Some(least) = coarser.map(|(_, cut, _)| cut.parts).min() {
+            // The coarser split is there for a reason.
+            self.findings.lower(&seeds, least, id);
+            return Ok(self.unknown(id));
+        }
+        let of =
+            |operand: usize, cut: &Cut| axes.operands[operand].get(cut.axis).and_then(|a| Some((a.cut()?, a.mark)));
+        let mut indices = splits.iter().map(|(i, cut, _)| of(*i, cut));
+        let first = indices.next().flatten();
+        let Some((index, mark)) = first.filter(|first| indices.all(|other| other == Some(*first))) else {
+            return Ok(self.refuse(id));
+        };
+        let mut wants = Vec::with_capacity(node.operands.len());
+        for (i, v) in node.operands.iter().enumerate() {
+            let want = self.carries(id, &axes, i, index).map(|axis| Cut { axis, parts });
+            let held = splits.iter().any(|(at, _, _)| *at == i);
+            // A value of the step that is whole cannot be cut: `shard` is for static ones.
+            if want.is_some() && !held && !self.is_fixed(*v) {
+                return Ok(self.refuse(id));
+            }
+            wants.push(want);
+        }
+        if mark == Mark::Summed {
+            return match node.types[0].dtype.is_compute_float() {
+                true if parts != self.world => Err(self.too_few(&seeds, id)),
+                true => Ok(self.reduced(id, wants)),
+                false => Ok(self.refuse(id)),
+            };
+        }
+        let Some(axis) = axis_of(&axes.results[0], index) else { return Ok(self.refuse(id)) };
+        if let Some(Dim::Const(size)) = node.types[0].shape.get(axis)
             && *size < parts
             && parts.is_multiple_of(*size)
         {
             // Fewer heads than ranks: several ranks hold the same.
             self.findings.lower(&seeds, *size, id);
-            return self.unknown(id);
+            return Ok(self.unknown(id));
         }
-        let cut = Cut { axis, parts };
-        let mut wants = Vec::with_capacity(node.operands.len());
-        for (i, v) in node.operands.iter().enumerate() {
-            let want = self.operand_axis(id, i, axis).map(|axis| Cut { axis, parts });
-            let held = splits.iter().find(|(at, _, _)| *at == i).map(|(_, cut, _)| *cut);
-            // A value of the step that is whole cannot be cut: `shard` is for static ones.
-            if want != held && !(held.is_none() && self.is_fixed(*v)) {
-                return self.refuse(id);
-            }
-            wants.push(want);
+        if self.loses_scales(id, axis) {
+            return Ok(self.refuse(id));
         }
-        self.split(wants, cut, seeds)
+        Ok(self.split(wants, Cut { axis, parts }, seeds))
     }
 
-    /// The axis of a result that the split of its operands becomes.
-    fn result_axis(&self, id: NodeId, splits: &[(usize, Cut, BTreeSet<NodeId>)]) -> Option<usize> {
-        use weldment_ir::Category::{Elementwise, Leaf};
+    /// A part of a row has scales of its own: as many groups or, where the row is one group, one for each part, which nothing but a
+    /// product of that part may see.
+    fn loses_scales(&self, id: NodeId, axis: usize) -> bool {
         let node = self.graph.node(id);
-        let (operand, cut, _) = splits.first()?;
-        let from = self.ty(node.operands[*operand]);
-        let to = &node.types[0];
-        let last = from.rank().checked_sub(1)?;
-        match &node.op {
-            Op::Reshape { .. } => shapes::through_reshape(&from.shape, &to.shape, cut.axis),
-            Op::Transpose { permutation } => permutation.iter().position(|p| usize::try_from(*p) == Ok(cut.axis)),
-            Op::Slice { axis, .. } | Op::Concat { axis } => {
-                (usize::try_from(*axis) != Ok(cut.axis)).then_some(cut.axis)
-            }
-            Op::Broadcast { .. } => Some(cut.axis + to.rank() - from.rank()),
-            Op::ReduceSum { axis } | Op::ReduceMean { axis } | Op::ReduceMax { axis } => {
-                let axis = usize::try_from(*axis).ok().filter(|a| *a != cut.axis)?;
-                Some(cut.axis - usize::from(axis < cut.axis))
-            }
-            // A part of a row has scales of its own: as many groups or, where the row is one group, one for each part, which nothing
-            // but a product of that part may see.
-            Op::Quantise { group, .. } => {
-                let one = cut.axis == last && from.last_constant() == Some(group.unsigned_abs());
-                (!one || self.feeds_products(id)).then_some(cut.axis)
-            }
-            Op::Softmax {} | Op::RmsNorm { .. } | Op::AddRmsNorm { .. } => (cut.axis != last).then_some(cut.axis),
-            Op::Rope { .. } => (*operand == 0 && cut.axis == 1).then_some(1),
-            // Columns of a table that the step computes.
-            Op::Gather { .. } => (*operand == 0 && cut.axis == last).then(|| to.rank() - 1),
-            op if op.kind().info().category == Elementwise => Some(cut.axis + to.rank() - from.rank()),
-            op => {
-                debug_assert!(op.kind().info().category != Leaf);
-                None
-            }
-        }
+        let Op::Quantise { group, .. } = node.op else { return false };
+        let ty = &node.types[0];
+        let one = axis + 1 == ty.rank() && ty.last_constant() == Some(group.unsigned_abs());
+        one && !self.feeds_products(id)
     }
 
     /// Are a node's results codes and scales of products, and nothing else?
@@ -278,104 +303,6 @@ impl Round<'_> {
         let product = |id: NodeId| self.graph.node(id).op.kind() == OpKind::ScaledMatmul;
         let is_output = self.graph.outputs().iter().any(|o| o.value.node == id);
         !is_output && self.graph.users(id).all(|(user, used)| product(user) && used.operand < 2)
-    }
-
-    /// The axis along which operand `i` is cut where the result is cut along `axis`; none if it is read whole.
-    fn operand_axis(&self, id: NodeId, i: usize, axis: usize) -> Option<usize> {
-        use weldment_ir::Category::Elementwise;
-        let node = self.graph.node(id);
-        let from = self.ty(node.operands[i]);
-        let to = &node.types[0];
-        match &node.op {
-            Op::Reshape { .. } => shapes::through_reshape(&to.shape, &from.shape, axis),
-            Op::Transpose { permutation } => usize::try_from(*permutation.get(axis)?).ok(),
-            Op::Slice { .. } | Op::Concat { .. } | Op::Softmax {} | Op::Quantise { .. } => Some(axis),
-            Op::ReduceSum { axis: a } | Op::ReduceMean { axis: a } | Op::ReduceMax { axis: a } => {
-                Some(axis + usize::from(usize::try_from(*a).is_ok_and(|a| a <= axis)))
-            }
-            Op::RmsNorm { .. } | Op::Rope { .. } => (i == 0).then_some(axis),
-            Op::AddRmsNorm { .. } => (i < 2).then_some(axis),
-            Op::Gather { .. } => (i == 0).then(|| from.rank() - 1),
-            // Dims of 1, and dims that an operand does not have, repeat.
-            op if op.kind().info().category == Elementwise || matches!(op, Op::Broadcast { .. }) => {
-                let at = (axis + from.rank()).checked_sub(to.rank())?;
-                (from.shape.get(at) == to.shape.get(axis)).then_some(at)
-            }
-            _ => None,
-        }
-    }
-
-    /// Products by static weights begin and end splits.
-    fn matmul(&mut self, id: NodeId, splits: Vec<(usize, Cut, BTreeSet<NodeId>)>) -> Decision {
-        let node = self.graph.node(id);
-        let last = self.ty(node.operands[0]).rank() - 1;
-        let kind = node.op.kind();
-        let weights = if kind == OpKind::MatmulSiluMul { 1..3 } else { 1..2 };
-        let fixed = weights.clone().all(|i| self.is_fixed(node.operands[i]));
-        let addend = (kind == OpKind::MatmulAdd).then(|| node.operands[2]);
-        match splits.as_slice() {
-            [] => {
-                let (parts, _) = self.findings.parts.get(&id).copied().unwrap_or((self.world, id));
-                let row = addend.is_none_or(|a| self.is_fixed(a));
-                if parts <= 1 || !fixed || !row {
-                    return Ok(self.whole(id));
-                }
-                let cut = Cut { axis: node.types[0].rank() - 1, parts };
-                let mut wants = vec![None; node.operands.len()];
-                weights.for_each(|i| wants[i] = Some(Cut { axis: 0, parts }));
-                if let Some(a) = addend {
-                    let (from, to) = (self.ty(a), &node.types[0]);
-                    let at = from.rank().checked_sub(1).filter(|at| from.shape.get(*at) == to.shape.last());
-                    wants[2] = at.map(|axis| Cut { axis, parts });
-                }
-                Ok(self.split(wants, cut, BTreeSet::from([id])))
-            }
-            // Each part of the rows alone.
-            [(0, cut, seeds)] if cut.axis < last && addend.is_none() => {
-                Ok(self.split(vec![None; node.operands.len()], *cut, seeds.clone()))
-            }
-            [(0, cut, seeds)] if cut.axis == last && fixed && kind == OpKind::Matmul => {
-                if cut.parts != self.world {
-                    return Err(self.too_few(seeds, id));
-                }
-                if !node.types[0].dtype.is_compute_float() {
-                    return Ok(self.refuse(id));
-                }
-                Ok(self.reduced(id, vec![None, Some(Cut { axis: 1, parts: self.world })]))
-            }
-            _ => Ok(self.refuse(id)),
-        }
-    }
-
-    /// A product of codes: as a matmul, with the scales of the weight's rows or columns.
-    fn scaled_matmul(&mut self, id: NodeId, splits: &[(usize, Cut, BTreeSet<NodeId>)]) -> Decision {
-        let node = self.graph.node(id);
-        let last = self.ty(node.operands[0]).rank() - 1;
-        let fixed = [2, 3].into_iter().all(|i| self.is_fixed(node.operands[i]));
-        let scales = self.ty(node.operands[3]);
-        // One scale for all rows, or all columns, is everybody's.
-        let scales_cut = |axis: usize, parts| (scales.shape[axis] != Dim::Const(1)).then_some(Cut { axis, parts });
-        match splits {
-            [] => {
-                let (parts, _) = self.findings.parts.get(&id).copied().unwrap_or((self.world, id));
-                if parts <= 1 || !fixed {
-                    return Ok(self.whole(id));
-                }
-                let wants = vec![None, None, Some(Cut { axis: 0, parts }), scales_cut(0, parts)];
-                Ok(self.split(wants, Cut { axis: node.types[0].rank() - 1, parts }, BTreeSet::from([id])))
-            }
-            [(0, cut, seeds), (1, other, _)] if cut == other && cut.axis < last => {
-                Ok(self.split(vec![None; 4], *cut, seeds.clone()))
-            }
-            [(0, cut, seeds), (1, other, _)] if cut == other && cut.axis == last && fixed => {
-                if cut.parts != self.world {
-                    return Err(self.too_few(seeds, id));
-                }
-                let operands = vec![None, None, Some(Cut { axis: 1, parts: self.world }), scales_cut(1, self.world)];
-                Ok(self.reduced(id, operands))
-            }
-            _ => Ok(self.refuse(id)),
-        }
     }
 
     /// A product of a part of its terms.
@@ -439,37 +366,23 @@ impl Round<'_> {
         }
     }
 
-    /// Heads of queries beside heads of K and V.
-    fn attention(&mut self, id: NodeId, splits: &[(usize, Cut, BTreeSet<NodeId>)]) -> Decision {
-        let node = self.graph.node(id);
-        let kv_heads = self.ty(node.operands[1]).shape.get(1).and_then(Dim::constant).unwrap_or(0);
-        let of = |i: usize| splits.iter().find(|(at, _, _)| *at == i).map(|(_, cut, _)| *cut);
-        let (q, k, v) = (of(0), of(1), of(2));
-        let by_heads = splits.iter().all(|(i, cut, _)| *i < 3 && cut.axis == 1);
-        // One head of K and V is everybody's.
-        let fits = by_heads && q.is_some() && k == v && (k.is_some() || kv_heads == 1);
-        let Some(q) = q.filter(|_| fits) else { return Ok(self.refuse(id)) };
-        let seeds: BTreeSet<NodeId> = splits.iter().flat_map(|(_, _, s)| s.iter().copied()).collect();
-        if q.parts != self.world {
-            return Err(self.too_few(&splits[0].2, id));
-        }
-        let mut wants = vec![None; node.operands.len()];
-        splits.iter().for_each(|(i, cut, _)| wants[*i] = Some(*cut));
-        Ok(self.split(wants, q, seeds))
-    }
-
     /// A cache holds the heads that its rank writes.
     fn state_write(&mut self, id: NodeId) -> (Role, Held) {
         let node = self.graph.node(id);
         let (cache, x) = (node.operands[0], node.operands[1]);
+        let axes = self.axes(id);
+        let shared = |cut: &Cut| {
+            let index = axes.operands[1].get(cut.axis).and_then(Axis::cut)?;
+            axis_of(&axes.operands[0], index).map(|axis| Cut { axis, ..*cut })
+        };
         let written = match self.of(x) {
             Held::Unknown => return self.unknown(id),
-            Held::Split(cut, seeds) => Some((*cut, seeds.clone())),
+            Held::Split(cut, seeds) => match shared(cut) {
+                Some(cut) => Some((cut, seeds.clone())),
+                None => return self.refuse(id),
+            },
             Held::Whole | Held::Partial => None,
         };
-        if written.as_ref().is_some_and(|(cut, _)| cut.axis != 1) {
-            return self.refuse(id);
-        }
         let held = match self.of(cache) {
             Held::Split(cut, _) => Some(Some(*cut)),
             Held::Unknown => None,
@@ -480,9 +393,8 @@ impl Round<'_> {
             Some(held) if held == wanted => match written {
                 None => self.whole(id),
                 Some((cut, seeds)) => {
-                    let mut wants = vec![None; node.operands.len()];
-                    (wants[0], wants[1]) = (Some(cut), Some(cut));
-                    self.split(wants, cut, seeds)
+                    // What is computed in the step is held as it is read.
+                    self.split(vec![None; node.operands.len()], cut, seeds)
                 }
             },
             // What is written later is cut finer than the cache is.
@@ -515,8 +427,9 @@ impl Round<'_> {
     /// Results that can be gathered may stay split until then.
     fn outputs(&mut self) {
         for output in self.graph.outputs() {
+            let gathered = !self.ty(output.value).dtype.is_block();
             if let (OutputKind::Result, Held::Split(cut, seeds)) = (&output.kind, self.of(output.value))
-                && cut.parts != self.world
+                && !(gathered && cut.parts == self.world)
             {
                 let seeds = seeds.clone();
                 self.findings.lower(&seeds, 1, output.value.node);

@@ -51,7 +51,7 @@ fn everything<'a>(solver: &'a Solver<'a>) -> impl Iterator<Item = (&'a Rule, Opt
     live.chain(solver.barred.iter().map(|(r, why)| (*r, Some(why.as_str()))))
 }
 
-/// The rule of `group` that comes closest where `nodes` stand. Of rules that match, one that makes one of `kinds` goes
+/// The rule of `group` that comes closest where `nodes` stand. Of rules that match, one that makes what does all of `kinds` goes
 /// first, if any are given.
 pub(crate) fn closest<'a>(
     solver: &'a Solver<'a>,
@@ -104,7 +104,7 @@ pub(crate) fn closest_at<'a>(
 fn makes(rule: &Rule, kinds: &[OpKind]) -> bool {
     let Body::Rewrite { right, .. } = &rule.body else { return true };
     right.iter().flat_map(|(_, p)| p.iter()).any(|node| match node {
-        egg::ENodeOrVar::ENode(crate::egraph::ENode::Op(kind, _)) => kinds.contains(kind),
+        egg::ENodeOrVar::ENode(crate::egraph::ENode::Op(kind, _)) => kind.does_all(kinds),
         _ => false,
     })
 }
