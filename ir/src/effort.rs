@@ -50,14 +50,8 @@ impl Op {
             return Effort::default();
         }
         let work = Work { op: self, operands, results, dims, axes: self.signature(operands, results) };
-        let writes_state = category == Category::StateWrite;
-        let read = (usize::from(writes_state)..operands.len()).map(|i| work.read(i));
-        let written = match operands.get(1) {
-            // What is written is as large as what it is made of.
-            Some(x) if writes_state => bytes_at(x, dims),
-            _ => results.iter().fold(0u64, |sum, t| sum.saturating_add(bytes_at(t, dims))),
-        };
-        let effort = Effort { read: read.fold(0, u64::saturating_add), written, operations: work.operations(category) };
+        let (read, written) = work.moved(category);
+        let effort = Effort { read, written, operations: work.operations(category) };
         match self {
             Op::IndexScores { skip: 1.., .. } => {
                 let share = |n: u64| (n / 100).saturating_mul(NOT_SKIPPED);
@@ -77,6 +71,18 @@ struct Work<'a> {
 }
 
 impl Work<'_> {
+    /// Bytes read and written.
+    fn moved(&self, category: Category) -> (u64, u64) {
+        let writes_state = category == Category::StateWrite;
+        let read = (usize::from(writes_state)..self.operands.len()).map(|i| self.read(i));
+        let written = match self.operands.get(1) {
+            // What is written is as large as what it is made of.
+            Some(x) if writes_state => bytes_at(x, self.dims),
+            _ => self.results.iter().fold(0u64, |sum, t| sum.saturating_add(bytes_at(t, self.dims))),
+        };
+        (read.fold(0, u64::saturating_add), written)
+    }
+
     fn elements(&self, t: &TensorType) -> u64 {
         t.shape.iter().fold(1u64, |n, d| n.saturating_mul(dim_at(d, self.dims)))
     }
@@ -166,7 +172,7 @@ mod tests {
     fn bytes_are_what_is_touched() {
         let (t, n) = (Dim::sym("T"), Dim::sym("N"));
         let x = typed(DType::F32, &[t.clone(), 2.into(), 4.into()]);
-        let positions = typed(DType::I32, &[t.clone()]);
+        let positions = typed(DType::I32, std::slice::from_ref(&t));
         let table = typed(DType::F32, &[64.into(), 4.into()]);
         // Operand and result of 96 bytes, 3 positions, 3 of 64 rows of 16 bytes.
         let rope = of(&Op::Rope { interleaved: false }, &[x.clone(), positions.clone(), table]);

@@ -1,9 +1,10 @@
 //! Paged states: which operands of an op address them, said once for everyone who must know.
 
-use crate::op::Op;
+use crate::op::{Op, OpInfo, OpKind};
+use std::sync::LazyLock;
 
 /// Operands of an op that reads or writes paged states, by their place.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Paged {
     /// Position of each token.
     pub positions: usize,
@@ -12,26 +13,33 @@ pub struct Paged {
     /// Blocks of each sequence.
     pub block_tables: usize,
     /// The states, one unit a block.
-    pub caches: Vec<usize>,
+    pub caches: &'static [usize],
     /// The dim of the first state along which a block's positions lie.
     pub slots: usize,
+}
+
+/// By op kind, as the table shows it.
+static TABLE: LazyLock<Vec<Option<(Paged, Vec<usize>)>>> =
+    LazyLock::new(|| OpKind::ALL.iter().map(|kind| of_table(kind.info())).collect());
+
+fn of_table(info: &OpInfo) -> Option<(Paged, Vec<usize>)> {
+    let named = |name: &str| info.operands.iter().position(|operand| *operand == name);
+    let (positions, sequence_ids) = (named("positions")?, named("sequence_ids")?);
+    let axes = |operand: usize| info.operand_patterns[operand].split_whitespace();
+    let pool = |operand: &usize| axes(*operand).next() == Some("^block_tables");
+    let caches: Vec<usize> = (0..info.operands.len()).filter(pool).collect();
+    let slots = axes(*caches.first()?).position(|axis| axis == "!slot")?;
+    Some((Paged { positions, sequence_ids, block_tables: named("block_tables")?, caches: &[], slots }, caches))
 }
 
 impl Op {
     /// How the op addresses paged states, if it does: what the op table's operand names and axes say.
     pub fn paged(&self) -> Option<Paged> {
-        let info = self.kind().info();
-        let named = |name: &str| info.operands.iter().position(|operand| *operand == name);
-        let (positions, sequence_ids) = (named("positions")?, named("sequence_ids")?);
-        let axes = |operand: usize| info.operand_patterns[operand].split_whitespace();
-        let pool = |operand: &usize| axes(*operand).next() == Some("^block_tables");
-        let caches: Vec<usize> = (0..info.operands.len()).filter(pool).collect();
-        let slots = axes(*caches.first()?).position(|axis| axis == "!slot")?;
+        let (paged, caches) = TABLE[self.kind() as usize].as_ref()?;
         // The table shows slots before elements; transposed, they have changed places.
         let transposed =
             matches!(self, Op::CacheWrite { transposed: true } | Op::RopeCacheWrite { transposed: true, .. });
-        let slots = if transposed { slots + 1 } else { slots };
-        Some(Paged { positions, sequence_ids, block_tables: named("block_tables")?, caches, slots })
+        Some(Paged { caches, slots: paged.slots + usize::from(transposed), ..*paged })
     }
 }
 
@@ -39,7 +47,6 @@ impl Op {
 mod tests {
     use super::*;
     use crate::attr::{Attr, AttrKind, Real};
-    use crate::op::OpKind;
 
     #[test]
     fn places_are_those_of_the_table() {
@@ -67,7 +74,7 @@ mod tests {
             assert_eq!(Some(paged.sequence_ids), named("sequence_ids"), "{kind}");
             assert_eq!(Some(paged.block_tables), named("block_tables"), "{kind}");
             for cache in paged.caches {
-                let name = info.operands[cache];
+                let name = info.operands[*cache];
                 assert!(name.contains("cache") || name == "keys" || name == "state", "{kind}: {name}");
             }
         }

@@ -13,6 +13,7 @@
 
 use crate::op::{Op, OpInfo, OpKind};
 use crate::types::{Dim, TensorType};
+use std::sync::LazyLock;
 
 /// An index that axes share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -69,15 +70,67 @@ pub struct Signature {
     pub results: Vec<Vec<Axis>>,
 }
 
+/// A word of a pattern.
+#[derive(Clone, Copy)]
+enum Word {
+    Axis(Axis),
+    Rest(Option<&'static str>),
+}
+
+/// What the table says of one kind.
+struct Parsed {
+    operands: Vec<Vec<Word>>,
+    results: Vec<Vec<Word>>,
+    /// By operand: the operand and axis that it points into.
+    points: Vec<Option<(usize, usize)>>,
+}
+
+/// By op kind. Patterns are read once.
+static TABLE: LazyLock<Vec<Parsed>> = LazyLock::new(|| {
+    let parsed = |info: &'static OpInfo| {
+        let all = |patterns: &'static [&'static str]| patterns.iter().map(|p| parse(p, info)).collect();
+        let points = |i: usize| {
+            let here = |word: &Word| matches!(word, Word::Axis(a) if matches!(a.mark, Mark::Picked(by) | Mark::Bounds(by) if by == i));
+            let operands = info.operand_patterns.iter().enumerate();
+            operands.filter_map(|(of, p)| Some((of, parse(p, info).iter().position(here)?))).next()
+        };
+        Parsed {
+            operands: all(info.operand_patterns),
+            results: all(info.result_patterns),
+            points: (0..info.operands.len()).map(points).collect(),
+        }
+    };
+    OpKind::ALL.iter().map(|kind| parsed(kind.info())).collect()
+});
+
+fn parse(pattern: &'static str, info: &OpInfo) -> Vec<Word> {
+    // Attributes decide.
+    if pattern == "*" {
+        return vec![Word::Rest(None)];
+    }
+    let operand = |name: &str| info.operands.iter().position(|o| *o == name).unwrap_or(usize::MAX);
+    let word = |word: &'static str| {
+        let (mark, name) = word.split_at(word.find(|c: char| c.is_ascii_lowercase()).unwrap_or(word.len()));
+        let index = Some(Index { name, place: 0 }).filter(|_| !name.is_empty());
+        let (index, mark) = match mark {
+            ".." => return Word::Rest(Some(name)),
+            "..!" => return Word::Rest(None),
+            "+" => (index, Mark::Summed),
+            "^" => (None, Mark::Picked(operand(name))),
+            "<" => (None, Mark::Bounds(operand(name))),
+            "" => (index, Mark::Free),
+            _ => (index, Mark::Whole),
+        };
+        Word::Axis(Axis { index, mark })
+    };
+    pattern.split_whitespace().map(word).collect()
+}
+
 impl OpKind {
     /// What operand `operand` points into, if its values are indices: the operand that it picks elements of, or lies within, and the axis.
     /// Block tables and the positions behind them are told by [`Op::paged`].
     pub fn points_into(self, operand: usize) -> Option<(usize, usize)> {
-        let info = self.info();
-        let name = info.operands.get(operand)?;
-        let points = |word: &str| word.strip_prefix(['^', '<']) == Some(name);
-        let axis = |pattern: &&str| pattern.split_whitespace().position(points);
-        info.operand_patterns.iter().enumerate().find_map(|(of, pattern)| Some((of, axis(pattern)?)))
+        TABLE[self as usize].points.get(operand).copied().flatten()
     }
 }
 
@@ -89,17 +142,14 @@ pub fn axis_of(axes: &[Axis], index: Index) -> Option<usize> {
 impl Op {
     /// How the axes of operands and results of these types run together. Types that the op does not take give whole axes.
     pub fn signature(&self, operands: &[TensorType], results: &[TensorType]) -> Signature {
-        let info = self.kind().info();
-        let expanded = |patterns: &[&'static str], types: &[TensorType]| -> Vec<Vec<Axis>> {
+        let parsed = &TABLE[self.kind() as usize];
+        let expanded = |patterns: &[Vec<Word>], types: &[TensorType]| -> Vec<Vec<Axis>> {
             // A variadic operand's pattern stands for all of its operands.
-            let pattern = |i: usize| patterns.get(i).or(patterns.last()).copied().unwrap_or("..!");
-            let axes = |(i, t): (usize, &TensorType)| expand(pattern(i), t.rank(), info);
-            types.iter().enumerate().map(axes).collect()
+            let pattern = |i: usize| patterns.get(i).or(patterns.last()).map_or(&[][..], Vec::as_slice);
+            types.iter().enumerate().map(|(i, t)| expand(pattern(i), t.rank())).collect()
         };
-        let mut found = Signature {
-            operands: expanded(info.operand_patterns, operands),
-            results: expanded(info.result_patterns, results),
-        };
+        let mut found =
+            Signature { operands: expanded(&parsed.operands, operands), results: expanded(&parsed.results, results) };
         self.by_attributes(&mut found, operands, results);
         found
     }
@@ -111,11 +161,11 @@ impl Op {
         match self {
             Op::Reshape { .. } => {
                 let Some(operand) = operands.first() else { return };
-                for axis in 0..operand.rank() {
+                for (axis, free) in from[0].iter_mut().enumerate() {
                     if let Some(at) = through_reshape(&operand.shape, &result.shape, axis)
                         && through_reshape(&result.shape, &operand.shape, at) == Some(axis)
                     {
-                        (from[0][axis], out[at]) = (Axis::free("a", axis), Axis::free("a", axis));
+                        (*free, out[at]) = (Axis::free("a", axis), Axis::free("a", axis));
                     }
                 }
             }
@@ -155,25 +205,16 @@ impl Op {
 }
 
 /// The axes of a pattern at a rank; whole ones where it has another.
-fn expand(pattern: &'static str, rank: usize, info: &OpInfo) -> Vec<Axis> {
-    let words = || pattern.split_whitespace();
-    let rests = words().filter(|w| w.starts_with("..")).count();
-    let rest = (rank + rests).checked_sub(words().count());
-    let Some(rest) = rest.filter(|rest| pattern != "*" && (rests == 1 || *rest == 0)) else {
-        return vec![Axis::WHOLE; rank];
-    };
-    let operand = |name: &str| info.operands.iter().position(|o| *o == name).unwrap_or(usize::MAX);
+fn expand(words: &[Word], rank: usize) -> Vec<Axis> {
+    let rests = words.iter().filter(|w| matches!(w, Word::Rest(_))).count();
+    let rest = (rank + rests).checked_sub(words.len());
+    let Some(rest) = rest.filter(|rest| rests == 1 || *rest == 0) else { return vec![Axis::WHOLE; rank] };
     let mut axes = Vec::with_capacity(rank);
-    for word in words() {
-        let named = |name: &'static str| Some(Index { name, place: 0 }).filter(|_| !name.is_empty());
-        match word.split_at(word.find(|c: char| c.is_ascii_lowercase()).unwrap_or(word.len())) {
-            ("..", name) => axes.extend((0..rest).rev().map(|place| Axis::free(name, place))),
-            ("..!", _) => axes.extend((0..rest).map(|_| Axis::WHOLE)),
-            ("+", name) => axes.push(Axis { index: named(name), mark: Mark::Summed }),
-            ("^", name) => axes.push(Axis { index: None, mark: Mark::Picked(operand(name)) }),
-            ("<", name) => axes.push(Axis { index: None, mark: Mark::Bounds(operand(name)) }),
-            ("", name) => axes.push(Axis { index: named(name), mark: Mark::Free }),
-            (_, name) => axes.push(Axis { index: named(name), mark: Mark::Whole }),
+    for word in words {
+        match word {
+            Word::Axis(axis) => axes.push(*axis),
+            Word::Rest(Some(name)) => axes.extend((0..rest).rev().map(|place| Axis::free(name, place))),
+            Word::Rest(None) => axes.extend((0..rest).map(|_| Axis::WHOLE)),
         }
     }
     axes

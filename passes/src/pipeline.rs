@@ -11,7 +11,8 @@ use crate::solve::{Recipe, Solver, Source};
 use crate::target::TargetModel;
 use crate::units::{Carried, Instance, Unit, describe, is_shared_leaf};
 use indexmap::IndexMap;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use rustc_hash::{FxBuildHasher, FxHashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use weldment_ir::{Attr, Category, DType, Graph, IrError, NodeId, Op, OpKind, Value};
 
@@ -193,7 +194,7 @@ pub(crate) fn solve_units(graph: &Graph, solver: &Solver<'_>, stamping: bool) ->
     for output in graph.outputs() {
         demands.entry(output.value).or_default().insert(Carried::Plain);
     }
-    let mut known: IndexMap<Unit, Recipe> = IndexMap::new();
+    let mut known: IndexMap<Unit, Recipe, FxBuildHasher> = IndexMap::default();
     let mut placed = Vec::new();
     let mut last_rewrite = None;
     for nodes in cut(graph, stamping).iter().rev() {
@@ -265,7 +266,7 @@ impl Draft {
 struct Builder<'a> {
     graph: &'a Graph,
     drafts: Vec<Draft>,
-    known: HashMap<(Op, Vec<Value>), u32>,
+    known: FxHashMap<(Op, Vec<Value>), u32>,
     values: BTreeMap<(Value, Carried), Value>,
     /// By draft.
     equal: Correspondence,
@@ -276,7 +277,7 @@ impl<'a> Builder<'a> {
         let mut out = Builder {
             graph,
             drafts: Vec::new(),
-            known: HashMap::new(),
+            known: FxHashMap::default(),
             values: BTreeMap::new(),
             equal: BTreeMap::new(),
         };

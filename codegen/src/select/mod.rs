@@ -315,12 +315,11 @@ impl KernelNeeds for KernelLibrary {
     }
 
     fn state_order(&self, graph: &Graph, state: &str) -> Option<Vec<usize>> {
-        let mut cached = graph.ids().flat_map(|id| {
-            let node = graph.node(id);
-            (0..node.operands.len()).filter(|i| is_cache(&node.op, *i)).map(|i| graph.node(node.operands[i].node))
-        });
-        let leaf = cached.find(|leaf| matches!(&leaf.op, Op::State { name, .. } if &**name == state))?;
-        attention::state_order(leaf.types[0].dtype, &self.setup.target)
+        let leaf = graph.ids().find(|id| {
+            let named = matches!(&graph.node(*id).op, Op::State { name, .. } if &**name == state);
+            named && graph.users(*id).any(|(user, used)| is_cache(&graph.node(user).op, used.operand as usize))
+        })?;
+        attention::state_order(graph.node(leaf).types[0].dtype, &self.setup.target)
     }
 
     fn shares(&self, graph: &Graph, node: NodeId, operand: usize, result: usize) -> bool {

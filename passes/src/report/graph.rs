@@ -2,9 +2,10 @@
 //! which.
 
 use crate::rules::Rule;
+use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
-use weldment_ir::{Category, Graph, Node, NodeId, OpKind};
+use weldment_ir::{Category, Graph, Node, NodeId, Op, OpKind, TensorType};
 
 /// One node of the graph before any rule.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -128,8 +129,10 @@ fn is_given(kind: OpKind) -> bool {
 /// The nodes of a graph, leaves left out, with the symbols at `dims`.
 pub(crate) fn graph_nodes(graph: &Graph, dims: &dyn Fn(&str) -> u64) -> Vec<GraphNode> {
     let (live, fixed) = (graph.live(), graph.statics());
+    // Layers repeat: a node like one before is described as that one was.
+    let mut known: FxHashMap<(&Op, Vec<&TensorType>, [bool; 2]), (String, u64)> = FxHashMap::default();
     let listed = |id: &NodeId| live[id.index()] && !is_given(graph.node(*id).op.kind());
-    let describe = |id: NodeId| {
+    let mut describe = |id: NodeId| {
         let node = graph.node(id);
         let category = node.op.kind().info().category;
         let launch = !fixed[id.index()] && !matches!(category, Category::Leaf | Category::View);
@@ -139,15 +142,21 @@ pub(crate) fn graph_nodes(graph: &Graph, dims: &dyn Fn(&str) -> u64) -> Vec<Grap
                 operands.push(operand);
             }
         }
-        let shown: Vec<String> = node.types.iter().map(ToString::to_string).collect();
+        let types = node.operands.iter().map(|v| graph.type_of(*v)).chain(&node.types).collect();
+        // An operand that is given twice is read once, which types do not show.
+        let twice = node.operands.iter().enumerate().any(|(i, v)| node.operands[..i].contains(v));
+        let (ty, bytes) = known.entry((&node.op, types, [twice, launch])).or_insert_with(|| {
+            let shown: Vec<String> = node.types.iter().map(ToString::to_string).collect();
+            (shown.join(", "), if launch { bytes_of(graph, node, dims) } else { 0 })
+        });
         GraphNode {
             node: number(id),
             op: node.op.kind().info().name.to_owned(),
-            ty: shown.join(", "),
+            ty: ty.clone(),
             layer: layer_of(node),
             sources: node.sources.iter().map(|s| s.to_string()).collect(),
             operands,
-            bytes: if launch { bytes_of(graph, node, dims) } else { 0 },
+            bytes: *bytes,
             launch,
         }
     };
