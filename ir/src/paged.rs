@@ -18,11 +18,13 @@ pub struct Paged {
     pub slots: usize,
 }
 
-/// By op kind, as the table shows it.
-static TABLE: LazyLock<Vec<Option<(Paged, Vec<usize>)>>> =
-    LazyLock::new(|| OpKind::ALL.iter().map(|kind| of_table(kind.info())).collect());
+/// What the table shows of one kind: its operands, and its caches.
+type Row = Option<(Paged, Vec<usize>)>;
 
-fn of_table(info: &OpInfo) -> Option<(Paged, Vec<usize>)> {
+/// By op kind.
+static TABLE: LazyLock<Vec<Row>> = LazyLock::new(|| OpKind::ALL.iter().map(|kind| of_table(kind.info())).collect());
+
+fn of_table(info: &OpInfo) -> Row {
     let named = |name: &str| info.operands.iter().position(|operand| *operand == name);
     let (positions, sequence_ids) = (named("positions")?, named("sequence_ids")?);
     let axes = |operand: usize| info.operand_patterns[operand].split_whitespace();

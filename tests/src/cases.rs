@@ -7,7 +7,8 @@ use crate::draft::Draft;
 use crate::execute::{Stored, difference, difference_of_scale};
 use indexmap::IndexMap;
 use std::ops::{Deref, DerefMut};
-use weldment_ir::{DType, Dim, Op, OutputKind, Real, Shape, Value};
+use weldment_ir::interpret::{Argument, Function};
+use weldment_ir::{DType, Dim, Op, OpKind, OutputKind, Real, Shape, Value};
 
 /// Outputs by name.
 pub type Outputs = IndexMap<String, Vec<f64>>;
@@ -317,8 +318,12 @@ fn elementwise(tokens: u64, max: u64, d: u64, dtype: DType) -> Case {
     let y = c.input("y", dtype, rows(d));
     let row = c.weight("row", dtype, &[d]);
     let column = c.input("column", dtype, rows(1));
-    let unary = [Op::Neg {}, Op::Exp {}, Op::Silu {}, Op::Gelu {}, Op::Tanh {}, Op::Sigmoid {}];
-    let mut outputs: Vec<Value> = unary.into_iter().map(|op| c.push(op, &[x])).collect();
+    let mut outputs = vec![c.push(Op::Neg {}, &[x])];
+    let positive = c.push(Op::Exp {}, &[x]);
+    for (kind, f) in OpKind::ALL.iter().filter_map(|kind| Some((*kind, Function::of(*kind)?))) {
+        let op = Op::from_attrs(kind, &[]).expect("functions have no attributes");
+        outputs.push(c.push(op, &[if f.argument() == Argument::Positive { positive } else { x }]));
+    }
     for (op, other) in [(Op::Add {}, y), (Op::Sub {}, row), (Op::Mul {}, column), (Op::Maximum {}, y)] {
         outputs.push(c.push(op, &[x, other]));
     }

@@ -5,6 +5,7 @@ use crate::DType;
 use crate::attr::Real;
 use crate::error::IrError;
 use crate::graph::{Graph, OutputKind, Value};
+use crate::interpret::{Argument, Function};
 use crate::op::{Op, OpKind};
 use crate::types::{Dim, MAX_RANK, Shape, TensorType};
 use std::collections::BTreeSet;
@@ -285,16 +286,6 @@ impl Build<'_> {
                 let size = 1 + self.random.below(8) as i64;
                 self.push(Op::Iota { size }, &[])?;
             }
-            // A graph of one rank has none; sharded graphs are made from graphs without.
-            OpKind::Shard
-            | OpKind::GatherPart
-            | OpKind::AllReduce
-            | OpKind::AllGather
-            | OpKind::ReduceScatter
-            | OpKind::AllReduceRmsNorm
-            | OpKind::AllReduceAddRmsNorm
-            | OpKind::AllReduceRmsNormQuantise
-            | OpKind::AllReduceAddRmsNormQuantise => {}
             OpKind::Add => self.binary(Op::Add {}, a, &t)?,
             OpKind::Sub => self.binary(Op::Sub {}, a, &t)?,
             OpKind::Mul => self.binary(Op::Mul {}, a, &t)?,
@@ -313,18 +304,13 @@ impl Build<'_> {
                 self.push(Op::Select {}, &[condition, a, c])?;
             }
             OpKind::Neg => drop(self.push(Op::Neg {}, &[a])?),
-            OpKind::Exp => {
-                // Of a bounded value, so that sums of results stay finite.
-                let bounded = self.push(Op::Tanh {}, &[a])?;
-                self.push(Op::Exp {}, &[bounded])?;
-            }
-            OpKind::Silu => drop(self.push(Op::Silu {}, &[a])?),
-            OpKind::Gelu => drop(self.push(Op::Gelu {}, &[a])?),
-            OpKind::Tanh => drop(self.push(Op::Tanh {}, &[a])?),
-            OpKind::Sigmoid => drop(self.push(Op::Sigmoid {}, &[a])?),
-            OpKind::Rsqrt => {
-                let positive = self.positive(a)?;
-                self.push(Op::Rsqrt {}, &[positive])?;
+            kind if let Some(f) = Function::of(kind) => {
+                let argument = match f.argument() {
+                    Argument::Any => a,
+                    Argument::Bounded => self.push(Op::Tanh {}, &[a])?,
+                    Argument::Positive => self.positive(a)?,
+                };
+                self.push(Op::from_attrs(kind, &[])?, &[argument])?;
             }
             OpKind::Cast => {
                 let to = [F32, DType::BF16, DType::F16, DType::F8E4M3, DType::F8E5M2];
@@ -356,11 +342,9 @@ impl Build<'_> {
                     self.push(Op::Slice { axis: axis as i64, start, end }, &[a])?;
                 }
             }
-            OpKind::Concat => {
-                if t.shape[axis].constant().is_some() {
-                    let other = self.value(t.dtype, t.shape.clone())?;
-                    self.push(Op::Concat { axis: axis as i64 }, &[a, other])?;
-                }
+            OpKind::Concat if t.shape[axis].constant().is_some() => {
+                let other = self.value(t.dtype, t.shape.clone())?;
+                self.push(Op::Concat { axis: axis as i64 }, &[a, other])?;
             }
             OpKind::Broadcast => {
                 let mut shape = vec![Dim::Const(2)];
@@ -398,6 +382,8 @@ impl Build<'_> {
                 let (k, positions) = (self.top(), self.positions()?);
                 self.push(Op::Window { k }, &[positions])?;
             }
+            // Collectives: a graph of one rank has none; sharded graphs are made from graphs without.
+            _ => {}
         }
         Ok(())
     }

@@ -1,5 +1,6 @@
 //! What an interpreter's numbers must be able to do.
 
+use super::function::Function;
 use crate::DType;
 use std::cmp::Ordering;
 use std::collections::BTreeSet;
@@ -107,18 +108,8 @@ pub trait Domain {
     fn sum(terms: impl Iterator<Item = Self::Value>) -> Self::Value {
         terms.fold(Self::ZERO, Self::add)
     }
-    /// e^a.
-    fn exp(a: Self::Value) -> Self::Value;
-    /// a / (1 + e^-a).
-    fn silu(a: Self::Value) -> Self::Value;
-    /// GELU, tanh form.
-    fn gelu(a: Self::Value) -> Self::Value;
-    /// tanh a.
-    fn tanh(a: Self::Value) -> Self::Value;
-    /// 1 / (1 + e^-a).
-    fn sigmoid(a: Self::Value) -> Self::Value;
-    /// 1 / sqrt a.
-    fn rsqrt(a: Self::Value) -> Self::Value;
+    /// The function of one number.
+    fn apply(f: Function, a: Self::Value) -> Self::Value;
 
     /// Sum of products over the shorter length: the hot loop.
     fn dot(a: &[Self::Value], b: &[Self::Value]) -> Self::Value;

@@ -2,6 +2,7 @@
 
 use super::domain::{Domain, Fault, Options};
 use super::eval::{finish, number};
+use super::function::Function;
 use super::tensor::{Tensor, wrap};
 use super::view;
 use crate::op::Op;
@@ -121,7 +122,7 @@ pub(super) fn rms_norm<D: Domain>(x: &[D::Value], w: &[D::Value], eps: f64) -> R
     let mut out = Vec::with_capacity(x.len());
     for row in x.chunks(w.len().max(1)) {
         let mean = D::div(D::dot(row, row), width).ok_or(Fault::ZeroDivisor)?;
-        let scale = D::rsqrt(D::add(mean, eps));
+        let scale = D::apply(Function::Rsqrt, D::add(mean, eps));
         out.extend(row.iter().zip(w).map(|(v, g)| D::mul(D::mul(*v, scale), *g)));
     }
     Ok(out)

@@ -1,6 +1,7 @@
 //! One node: the exhaustive match on the op table.
 
 use super::domain::{Domain, Fault, Options, RopeSpec, widens};
+use super::function::Function;
 use super::tensor::{Data, Tensor, wrap};
 use super::{Machine, attention, contract, elementwise, indexed, sparse, view};
 use crate::DType;
@@ -19,9 +20,9 @@ pub(super) fn evaluate<D: Domain>(
     let dtype = node.types.first().ok_or("a node without results")?.dtype;
     let options = machine.options;
     let o = &operands;
-    let unary = |f: fn(D::Value) -> D::Value, exact: bool| -> Result<Tensor<D::Value>, Fault> {
-        let values = o[0].reals::<D>()?.iter().map(|v| f(*v)).collect();
-        Ok(finish::<D>(dtype, shape, values, exact, options))
+    let apply = |f: Function| -> Result<Tensor<D::Value>, Fault> {
+        let values = o[0].reals::<D>()?.iter().map(|v| D::apply(f, *v)).collect();
+        Ok(finish::<D>(dtype, shape, values, false, options))
     };
     let out = match &node.op {
         Op::Input { name, .. } | Op::Weight { name, .. } | Op::State { name, .. } => {
@@ -56,13 +57,16 @@ pub(super) fn evaluate<D: Domain>(
         Op::Minimum {} => elementwise::arithmetic::<D>(&node.op, o, shape, options)?,
         Op::Less {} => elementwise::less::<D>(o, shape)?,
         Op::Select {} => elementwise::select::<D>(o, shape)?,
-        Op::Neg {} => unary(D::neg, true)?,
-        Op::Exp {} => unary(D::exp, false)?,
-        Op::Silu {} => unary(D::silu, false)?,
-        Op::Gelu {} => unary(D::gelu, false)?,
-        Op::Tanh {} => unary(D::tanh, false)?,
-        Op::Sigmoid {} => unary(D::sigmoid, false)?,
-        Op::Rsqrt {} => unary(D::rsqrt, false)?,
+        Op::Neg {} => {
+            let values = o[0].reals::<D>()?.iter().map(|v| D::neg(*v)).collect();
+            finish::<D>(dtype, shape, values, true, options)
+        }
+        Op::Exp {} => apply(Function::Exp)?,
+        Op::Silu {} => apply(Function::Silu)?,
+        Op::Gelu {} => apply(Function::Gelu)?,
+        Op::Tanh {} => apply(Function::Tanh)?,
+        Op::Sigmoid {} => apply(Function::Sigmoid)?,
+        Op::Rsqrt {} => apply(Function::Rsqrt)?,
         Op::Cast { dtype } => cast::<D>(&o[0], *dtype, options)?,
 
         Op::ReduceSum { axis } => elementwise::reduce::<D>(&node.op, &o[0], *axis, shape, options)?,
@@ -129,7 +133,7 @@ pub(super) fn evaluate<D: Domain>(
             let mut values = contract::matmul::<D>(&o[0], &o[1], options)?;
             let up = contract::matmul::<D>(&o[0], &o[2], options)?;
             for (v, u) in values.iter_mut().zip(up) {
-                *v = D::mul(D::silu(*v), u);
+                *v = D::mul(D::apply(Function::Silu, *v), u);
             }
             finish::<D>(dtype, shape, values, false, options)
         }
@@ -139,7 +143,7 @@ pub(super) fn evaluate<D: Domain>(
         }
         Op::SiluMul { .. } => {
             let (gate, up) = (o[0].reals::<D>()?, o[1].reals::<D>()?);
-            let values = gate.iter().zip(up.iter()).map(|(g, u)| D::mul(D::silu(*g), *u)).collect();
+            let values = gate.iter().zip(up.iter()).map(|(g, u)| D::mul(D::apply(Function::Silu, *g), *u)).collect();
             finish::<D>(dtype, shape, values, false, options)
         }
 

@@ -27,6 +27,7 @@ mod contract;
 mod domain;
 mod elementwise;
 mod eval;
+mod function;
 mod indexed;
 mod ranks;
 mod real;
@@ -38,6 +39,7 @@ mod tests;
 mod view;
 
 pub use domain::{Domain, Options, RopeSpec};
+pub use function::{Argument, Function};
 pub use real::F64;
 pub use ring::{P, Q, Ring, RingValue};
 pub use tensor::{Binding, BindingData, Bindings, Bytes, Data, Tensor};

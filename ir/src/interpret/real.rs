@@ -1,6 +1,7 @@
 //! The f64 domain: the reference for what a graph computes.
 
 use super::domain::{Domain, Options, RopeSpec};
+use super::function::Function;
 use super::tensor::wrap;
 use crate::DType;
 use crate::codec::{MiniFloat, Overflow};
@@ -50,25 +51,8 @@ impl Domain for F64 {
     fn order(a: f64, b: f64) -> Ordering {
         a.partial_cmp(&b).unwrap_or_else(|| a.is_nan().cmp(&b.is_nan()))
     }
-    fn exp(a: f64) -> f64 {
-        a.exp()
-    }
-    fn silu(a: f64) -> f64 {
-        a / (1.0 + (-a).exp())
-    }
-    fn gelu(a: f64) -> f64 {
-        // Hendrycks and Gimpel's tanh form: sqrt(2 / pi) (a + 0.044715 a^3).
-        let inner = (2.0 / std::f64::consts::PI).sqrt() * (a + 0.044715 * a * a * a);
-        0.5 * a * (1.0 + inner.tanh())
-    }
-    fn tanh(a: f64) -> f64 {
-        a.tanh()
-    }
-    fn sigmoid(a: f64) -> f64 {
-        1.0 / (1.0 + (-a).exp())
-    }
-    fn rsqrt(a: f64) -> f64 {
-        1.0 / a.sqrt()
+    fn apply(f: Function, a: f64) -> f64 {
+        f.at(a)
     }
 
     fn dot(a: &[f64], b: &[f64]) -> f64 {

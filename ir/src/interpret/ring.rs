@@ -5,6 +5,7 @@
 //! that are not algebraic.
 
 use super::domain::{Domain, Options, RopeSpec};
+use super::function::Function;
 use super::tensor::wrap;
 use crate::DType;
 use std::cmp::Ordering;
@@ -74,13 +75,9 @@ fn hash(key: u64, value: u64) -> u64 {
 
 /// Keys of the functions that are hashed. Casts use `CAST` plus the dtype's place in the table.
 mod key {
-    pub const EXP: u64 = 1;
-    pub const SILU: u64 = 2;
-    pub const GELU: u64 = 3;
-    pub const TANH: u64 = 4;
-    pub const SIGMOID: u64 = 5;
-    pub const RSQRT: u64 = 6;
     pub const ROPE: u64 = 7;
+    /// One for each function, in their order.
+    pub const FUNCTION: u64 = 0x10;
     pub const CAST: u64 = 0x100;
     /// As `CAST`.
     pub const QUANTISE: u64 = 0x200;
@@ -142,26 +139,11 @@ impl Domain for Ring {
     fn order(a: RingValue, b: RingValue) -> Ordering {
         a.p.cmp(&b.p)
     }
-    fn exp(a: RingValue) -> RingValue {
-        match a.q() {
-            Some(q) => RingValue::new(power(4, q.into(), P), None),
-            None => hashed(key::EXP, a),
+    fn apply(f: Function, a: RingValue) -> RingValue {
+        match (f, a.q()) {
+            (Function::Exp, Some(q)) => RingValue::new(power(4, q.into(), P), None),
+            _ => hashed(key::FUNCTION + f as u64, a),
         }
-    }
-    fn silu(a: RingValue) -> RingValue {
-        hashed(key::SILU, a)
-    }
-    fn gelu(a: RingValue) -> RingValue {
-        hashed(key::GELU, a)
-    }
-    fn tanh(a: RingValue) -> RingValue {
-        hashed(key::TANH, a)
-    }
-    fn sigmoid(a: RingValue) -> RingValue {
-        hashed(key::SIGMOID, a)
-    }
-    fn rsqrt(a: RingValue) -> RingValue {
-        hashed(key::RSQRT, a)
     }
 
     fn dot(a: &[RingValue], b: &[RingValue]) -> RingValue {
@@ -183,7 +165,7 @@ impl Domain for Ring {
         // No maximum is subtracted: the ring is exact, and its order has nothing to do with size.
         let mut sum = Ring::ZERO;
         for v in row.iter_mut() {
-            *v = Ring::exp(*v);
+            *v = Ring::apply(Function::Exp, *v);
             sum = Ring::add(sum, *v);
         }
         for v in row.iter_mut() {

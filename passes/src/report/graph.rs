@@ -126,13 +126,16 @@ fn is_given(kind: OpKind) -> bool {
     matches!(kind, OpKind::Input | OpKind::Weight | OpKind::State | OpKind::Constant)
 }
 
+/// An op, its operands' and results' types, whether an operand is given twice, and whether it is a launch.
+type Alike<'a> = (&'a Op, Vec<&'a TensorType>, [bool; 2]);
+
 /// The nodes of a graph, leaves left out, with the symbols at `dims`.
 pub(crate) fn graph_nodes(graph: &Graph, dims: &dyn Fn(&str) -> u64) -> Vec<GraphNode> {
     let (live, fixed) = (graph.live(), graph.statics());
     // Layers repeat: a node like one before is described as that one was.
-    let mut known: FxHashMap<(&Op, Vec<&TensorType>, [bool; 2]), (String, u64)> = FxHashMap::default();
+    let mut known: FxHashMap<Alike<'_>, (String, u64)> = FxHashMap::default();
     let listed = |id: &NodeId| live[id.index()] && !is_given(graph.node(*id).op.kind());
-    let mut describe = |id: NodeId| {
+    let describe = |id: NodeId| {
         let node = graph.node(id);
         let category = node.op.kind().info().category;
         let launch = !fixed[id.index()] && !matches!(category, Category::Leaf | Category::View);

@@ -6,7 +6,7 @@
 use std::cell::Cell;
 use std::cmp::Ordering;
 use weldment_ir::DType;
-use weldment_ir::interpret::{Domain, F64, Options, RopeSpec};
+use weldment_ir::interpret::{Domain, F64, Function, Options, RopeSpec};
 
 /// A real number and the most that a right computation in f32 may be off.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -160,31 +160,23 @@ impl Domain for Bounded {
         }
         summed(value, propagated, mass, lowest, count)
     }
-    fn exp(a: Bound) -> Bound {
-        let value = a.value.exp();
-        Bound::computed(value, value * a.error.exp_m1(), 6.0)
-    }
-    fn silu(a: Bound) -> Bound {
-        // Its slope is under 1.1. Where e^-a overflows the kernel gives 0, a * e^a short of it.
-        let bound = Bound::computed(F64::silu(a.value), 1.1 * a.error, 12.0);
-        Bound { error: bound.error + 1e-36, ..bound }
-    }
-    fn gelu(a: Bound) -> Bound {
-        // Its slope is under 1.13; 1 + tanh cancels on the left, so errors count against a.
-        let bound = Bound::computed(F64::gelu(a.value), 1.13 * a.error, 4.0);
-        Bound { error: bound.error + 16.0 * UNIT * a.value.abs(), ..bound }
-    }
-    fn tanh(a: Bound) -> Bound {
-        Bound::computed(a.value.tanh(), a.error, 24.0)
-    }
-    fn sigmoid(a: Bound) -> Bound {
-        Bound::computed(F64::sigmoid(a.value), a.error / 4.0, 12.0)
-    }
-    fn rsqrt(a: Bound) -> Bound {
-        let value = F64::rsqrt(a.value);
-        let least = a.value - a.error;
-        let propagated = if least > 0.0 { F64::rsqrt(least) - value } else { f64::INFINITY };
-        Bound::computed(value, propagated, 4.0)
+    fn apply(f: Function, a: Bound) -> Bound {
+        let value = f.at(a.value);
+        let (low, high) = (a.value - a.error, a.value + a.error);
+        let propagated = if a.is_exact() { 0.0 } else { f.slope(low, high) * a.error };
+        // Kernels' polynomials err by so many units.
+        let bound = |units: f64| Bound::computed(value, propagated, units);
+        let beside = |bound: Bound, error: f64| Bound { error: bound.error + error, ..bound };
+        match f {
+            Function::Exp => bound(6.0),
+            // Where e^-a overflows the kernel gives 0, a * e^a short of it.
+            Function::Silu => beside(bound(12.0), 1e-36),
+            // 1 + tanh cancels on the left, so errors count against a.
+            Function::Gelu => beside(bound(4.0), 16.0 * UNIT * a.value.abs()),
+            Function::Sigmoid => bound(12.0),
+            Function::Rsqrt => bound(4.0),
+            _ => bound(24.0),
+        }
     }
 
     fn dot(a: &[Bound], b: &[Bound]) -> Bound {

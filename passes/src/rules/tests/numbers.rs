@@ -3,15 +3,10 @@
 
 use std::cmp::Ordering;
 use weldment_ir::DType;
-use weldment_ir::interpret::{Domain, F64, Options, Ring, RingValue, RopeSpec};
+use weldment_ir::interpret::{Domain, F64, Function, Options, Ring, RingValue, RopeSpec};
 
 /// IEEE binary32: every step of arithmetic is rounded to f32, as kernels compute.
 pub(super) struct Single;
-
-/// A function of one number, computed in f64 and rounded once.
-fn through(f: fn(f64) -> f64, a: f32) -> f32 {
-    f(f64::from(a)) as f32
-}
 
 impl Domain for Single {
     type Value = f32;
@@ -45,30 +40,15 @@ impl Domain for Single {
     fn order(a: f32, b: f32) -> Ordering {
         F64::order(f64::from(a), f64::from(b))
     }
-    fn exp(a: f32) -> f32 {
-        through(F64::exp, a)
-    }
-    fn silu(a: f32) -> f32 {
-        through(F64::silu, a)
-    }
-    fn gelu(a: f32) -> f32 {
-        through(F64::gelu, a)
-    }
-    fn tanh(a: f32) -> f32 {
-        through(F64::tanh, a)
-    }
-    fn sigmoid(a: f32) -> f32 {
-        through(F64::sigmoid, a)
-    }
-    fn rsqrt(a: f32) -> f32 {
-        through(F64::rsqrt, a)
+    fn apply(f: Function, a: f32) -> f32 {
+        f.at(f64::from(a)) as f32
     }
     fn dot(a: &[f32], b: &[f32]) -> f32 {
         a.iter().zip(b).fold(0.0, |sum, (x, y)| sum + x * y)
     }
     fn softmax(row: &mut [f32]) -> Option<()> {
         let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        row.iter_mut().for_each(|v| *v = Single::exp(*v - max));
+        row.iter_mut().for_each(|v| *v = Single::apply(Function::Exp, *v - max));
         let sum: f32 = row.iter().sum();
         row.iter_mut().for_each(|v| *v /= sum);
         Some(())
@@ -133,23 +113,11 @@ impl Domain for Algebra {
     fn order(a: RingValue, b: RingValue) -> Ordering {
         Ring::order(a, b)
     }
-    fn exp(a: RingValue) -> RingValue {
-        Ring::exp(a)
-    }
-    fn silu(a: RingValue) -> RingValue {
-        Ring::mul(a, Ring::sigmoid(a))
-    }
-    fn gelu(a: RingValue) -> RingValue {
-        Ring::gelu(a)
-    }
-    fn tanh(a: RingValue) -> RingValue {
-        Ring::tanh(a)
-    }
-    fn sigmoid(a: RingValue) -> RingValue {
-        Ring::sigmoid(a)
-    }
-    fn rsqrt(a: RingValue) -> RingValue {
-        Ring::rsqrt(a)
+    fn apply(f: Function, a: RingValue) -> RingValue {
+        match f {
+            Function::Silu => Ring::mul(a, Ring::apply(Function::Sigmoid, a)),
+            _ => Ring::apply(f, a),
+        }
     }
     fn dot(a: &[RingValue], b: &[RingValue]) -> RingValue {
         Ring::dot(a, b)
@@ -178,6 +146,6 @@ impl Domain for Algebra {
 fn silu_is_a_times_sigmoid() {
     for i in -400..400 {
         let a = f64::from(i) / 8.0;
-        assert!((F64::silu(a) - a * F64::sigmoid(a)).abs() <= 4.0 * f64::EPSILON * a.abs(), "{a}");
+        assert!((Function::Silu.at(a) - a * Function::Sigmoid.at(a)).abs() <= 4.0 * f64::EPSILON * a.abs(), "{a}");
     }
 }
