@@ -1,6 +1,6 @@
 //! The layout of the symmetric slab: every channel once, in the order in which launches first use them.
 
-use crate::kernels::collective::channel::Channel;
+use crate::channel::Channel;
 use indexmap::IndexMap;
 use weldment_artifact::{Arg, Region, Slab};
 

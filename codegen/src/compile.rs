@@ -3,9 +3,11 @@
 
 use crate::channels::Channels;
 use crate::generate::{Kernels, generate};
-use crate::kernels::{Argument, Built, Request, RowSpace, Tensor, library};
+use crate::kernels::collective::stages;
+use crate::kernels::library;
 use crate::llvm::{Emit, LlvmError};
-use crate::select::{build, stages};
+use crate::request::{Argument, Built, Request, RowSpace, Tensor};
+use crate::select::build;
 use crate::setup::Setup;
 use crate::tile::{GridAxis, Kernel, join, joinable};
 use indexmap::IndexMap;
@@ -427,6 +429,7 @@ impl<'v> State<'_, 'v> {
                 .collect(),
             max_tokens: variant.max_tokens,
             setup: self.setup,
+            choices: self.setup.places.at(self.setup.choices, node),
         };
         let index = match self.requests.get(&request) {
             Some(index) => *index,

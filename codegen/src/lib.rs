@@ -1,11 +1,16 @@
 //! Kernels and code: the tile IR, one file per kernel family, the LLVM lowering, kernel selection and linking.
 
+pub mod channel;
 mod channels;
+pub mod choices;
 mod compile;
+mod cost;
+pub mod family;
 mod generate;
 pub mod kernels;
 pub mod llvm;
 pub mod object;
+pub mod request;
 pub mod select;
 pub mod setup;
 pub mod target;

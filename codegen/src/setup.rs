@@ -1,9 +1,9 @@
 //! What a program's kernels are built for: the machine, the choices that the user fixed, and the symbols of the model.
 
-use crate::select::Choices;
+use crate::choices::{Choices, Places};
 use crate::target::Target;
 use weldment_artifact::SymbolRole;
-use weldment_ir::Graph;
+use weldment_ir::{Graph, Node};
 
 /// The symbols of an entry, in the order of the dims block.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -78,6 +78,8 @@ pub struct Setup {
     pub target: Target,
     /// Automatic choices that the user fixed.
     pub choices: Choices,
+    /// Those that the user fixed for some ops alone.
+    pub places: Places,
     /// Symbols of the model.
     pub symbols: Symbols,
 }
@@ -85,6 +87,11 @@ pub struct Setup {
 impl Setup {
     /// `target` for graphs with the symbols of `graph`, nothing fixed.
     pub fn of(target: Target, graph: &Graph) -> Setup {
-        Setup { target, choices: Choices::default(), symbols: Symbols::of(graph) }
+        Setup { target, choices: Choices::default(), places: Places::default(), symbols: Symbols::of(graph) }
+    }
+
+    /// The choices for a node.
+    pub fn choices_at(&self, node: &Node) -> Choices {
+        self.places.at(self.choices, node)
     }
 }

@@ -97,6 +97,21 @@ fn goldens_hold_in_artifacts() {
     }
 }
 
+/// A choice of kernels may be fixed for some ops alone.
+#[test]
+fn choices_are_fixed_for_ops_that_are_named() {
+    let place = Place::new();
+    let tiles = |set: &str| {
+        compile(&place, "llama", "m.weld", &["--set", set, "--emit", "tile"]);
+        std::fs::read_to_string(place.path("host.tile")).unwrap()
+    };
+    let (all, one, none) = (tiles("gemm_rows=1"), tiles("gemm_rows@layers.0.mlp.*=1"), tiles("gemm_rows@layers.9.*=1"));
+    assert!(all != one && one != none && all != none);
+    let model = fixture("llama");
+    let message = place.fails(2, &["compile", &model, "--set", "token_splits@matmul=1"]);
+    assert!(message.contains("gemm_rows or"), "{message}");
+}
+
 /// Rope scaling that depends on how long sequences get is fixed by --max-seq, which is said.
 #[test]
 fn frequencies_that_max_seq_decides_are_told() {

@@ -6,7 +6,7 @@
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use weldment_codegen::select::Choices;
+use weldment_codegen::choices::Choices;
 use weldment_passes::rules::GROUPS;
 
 /// A folder for outputs and an own cache.

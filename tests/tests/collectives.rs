@@ -84,7 +84,7 @@ fn all_agree(outputs: &[IndexMap<String, Vec<f64>>], what: &str) {
 /// Ranks that run a graph in one of the two ways.
 enum Engine<'g> {
     Host(Ranks<'g>),
-    Programs(RankPrograms<'g>, u64),
+    Programs(Box<RankPrograms<'g>>, u64),
 }
 
 impl<'g> Engine<'g> {
@@ -96,7 +96,7 @@ impl<'g> Engine<'g> {
         }
         let mut programs = RankPrograms::new(&draft.graph, weights, target, world).expect("it compiles");
         programs.start_epochs(epoch);
-        Engine::Programs(programs, 1000 * u64::from(epoch))
+        Engine::Programs(Box::new(programs), 1000 * u64::from(epoch))
     }
 
     fn run(&mut self, dims: &BTreeMap<String, u64>, values: &[Values]) -> Vec<IndexMap<String, Vec<f64>>> {

@@ -8,7 +8,7 @@ mod tiny_llama;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 use tiny_llama::Model;
-use weldment_codegen::select::Choices;
+use weldment_codegen::choices::Choices;
 use weldment_ir::{DType, OpKind};
 use weldment_runtime::comm::{Group, GroupOptions, Ranks};
 use weldment_runtime::{Artifact, Device, Session, SessionOptions};

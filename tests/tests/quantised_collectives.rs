@@ -99,7 +99,7 @@ fn check_step(
 
 enum Engine<'g> {
     Host(Ranks<'g>),
-    Programs(RankPrograms<'g>),
+    Programs(Box<RankPrograms<'g>>),
 }
 
 fn check(target: &str, c: Case, steps: &[u64]) {
@@ -112,7 +112,9 @@ fn check(target: &str, c: Case, steps: &[u64]) {
     let weights = Values::from([("w".to_owned(), Stored::floats(c.dtype, &[c.h], &weight))]);
     let mut engine = match target.split(' ').next() {
         Some("host") => Engine::Host(Ranks::new(&draft.graph, &weights, target, c.world, 1).expect("it compiles")),
-        _ => Engine::Programs(RankPrograms::new(&draft.graph, &weights, target, c.world).expect("it compiles")),
+        _ => {
+            Engine::Programs(Box::new(RankPrograms::new(&draft.graph, &weights, target, c.world).expect("it compiles")))
+        }
     };
     let (mut codes, mut apart) = (0, 0);
     for (step, tokens) in steps.iter().enumerate() {

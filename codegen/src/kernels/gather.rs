@@ -5,17 +5,41 @@ use super::collective::{comm_param, rank};
 use super::row::{elem_of, element_offset, for_row, load_f32, load_index, store_f32};
 use super::schedule::{ELEMENTS, below, packed_param, param, threads_for};
 use super::weights::{matrix_layout, quants, stored_elem};
-use super::{Argument, Built, Request, RowSpace, Tensor, contiguous_last, last_dim, refuse, require, row_stride};
+use crate::family::{Addressing, Family, Sharing, Strides};
+use crate::request::{
+    Argument, Built, Request, RowSpace, Tensor, contiguous_last, last_dim, refuse, require, row_stride,
+};
 use crate::tile::{Access, Binary, Builder, Compare, Conversion, Elem, Param, V};
 use weldment_artifact::{AffineBlocks, Layout, RowsInterleaved};
-use weldment_ir::{DType, Dim, Op};
+use weldment_ir::{DType, Dim, Op, OpKind};
 use weldment_passes::target::Refusal;
+
+/// Rows of a table.
+pub struct Gather;
+
+impl Family for Gather {
+    fn runs(&self, kind: OpKind) -> bool {
+        matches!(kind, OpKind::Gather | OpKind::GatherPart)
+    }
+
+    fn addressing(&self, _: OpKind) -> Addressing {
+        Addressing { operands: &[Strides::Contiguous, Strides::Points], results: Strides::Rows, shares: Sharing::Never }
+    }
+
+    fn check(&self, request: &Request<'_>) -> Result<(), Refusal> {
+        check(request)
+    }
+
+    fn build(&self, request: &Request<'_>) -> Result<Built, Refusal> {
+        build(request)
+    }
+}
 
 /// Preconditions of the family.
 ///
 /// # Errors
 /// The first that fails.
-pub fn check(r: &Request<'_>) -> Result<(), Refusal> {
+fn check(r: &Request<'_>) -> Result<(), Refusal> {
     let (table, indices, out) = (&r.operands[0], &r.operands[1], &r.results[0]);
     let h = last_dim(table)?;
     contiguous_last(out)?;
@@ -40,7 +64,7 @@ pub fn check(r: &Request<'_>) -> Result<(), Refusal> {
 ///
 /// # Errors
 /// As [`check`].
-pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
+fn build(r: &Request<'_>) -> Result<Built, Refusal> {
     check(r)?;
     let (table, indices, out) = (&r.operands[0], &r.operands[1], &r.results[0]);
     let h = last_dim(table)?;

@@ -6,9 +6,11 @@
 
 use super::row::{elem_of, for_row, load_index};
 use super::schedule::{all_of, below, param, present};
-use super::{Argument, Built, Request, Tensor, attention, contiguous_last, last_dim, paged, refuse, require};
+use super::{attention, paged};
+use crate::family::{Addressing, Family, Sharing, Strides};
+use crate::request::{Argument, Built, Request, Tensor, contiguous_last, last_dim, refuse, require};
 use crate::tile::{Access, Builder, Compare, Elem, Param, Reduction, V};
-use weldment_ir::{Dim, Op};
+use weldment_ir::{Dim, Op, OpKind};
 use weldment_passes::target::Refusal;
 
 /// Columns of a program; at least a key block, of at most 64 positions.
@@ -18,11 +20,36 @@ const HEADS: u32 = 64;
 /// Elements of keys that a GPU program holds of each column.
 const DEPTH: u32 = 128;
 
+/// Scores of an indexer.
+pub struct IndexScores;
+
+impl Family for IndexScores {
+    fn runs(&self, kind: OpKind) -> bool {
+        matches!(kind, OpKind::IndexScores)
+    }
+
+    fn addressing(&self, _: OpKind) -> Addressing {
+        Addressing {
+            operands: &[Strides::Contiguous, Strides::Any, Strides::Contiguous, Strides::Any],
+            results: Strides::Contiguous,
+            shares: Sharing::Never,
+        }
+    }
+
+    fn check(&self, request: &Request<'_>) -> Result<(), Refusal> {
+        check(request)
+    }
+
+    fn build(&self, request: &Request<'_>) -> Result<Built, Refusal> {
+        build(request)
+    }
+}
+
 /// Preconditions of the family.
 ///
 /// # Errors
 /// The first that fails.
-pub fn check(r: &Request<'_>) -> Result<(), Refusal> {
+fn check(r: &Request<'_>) -> Result<(), Refusal> {
     let (q, weights, keys) = (&r.operands[0], &r.operands[1], &r.operands[2]);
     contiguous_last(q)?;
     contiguous_last(&r.results[0])?;
@@ -41,7 +68,7 @@ pub fn check(r: &Request<'_>) -> Result<(), Refusal> {
 ///
 /// # Errors
 /// As [`check`].
-pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
+fn build(r: &Request<'_>) -> Result<Built, Refusal> {
     check(r)?;
     let Op::IndexScores { columns, skip } = r.op else { return refuse("op", r.op.kind(), "index_scores") };
     let [q, weights, keys, positions, ids, tables] = &r.operands[..] else {

@@ -1,7 +1,7 @@
 //! Matrix products that a vendor's library may do in place of the generated kernel, which always exists beside them.
 
-use super::{Request, RowSpace, contiguous_last, last_dim, row_stride};
-use crate::select::Choices;
+use crate::choices::Choices;
+use crate::request::{Request, RowSpace, contiguous_last, last_dim, row_stride};
 use crate::target::GpuArch;
 use weldment_ir::{DType, Op};
 
@@ -41,7 +41,7 @@ pub struct LibraryGemm {
 pub fn takes(r: &Request<'_>) -> bool {
     let dtype = r.operands[0].ty.dtype;
     r.target().gpu() == Some(GpuArch::Sm90a)
-        && r.max_tokens >= from_tokens(r.choices())
+        && r.max_tokens >= from_tokens(&r.choices)
         && matches!(dtype, DType::BF16 | DType::F16)
         && r.operands[1].ty.dtype == dtype
 }
@@ -53,14 +53,15 @@ pub fn gemm(r: &Request<'_>) -> Option<LibraryGemm> {
     }
     let (x, w, out) = (&r.operands[0], &r.operands[1], &r.results[0]);
     let dtype = x.ty.dtype;
-    let plain = |t: &super::Tensor| t.ty.dtype == dtype && contiguous_last(t).is_ok() && t.align >= 16;
+    let plain = |t: &crate::request::Tensor| t.ty.dtype == dtype && contiguous_last(t).is_ok() && t.align >= 16;
     let rows = RowSpace::of(&x.ty.shape[..x.ty.rank() - 1]).ok()?;
     // Rows of logits are few whatever the tokens are.
     let fits = w.is_static && w.ty.rank() == 2 && r.counts_tokens(&rows) && plain(x) && plain(out);
     if !fits {
         return None;
     }
-    let elements = |t: &super::Tensor| row_stride(t).ok().map(|bytes| bytes as u64 / dtype.block_bytes() as u64);
+    let elements =
+        |t: &crate::request::Tensor| row_stride(t).ok().map(|bytes| bytes as u64 / dtype.block_bytes() as u64);
     let addend_stride = match r.op {
         Op::MatmulAdd { .. } => {
             let addend = &r.operands[2];

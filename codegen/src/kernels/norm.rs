@@ -5,9 +5,10 @@ use super::pointwise::{coordinates, row_base};
 use super::quantise::{Sink, format};
 use super::row::rounded;
 use super::schedule::{Piece, Walk, param};
-use super::{Argument, Built, Request, RowSpace, Tensor, contiguous_last, last_dim, require, row_stride};
+use crate::family::{Addressing, Family, Sharing, Strides};
+use crate::request::{Argument, Built, Request, RowSpace, Tensor, contiguous_last, last_dim, require, row_stride};
 use crate::tile::{Access, Builder, Param, Reduction, V};
-use weldment_ir::{DType, Op, Real};
+use weldment_ir::{DType, Op, OpKind, Real};
 use weldment_passes::target::Refusal;
 
 /// Widest tile of a row on a host; q8a blocks are exactly this wide.
@@ -46,11 +47,38 @@ impl<'r> Parts<'r> {
     }
 }
 
+/// Norms of rows, added to and quantised.
+pub struct Norm;
+
+impl Family for Norm {
+    fn runs(&self, kind: OpKind) -> bool {
+        matches!(kind, OpKind::RmsNorm | OpKind::AddRmsNorm | OpKind::RmsNormQuantise | OpKind::AddRmsNormQuantise)
+    }
+
+    fn addressing(&self, kind: OpKind) -> Addressing {
+        match kind {
+            OpKind::RmsNorm | OpKind::AddRmsNorm => {
+                Addressing { operands: &[Strides::Contiguous], results: Strides::Contiguous, shares: Sharing::Rows }
+            }
+            // Codes lie in another order than what they are made of.
+            _ => Addressing { operands: &[Strides::Contiguous], results: Strides::Contiguous, shares: Sharing::Never },
+        }
+    }
+
+    fn check(&self, request: &Request<'_>) -> Result<(), Refusal> {
+        check(request)
+    }
+
+    fn build(&self, request: &Request<'_>) -> Result<Built, Refusal> {
+        build(request)
+    }
+}
+
 /// Preconditions of the family.
 ///
 /// # Errors
 /// The first that fails.
-pub fn check(r: &Request<'_>) -> Result<(), Refusal> {
+fn check(r: &Request<'_>) -> Result<(), Refusal> {
     let x = &r.operands[0];
     let d = last_dim(x)?;
     let parts = Parts::of(r);
@@ -90,7 +118,7 @@ impl Place {
 ///
 /// # Errors
 /// As [`check`].
-pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
+fn build(r: &Request<'_>) -> Result<Built, Refusal> {
     check(r)?;
     let x = &r.operands[0];
     let d = last_dim(x)?;

@@ -1,7 +1,7 @@
 //! Ids of block tables. The runtime refuses tables with wrong ids; a kernel nevertheless reads and writes no block that a cache
 //! does not have, since an engine may keep its tables where no host looks at them.
 
-use super::Tensor;
+use crate::request::Tensor;
 use crate::tile::{Binary, Builder, Compare, Conversion, Elem, V};
 use weldment_ir::Dim;
 

@@ -3,17 +3,39 @@
 
 use super::row::{elem_of, element_offset, for_row, store_f32};
 use super::schedule::{self, ELEMENTS, GRID_LIMIT, all_of, below, param, threads_for};
-use super::{Argument, Built, Request, RowSpace, Tensor, refuse, require};
+use crate::family::{Addressing, Family, Sharing, Strides};
+use crate::request::{Argument, Built, Request, RowSpace, Tensor, refuse, require};
 use crate::target::Target;
 use crate::tile::{Access, Binary, Builder, Compare, Conversion, Elem, Param, V};
-use weldment_ir::{DType, Dim, Op, OpKind};
+use weldment_ir::{Category, DType, Dim, Op, OpKind};
 use weldment_passes::target::Refusal;
+
+/// Elementwise ops, and views that must move.
+pub struct Pointwise;
+
+impl Family for Pointwise {
+    fn runs(&self, kind: OpKind) -> bool {
+        matches!(kind.info().category, Category::Elementwise | Category::View)
+    }
+
+    fn addressing(&self, _: OpKind) -> Addressing {
+        Addressing { operands: &[Strides::Any], results: Strides::Any, shares: Sharing::Elements }
+    }
+
+    fn check(&self, request: &Request<'_>) -> Result<(), Refusal> {
+        check(request)
+    }
+
+    fn build(&self, request: &Request<'_>) -> Result<Built, Refusal> {
+        build(request)
+    }
+}
 
 /// Preconditions of the family.
 ///
 /// # Errors
 /// The first that fails.
-pub fn check(r: &Request<'_>) -> Result<(), Refusal> {
+fn check(r: &Request<'_>) -> Result<(), Refusal> {
     // Elements stay where they are along every dim: a reshape that moves a symbol across constants does not.
     if let (Op::Reshape { .. } | Op::Transpose { .. } | Op::Slice { .. }, [x]) = (r.op, &r.operands[..]) {
         let to = &r.results[0].ty;
@@ -135,7 +157,7 @@ fn broadcast_strides(t: &Tensor, shape: &[Dim], padded: bool) -> Vec<i64> {
 ///
 /// # Errors
 /// As [`check`].
-pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
+fn build(r: &Request<'_>) -> Result<Built, Refusal> {
     check(r)?;
     if let Some(bytes) = as_bytes(r) {
         return build(&bytes);

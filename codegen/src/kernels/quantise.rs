@@ -5,20 +5,44 @@ use super::minifloat::MiniFloat;
 use super::pointwise::{coordinates, row_base};
 use super::row::for_row;
 use super::schedule::{Piece, Walk, param};
-use super::{Argument, Built, Request, RowSpace, Tensor, contiguous_last, last_dim, refuse, require, row_stride};
+use crate::family::{Addressing, Family, Sharing, Strides};
+use crate::request::{
+    Argument, Built, Request, RowSpace, Tensor, contiguous_last, last_dim, refuse, require, row_stride,
+};
 use crate::target::Target;
 use crate::tile::{Access, Binary, Builder, Compare, Conversion, Elem, Param, Reduction, V};
-use weldment_ir::{DType, Dim, Op};
+use weldment_ir::{DType, Dim, Op, OpKind};
 use weldment_passes::target::Refusal;
 
 /// Widest tile of a group on a host.
 const WIDTH: u64 = 32;
 
+/// Codes and scales of rows.
+pub struct Quantise;
+
+impl Family for Quantise {
+    fn runs(&self, kind: OpKind) -> bool {
+        matches!(kind, OpKind::Quantise)
+    }
+
+    fn addressing(&self, _: OpKind) -> Addressing {
+        Addressing { operands: &[Strides::Contiguous], results: Strides::Contiguous, shares: Sharing::Never }
+    }
+
+    fn check(&self, request: &Request<'_>) -> Result<(), Refusal> {
+        check(request)
+    }
+
+    fn build(&self, request: &Request<'_>) -> Result<Built, Refusal> {
+        build(request)
+    }
+}
+
 /// Preconditions of the family.
 ///
 /// # Errors
 /// The first that fails.
-pub fn check(r: &Request<'_>) -> Result<(), Refusal> {
+fn check(r: &Request<'_>) -> Result<(), Refusal> {
     let Op::Quantise { dtype, .. } = r.op else { return refuse("op", r.op.kind(), "quantise") };
     let x = &r.operands[0];
     last_dim(x)?;
@@ -255,7 +279,7 @@ fn grouped(t: &Tensor, groups: u64, width: u64) -> Tensor {
 ///
 /// # Errors
 /// As [`check`].
-pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
+fn build(r: &Request<'_>) -> Result<Built, Refusal> {
     check(r)?;
     let Op::Quantise { dtype, group } = r.op else { return refuse("op", r.op.kind(), "quantise") };
     let k = last_dim(&r.operands[0])?;

@@ -2,16 +2,38 @@
 
 use super::row::elem_of;
 use super::schedule::{Piece, Walk, param};
-use super::{Argument, Built, Request, RowSpace, contiguous_last, last_dim, refuse, require, row_stride};
+use crate::family::{Addressing, Family, Sharing, Strides};
+use crate::request::{Argument, Built, Request, RowSpace, contiguous_last, last_dim, refuse, require, row_stride};
 use crate::tile::{Access, Builder, Reduction, V};
-use weldment_ir::Op;
+use weldment_ir::{Op, OpKind};
 use weldment_passes::target::Refusal;
+
+/// Reductions of rows.
+pub struct Reduce;
+
+impl Family for Reduce {
+    fn runs(&self, kind: OpKind) -> bool {
+        matches!(kind, OpKind::ReduceSum | OpKind::ReduceMean | OpKind::ReduceMax | OpKind::Softmax)
+    }
+
+    fn addressing(&self, _: OpKind) -> Addressing {
+        Addressing { operands: &[Strides::Rows], results: Strides::Rows, shares: Sharing::Never }
+    }
+
+    fn check(&self, request: &Request<'_>) -> Result<(), Refusal> {
+        check(request)
+    }
+
+    fn build(&self, request: &Request<'_>) -> Result<Built, Refusal> {
+        build(request)
+    }
+}
 
 /// Preconditions of the family.
 ///
 /// # Errors
 /// The first that fails.
-pub fn check(r: &Request<'_>) -> Result<(), Refusal> {
+fn check(r: &Request<'_>) -> Result<(), Refusal> {
     let (x, out) = (&r.operands[0], &r.results[0]);
     last_dim(x)?;
     contiguous_last(x)?;
@@ -42,7 +64,7 @@ fn reduce_rows(b: &mut Builder, walk: &Walk, op: Reduction, mut tile: impl FnMut
 ///
 /// # Errors
 /// As [`check`].
-pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
+fn build(r: &Request<'_>) -> Result<Built, Refusal> {
     check(r)?;
     let (x, out) = (&r.operands[0], &r.results[0]);
     let n = last_dim(x)?;

@@ -1,11 +1,13 @@
 //! Rotary embedding and paged-cache writes: one program a token and head (on GPUs, several heads). The rotation and the write are one kernel, so
 //! rope, cache_write and rope_cache_write are the same code with parts left out.
 
+use super::paged;
 use super::row::{elem_of, load_index, rounded};
 use super::schedule::{self, ELEMENTS, Piece, Walk, param, threads_for};
-use super::{Argument, Built, Request, Tensor, contiguous_last, last_dim, paged, require};
+use crate::family::{Addressing, Family, Sharing, Strides};
+use crate::request::{Argument, Built, Request, Tensor, contiguous_last, last_dim, require};
 use crate::tile::{Access, Builder, Conversion, Elem, Param, V};
-use weldment_ir::{DType, Dim, Op};
+use weldment_ir::{DType, Dim, Op, OpKind};
 use weldment_passes::target::Refusal;
 
 /// Operand positions by op.
@@ -40,12 +42,46 @@ fn parts(op: &Op) -> Option<Parts> {
     })
 }
 
+/// Rotary embeddings and writes of caches.
+pub struct Rope;
+
+impl Family for Rope {
+    fn runs(&self, kind: OpKind) -> bool {
+        matches!(kind, OpKind::Rope | OpKind::CacheWrite | OpKind::RopeCacheWrite)
+    }
+
+    fn addressing(&self, kind: OpKind) -> Addressing {
+        match kind {
+            OpKind::Rope => Addressing {
+                operands: &[Strides::Contiguous, Strides::Any, Strides::Contiguous],
+                results: Strides::Contiguous,
+                shares: Sharing::Never,
+            },
+            _ => Addressing {
+                operands: &[Strides::Contiguous, Strides::Contiguous, Strides::Any, Strides::Any],
+                results: Strides::Contiguous,
+                shares: Sharing::Never,
+            },
+        }
+    }
+
+    fn check(&self, request: &Request<'_>) -> Result<(), Refusal> {
+        check(request)
+    }
+
+    fn build(&self, request: &Request<'_>) -> Result<Built, Refusal> {
+        build(request)
+    }
+}
+
 /// Preconditions of the family.
 ///
 /// # Errors
 /// The first that fails.
-pub fn check(r: &Request<'_>) -> Result<(), Refusal> {
-    let Some(p) = parts(r.op) else { return super::refuse("op", r.op.kind(), "rope, cache_write or rope_cache_write") };
+fn check(r: &Request<'_>) -> Result<(), Refusal> {
+    let Some(p) = parts(r.op) else {
+        return crate::request::refuse("op", r.op.kind(), "rope, cache_write or rope_cache_write");
+    };
     let x = &r.operands[p.x];
     last_dim(x)?;
     contiguous_last(x)?;
@@ -88,9 +124,11 @@ impl Destination<'_> {
 ///
 /// # Errors
 /// As [`check`].
-pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
+fn build(r: &Request<'_>) -> Result<Built, Refusal> {
     check(r)?;
-    let Some(p) = parts(r.op) else { return super::refuse("op", r.op.kind(), "rope, cache_write or rope_cache_write") };
+    let Some(p) = parts(r.op) else {
+        return crate::request::refuse("op", r.op.kind(), "rope, cache_write or rope_cache_write");
+    };
     let x = &r.operands[p.x];
     let d = last_dim(x)?;
     let heads = x.ty.shape[1].constant().unwrap_or(1);

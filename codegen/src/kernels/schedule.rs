@@ -2,7 +2,7 @@
 //! whole rows whose dims are powers of two, with tails masked so that vectors of 16 bytes are read whole or not at all.
 
 use super::row::{elem_of, element_offset, for_row, load_f32, store_f32};
-use super::{RowSpace, Tensor};
+use crate::request::{RowSpace, Tensor};
 use crate::target::Target;
 use crate::tile::{Access, Binary, Builder, Compare, Conversion, Elem, Param, Reduction, TileType, V, Waiting};
 use weldment_ir::DType;

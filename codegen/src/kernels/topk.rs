@@ -7,9 +7,10 @@
 
 use super::row::load_index;
 use super::schedule::{param, steps, threads_for};
-use super::{Argument, Built, Request, RowSpace, contiguous_last, refuse, require};
+use crate::family::{Addressing, Family, Sharing, Strides};
+use crate::request::{Argument, Built, Request, RowSpace, contiguous_last, refuse, require};
 use crate::tile::{Access, Binary, Builder, Compare, Conversion, Elem, Param, Reduction, V};
-use weldment_ir::{Dim, Op};
+use weldment_ir::{Dim, Op, OpKind};
 use weldment_passes::target::Refusal;
 
 /// Threads of a GPU program: each has a run of columns.
@@ -26,11 +27,36 @@ const GROUP: u32 = 32;
 /// Below every score's key.
 const NOTHING: i64 = i32::MIN as i64;
 
+/// The best of a window, and windows.
+pub struct Topk;
+
+impl Family for Topk {
+    fn runs(&self, kind: OpKind) -> bool {
+        matches!(kind, OpKind::Topk | OpKind::Window)
+    }
+
+    fn addressing(&self, _: OpKind) -> Addressing {
+        Addressing {
+            operands: &[Strides::Contiguous, Strides::Any],
+            results: Strides::Contiguous,
+            shares: Sharing::Never,
+        }
+    }
+
+    fn check(&self, request: &Request<'_>) -> Result<(), Refusal> {
+        check(request)
+    }
+
+    fn build(&self, request: &Request<'_>) -> Result<Built, Refusal> {
+        build(request)
+    }
+}
+
 /// Preconditions of the family.
 ///
 /// # Errors
 /// The first that fails.
-pub fn check(r: &Request<'_>) -> Result<(), Refusal> {
+fn check(r: &Request<'_>) -> Result<(), Refusal> {
     contiguous_last(&r.results[0])?;
     if let Op::Topk { .. } = r.op {
         contiguous_last(&r.operands[0])?;
@@ -42,7 +68,7 @@ pub fn check(r: &Request<'_>) -> Result<(), Refusal> {
 ///
 /// # Errors
 /// As [`check`].
-pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
+fn build(r: &Request<'_>) -> Result<Built, Refusal> {
     check(r)?;
     match (r.op, &r.operands[..]) {
         (Op::Topk { k }, [scores, positions]) => topk(r, *k, scores, positions),
@@ -51,7 +77,7 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
     }
 }
 
-fn window(r: &Request<'_>, k: i64, positions: &super::Tensor) -> Result<Built, Refusal> {
+fn window(r: &Request<'_>, k: i64, positions: &crate::request::Tensor) -> Result<Built, Refusal> {
     let mut b = Builder::new("window");
     let position_param = param(&mut b, r.target(), "positions", positions, Access::Read);
     let out_param = param(&mut b, r.target(), "out", &r.results[0], Access::Write);
@@ -66,7 +92,12 @@ fn window(r: &Request<'_>, k: i64, positions: &super::Tensor) -> Result<Built, R
     })
 }
 
-fn topk(r: &Request<'_>, k: i64, scores: &super::Tensor, positions: &super::Tensor) -> Result<Built, Refusal> {
+fn topk(
+    r: &Request<'_>,
+    k: i64,
+    scores: &crate::request::Tensor,
+    positions: &crate::request::Tensor,
+) -> Result<Built, Refusal> {
     let mut b = Builder::new("topk");
     let score_param = param(&mut b, r.target(), "scores", scores, Access::Read);
     let position_param = param(&mut b, r.target(), "positions", positions, Access::Read);
@@ -110,7 +141,7 @@ impl Row {
     fn new(
         b: &mut Builder,
         r: &Request<'_>,
-        (position_param, positions): (Param, &super::Tensor),
+        (position_param, positions): (Param, &crate::request::Tensor),
         out: Param,
     ) -> Result<Row, Refusal> {
         RowSpace::of(&positions.ty.shape)?.grid(b, 0, 1);

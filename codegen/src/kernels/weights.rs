@@ -1,6 +1,6 @@
 //! Reading packed weights: which layout a dtype is packed in, and the tiles of each layout as f32 or as quants.
 
-use super::{refuse, require};
+use crate::request::{refuse, require};
 use crate::target::Target;
 use crate::tile::{Binary, Builder, Conversion, Elem, Param, V};
 use weldment_artifact::{AffineBlocks, Layout, Raw, RowsInterleaved};

@@ -1,17 +1,13 @@
 //! Kernel selection: which family runs an op, whether it may, and what it costs. The passes ask through [`TargetModel`],
 //! bufferisation through [`KernelNeeds`], code generation through [`build`]; all end in the families' own checks.
 
-mod choices;
-mod cost;
-pub mod stages;
 mod thresholds;
 
-pub use choices::{Accepted, Choice, Choices};
+use crate::family::{Sharing, Strides};
+use crate::kernels::{attention, family, general, library};
 
-use crate::kernels::{
-    Built, Request, RowSpace, Tensor, attention, collective, contiguous_last, gather, general, index_scores, library,
-    matmul, norm, pointwise, quantise, reduce, refuse, require, rope, row_stride, scaled_matmul, topk,
-};
+use crate::choices::Choices;
+use crate::request::{Built, Request, RowSpace, Tensor, contiguous_last, refuse, require, row_stride};
 use crate::setup::Setup;
 use weldment_ir::{Category, DType, Dim, Graph, NodeId, Op, OpKind, TensorType};
 use weldment_passes::buffer::KernelNeeds;
@@ -21,197 +17,16 @@ use weldment_passes::target::{Refusal, TargetModel};
 /// The largest dim that the families know.
 const LARGEST_DIM: u64 = 1 << 28;
 
-type Check = fn(&Request<'_>) -> Result<(), Refusal>;
-type Build = fn(&Request<'_>) -> Result<Built, Refusal>;
-
-/// How a family addresses one operand or result.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Access {
-    /// Rows at one stride, elements contiguous.
-    Rows,
-    /// Any strides, elements contiguous.
-    Contiguous,
-    /// Elements at one stride.
-    Points,
-    /// Any strides.
-    Any,
-}
-
-/// Which results may take the bytes of operands.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Sharing {
-    /// None: elements are read again after others were written.
-    Never,
-    /// Any operand of the result's shape: each thread stores what it alone loaded, after it did.
-    Elements,
-    /// Result i those of operand i, weights excepted: a row is written by the program that read it, behind its reads.
-    Rows,
-}
-
-struct Family {
-    shares: Sharing,
-    check: Check,
-    build: Build,
-    /// Operand access in order; the last entry repeats.
-    operands: &'static [Access],
-    result: Access,
-}
-
-/// The family of an op; `None` for leaves, which need no kernel.
-fn family(op: &Op) -> Option<Family> {
-    use Access::{Any, Contiguous, Points, Rows};
-    Some(match op.kind() {
-        OpKind::Matmul | OpKind::MatmulAdd => Family {
-            shares: Sharing::Never,
-            check: matmul::check,
-            build: matmul::build,
-            operands: &[Rows, Any, Rows],
-            result: Rows,
-        },
-        OpKind::MatmulSiluMul => Family {
-            shares: Sharing::Never,
-            check: matmul::check,
-            build: matmul::build,
-            operands: &[Rows, Any],
-            result: Rows,
-        },
-        OpKind::ScaledMatmul => Family {
-            shares: Sharing::Never,
-            check: scaled_matmul::check,
-            build: scaled_matmul::build,
-            operands: &[Rows, Rows, Any],
-            result: Rows,
-        },
-        OpKind::Quantise => Family {
-            shares: Sharing::Never,
-            check: quantise::check,
-            build: quantise::build,
-            operands: &[Contiguous],
-            result: Contiguous,
-        },
-        OpKind::RmsNormQuantise | OpKind::AddRmsNormQuantise => Family {
-            // Results lie in another order than operands.
-            shares: Sharing::Never,
-            check: norm::check,
-            build: norm::build,
-            operands: &[Contiguous],
-            result: Contiguous,
-        },
-        OpKind::RmsNorm | OpKind::AddRmsNorm => Family {
-            shares: Sharing::Rows,
-            check: norm::check,
-            build: norm::build,
-            operands: &[Contiguous],
-            result: Contiguous,
-        },
-        OpKind::Rope => Family {
-            shares: Sharing::Never,
-            check: rope::check,
-            build: rope::build,
-            operands: &[Contiguous, Any, Contiguous],
-            result: Contiguous,
-        },
-        OpKind::CacheWrite | OpKind::RopeCacheWrite => Family {
-            shares: Sharing::Never,
-            check: rope::check,
-            build: rope::build,
-            operands: &[Contiguous, Contiguous, Any, Any],
-            result: Contiguous,
-        },
-        OpKind::Attention => Family {
-            shares: Sharing::Never,
-            check: attention::check,
-            build: attention::build,
-            operands: &[Contiguous, Contiguous, Contiguous, Any],
-            result: Contiguous,
-        },
-        OpKind::SparseAttention => Family {
-            shares: Sharing::Never,
-            check: attention::sparse::check,
-            build: attention::sparse::build,
-            operands: &[Contiguous, Contiguous, Contiguous, Contiguous, Any],
-            result: Contiguous,
-        },
-        OpKind::IndexScores => Family {
-            shares: Sharing::Never,
-            check: index_scores::check,
-            build: index_scores::build,
-            operands: &[Contiguous, Any, Contiguous, Any],
-            result: Contiguous,
-        },
-        OpKind::Topk | OpKind::Window => Family {
-            shares: Sharing::Never,
-            check: topk::check,
-            build: topk::build,
-            operands: &[Contiguous, Any],
-            result: Contiguous,
-        },
-        OpKind::AllReduceRmsNormQuantise | OpKind::AllReduceAddRmsNormQuantise => Family {
-            // Results lie in another order than operands.
-            shares: Sharing::Never,
-            check: collective::all_reduce::check,
-            build: collective::all_reduce::build,
-            operands: &[Rows],
-            result: Rows,
-        },
-        OpKind::AllReduce | OpKind::AllReduceRmsNorm | OpKind::AllReduceAddRmsNorm => Family {
-            shares: Sharing::Rows,
-            check: collective::all_reduce::check,
-            build: collective::all_reduce::build,
-            operands: &[Rows],
-            result: Rows,
-        },
-        OpKind::AllGather => Family {
-            shares: Sharing::Never,
-            check: collective::all_gather::check,
-            build: collective::all_gather::build,
-            operands: &[Rows],
-            result: Rows,
-        },
-        OpKind::ReduceScatter => Family {
-            shares: Sharing::Never,
-            check: collective::reduce_scatter::check,
-            build: collective::reduce_scatter::build,
-            operands: &[Rows],
-            result: Rows,
-        },
-        OpKind::Gather | OpKind::GatherPart => Family {
-            shares: Sharing::Never,
-            check: gather::check,
-            build: gather::build,
-            operands: &[Contiguous, Points],
-            result: Rows,
-        },
-        OpKind::ReduceSum | OpKind::ReduceMean | OpKind::ReduceMax | OpKind::Softmax => Family {
-            shares: Sharing::Never,
-            check: reduce::check,
-            build: reduce::build,
-            operands: &[Rows],
-            result: Rows,
-        },
-        kind => match kind.info().category {
-            Category::Elementwise | Category::View => Family {
-                shares: Sharing::Elements,
-                check: pointwise::check,
-                build: pointwise::build,
-                operands: &[Any],
-                result: Any,
-            },
-            _ => return None,
-        },
-    })
-}
-
-fn accepts(access: Access, ty: &TensorType, strides: &[u64]) -> Result<(), String> {
+fn accepts(access: Strides, ty: &TensorType, strides: &[u64]) -> Result<(), String> {
     let t = Tensor { strides: strides.to_vec(), ..Tensor::contiguous(ty) };
     let refused = match access {
-        Access::Any => return Ok(()),
-        Access::Contiguous => contiguous_last(&t),
+        Strides::Any => return Ok(()),
+        Strides::Contiguous => contiguous_last(&t),
         // Rows that fold in no layout are the general family's, which addresses any.
-        Access::Rows if !folds(ty) => return Ok(()),
-        Access::Rows => contiguous_last(&t).and_then(|()| row_stride(&t).map(|_| ())),
-        Access::Points if !folds(&Tensor::contiguous(ty).points().ty) => return Ok(()),
-        Access::Points => row_stride(&t.points()).map(|_| ()),
+        Strides::Rows if !folds(ty) => return Ok(()),
+        Strides::Rows => contiguous_last(&t).and_then(|()| row_stride(&t).map(|_| ())),
+        Strides::Points if !folds(&Tensor::contiguous(ty).points().ty) => return Ok(()),
+        Strides::Points => row_stride(&t.points()).map(|_| ()),
     };
     refused.map_err(|r| r.to_string())
 }
@@ -249,20 +64,34 @@ fn no_q8a_on_gpus(r: &Request<'_>) -> Result<(), Refusal> {
     require(!(quantised && r.target().gpu().is_some()), "activation dtype on GPUs", DType::Q8A, "f32, f16 or bf16")
 }
 
+impl KernelLibrary {
+    /// A request of which types alone are known.
+    fn request<'a>(
+        &'a self,
+        op: &'a Op,
+        operands: &[TensorType],
+        results: &[TensorType],
+        choices: Choices,
+    ) -> Request<'a> {
+        Request {
+            op,
+            operands: operands.iter().map(Tensor::contiguous).collect(),
+            results: results.iter().map(Tensor::contiguous).collect(),
+            max_tokens: self.max_tokens,
+            setup: &self.setup,
+            choices,
+        }
+    }
+}
+
 impl TargetModel for KernelLibrary {
     fn supports(&self, op: &Op, operands: &[TensorType], results: &[TensorType]) -> Result<(), Refusal> {
         let category = op.kind().info().category;
         if matches!(category, Category::Leaf | Category::View) {
             return Ok(());
         }
-        let Some(family) = family(op) else { return Ok(()) };
-        let mut request = Request {
-            op,
-            operands: operands.iter().map(Tensor::contiguous).collect(),
-            results: results.iter().map(Tensor::contiguous).collect(),
-            max_tokens: self.max_tokens,
-            setup: &self.setup,
-        };
+        let Some(family) = family(op.kind()) else { return Ok(()) };
+        let mut request = self.request(op, operands, results, self.setup.choices);
         // Types alone do not say whether a weight is static; the matmul and gather kernels take both kinds.
         for (i, t) in request.operands.iter_mut().enumerate() {
             t.is_static = matches!(
@@ -279,11 +108,12 @@ impl TargetModel for KernelLibrary {
             let accepted = format!("fewer than {from}: more go to the vendor's library");
             return refuse("tokens", self.max_tokens, accepted);
         }
-        (family.check)(&request)
+        family.check(&request)
     }
 
     fn cost(&self, op: &Op, operands: &[TensorType], results: &[TensorType], dims: &dyn Fn(&str) -> u64) -> f64 {
-        cost::nanoseconds(&self.setup, op, operands, results, dims)
+        let request = self.request(op, operands, results, self.setup.choices);
+        family(op.kind()).map_or(0.0, |family| family.cost(&request, dims))
     }
 
     fn thresholds(&self, op: &Op, operands: &[TensorType], results: &[TensorType]) -> Vec<Threshold> {
@@ -293,24 +123,25 @@ impl TargetModel for KernelLibrary {
 
 impl KernelNeeds for KernelLibrary {
     fn read(&self, op: &Op, operand: usize, ty: &TensorType, strides: &[u64]) -> Result<(), String> {
-        let Some(family) = family(op) else { return Ok(()) };
+        let Some(family) = family(op.kind()) else { return Ok(()) };
         if self.setup.target.gpu().is_some() && is_cache(op, operand) {
             return Ok(());
         }
-        let access = family.operands.get(operand).or(family.operands.last()).copied().unwrap_or(Access::Any);
-        if ty.dtype == DType::Q8A && access != Access::Rows {
-            return accepts(Access::Contiguous, ty, strides);
+        let operands = family.addressing(op.kind()).operands;
+        let access = operands.get(operand).or(operands.last()).copied().unwrap_or(Strides::Any);
+        if ty.dtype == DType::Q8A && access != Strides::Rows {
+            return accepts(Strides::Contiguous, ty, strides);
         }
         accepts(access, ty, strides)
     }
 
     fn write(&self, op: &Op, _: usize, ty: &TensorType, strides: &[u64]) -> Result<(), String> {
-        let Some(family) = family(op) else { return Ok(()) };
+        let Some(family) = family(op.kind()) else { return Ok(()) };
         if self.setup.target.gpu().is_some() && op.kind().info().category == Category::StateWrite {
             return Ok(());
         }
-        let access =
-            if ty.dtype == DType::Q8A && family.result == Access::Any { Access::Contiguous } else { family.result };
+        let results = family.addressing(op.kind()).results;
+        let access = if ty.dtype == DType::Q8A && results == Strides::Any { Strides::Contiguous } else { results };
         accepts(access, ty, strides)
     }
 
@@ -324,9 +155,9 @@ impl KernelNeeds for KernelLibrary {
 
     fn shares(&self, graph: &Graph, node: NodeId, operand: usize, result: usize) -> bool {
         let node = graph.node(node);
-        let Some(family) = family(&node.op) else { return false };
+        let Some(family) = family(node.op.kind()) else { return false };
         let blocks = node.types.iter().any(|t| t.dtype == DType::Q8A);
-        match family.shares {
+        match family.addressing(node.op.kind()).shares {
             Sharing::Never => false,
             Sharing::Elements => !blocks && node.op.kind().info().category == Category::Elementwise,
             // A program of the host walks its row alone; on GPUs threads that hold copies of elements may still be reading.
@@ -338,17 +169,9 @@ impl KernelNeeds for KernelLibrary {
 
     fn scratch(&self, graph: &Graph, node: NodeId) -> u64 {
         let node = graph.node(node);
-        match (&node.op, &node.operands[..]) {
-            (Op::Attention { .. }, [q, keys, values, ..]) => {
-                let operands = [q, keys, values].map(|v| graph.type_of(*v));
-                attention::scratch(operands, self.max_tokens, &self.setup)
-            }
-            (Op::SparseAttention { .. }, [q, keys, values, ..]) => {
-                let operands = [q, keys, values].map(|v| graph.type_of(*v));
-                attention::sparse::scratch(operands, self.max_tokens, &self.setup)
-            }
-            _ => 0,
-        }
+        let Some(family) = family(node.op.kind()) else { return 0 };
+        let operands: Vec<TensorType> = node.operands.iter().map(|v| graph.type_of(*v).clone()).collect();
+        family.scratch(&self.request(&node.op, &operands, &node.types, self.setup.choices_at(node)))
     }
 }
 
@@ -357,9 +180,9 @@ impl KernelNeeds for KernelLibrary {
 /// # Errors
 /// What the op's family refuses, if the general one does not take it either: an exchange between ranks.
 pub fn build(request: &Request<'_>) -> Result<Built, Refusal> {
-    let refused = match family(request.op) {
+    let refused = match family(request.op.kind()) {
         Some(family) => {
-            match no_q8a_on_gpus(request).and_then(|()| in_range(request)).and_then(|()| (family.build)(request)) {
+            match no_q8a_on_gpus(request).and_then(|()| in_range(request)).and_then(|()| family.build(request)) {
                 Ok(built) => return Ok(built),
                 Err(refusal) => Some(refusal),
             }

@@ -1,8 +1,8 @@
 //! Where kernels change with the number of tokens: an entry's range is split there.
 
-use super::stages::{check_two, fixed, one_stage_bytes};
-use crate::kernels::RowSpace;
+use crate::kernels::collective::stages::{check_two, fixed, one_stage_bytes};
 use crate::kernels::collective::world_of;
+use crate::request::RowSpace;
 use crate::setup::Setup;
 use crate::target::Target;
 use weldment_ir::{Category, Dim, Op, OpKind, TensorType};
@@ -58,7 +58,7 @@ fn stages(setup: &Setup, op: &Op, operands: &[TensorType]) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::select::Choices;
+    use crate::choices::{Choices, Places};
     use crate::setup::Symbols;
     use weldment_ir::{DType, Real};
 
@@ -68,7 +68,7 @@ mod tests {
         let x = ty(vec![Dim::sym("T"), Dim::Const(7168)]);
         let of = |name: &str, world: i64, choice: Option<&str>| {
             let (target, symbols) = (Target::named(name).unwrap(), Symbols::plain(&["T"]));
-            let mut setup = Setup { target, choices: Choices::default(), symbols };
+            let mut setup = Setup { target, choices: Choices::default(), places: Places::default(), symbols };
             choice.into_iter().for_each(|c| setup.choices.set("all_reduce", c).unwrap());
             let op = Op::AllReduceAddRmsNorm { world, eps: Real(1e-6), dtype: DType::BF16 };
             let operands = [x.clone(), x.clone(), ty(vec![Dim::Const(7168)])];

@@ -93,7 +93,8 @@ pub struct BuildArgs {
     /// Stops after N rewrites of each variant; equal layers are rewritten once and count once.
     #[arg(long, value_name = "N")]
     pub fuel: Option<u64>,
-    /// Overrides an automatic choice.
+    /// Overrides an automatic choice; KEY@PATTERN overrides one of kernels for the ops alone whose name or source path is PATTERN, in which
+    /// `*` stands for any text.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub set: Vec<Setting>,
     /// Threads [default: physical cores]

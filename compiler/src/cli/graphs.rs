@@ -1,6 +1,6 @@
 //! What commands share: a model's checkpoint, its graph, and the artifact it compiles to.
 
-use super::args::{BuildArgs, WeightsArg};
+use super::args::{BuildArgs, Setting, WeightsArg};
 use super::compile;
 use super::progress::Bars;
 use crate::cache;
@@ -10,7 +10,7 @@ use crate::driver::{self, CompileError, EntryOptions, FusionOptions};
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use weldment_artifact::SymbolRole;
-use weldment_codegen::select::Choices;
+use weldment_codegen::choices::{Choices, Places};
 use weldment_ir::Graph;
 use weldment_passes::specialise::narrow;
 use weldment_runtime::cli::{SessionArgs, launch};
@@ -51,9 +51,13 @@ pub fn entry_options(build: &BuildArgs) -> Result<EntryOptions, CompileError> {
 /// # Errors
 /// If `--set` names no choice, or a value that it does not take.
 pub fn fusion_options(build: &BuildArgs) -> Result<FusionOptions, CompileError> {
-    let mut choices = Choices::default();
-    for setting in &build.set {
-        choices.set(&setting.key, &setting.value).map_err(|e| CompileError::option("--set", e))?;
+    let (mut choices, mut places) = (Choices::default(), Places::default());
+    for Setting { key, value } in &build.set {
+        let set = match key.split_once('@') {
+            Some((key, pattern)) => places.set(key, pattern, value),
+            None => choices.set(key, value),
+        };
+        set.map_err(|e| CompileError::option("--set", e))?;
     }
     Ok(FusionOptions {
         fp_policy: build.fp_policy.map(|p| p.numerics()),
@@ -62,6 +66,7 @@ pub fn fusion_options(build: &BuildArgs) -> Result<FusionOptions, CompileError> 
         chaos: build.chaos,
         fuel: build.fuel,
         choices,
+        places,
     })
 }
 

@@ -101,7 +101,7 @@ fn rows() -> Vec<Row> {
         default: None,
         doc: "for --disable, --require and the report's coverage".to_owned(),
     };
-    let setting = |choice: &weldment_codegen::select::Choice| Row {
+    let setting = |choice: &weldment_codegen::choices::Choice| Row {
         name: choice.name.to_owned(),
         kind: "setting",
         commands: Vec::new(),
@@ -109,7 +109,7 @@ fn rows() -> Vec<Row> {
         default: Some(choice.default.to_owned()),
         doc: choice.doc.to_owned(),
     };
-    let settings = weldment_codegen::select::Choices::TABLE.iter().map(setting);
+    let settings = weldment_codegen::choices::Choices::TABLE.iter().map(setting);
     let rules = weldment_passes::rules::all().into_iter().map(rule);
     let fusions = weldment_passes::rules::GROUPS.iter().map(fusion);
     options.into_values().chain(settings).chain(fusions).chain(rules).chain(environment).collect()

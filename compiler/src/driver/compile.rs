@@ -156,7 +156,7 @@ fn setup(target: &MachineTarget, graphs: &[Graph], entry: &Graph, fusion: &Fusio
     if let Some(seed) = fusion.chaos {
         choices.perturb(seed);
     }
-    Setup { target: target.clone(), choices, symbols: Symbols::of(entry).among(graphs) }
+    Setup { target: target.clone(), choices, places: fusion.places.clone(), symbols: Symbols::of(entry).among(graphs) }
 }
 
 /// For every target and variant: the rewrite that breaks it, if one does.

@@ -5,7 +5,8 @@ use super::{CompileError, Progress, Timeline};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use weldment_artifact::SymbolRole;
-use weldment_codegen::select::{Choices, KernelLibrary};
+use weldment_codegen::choices::{Choices, Places};
+use weldment_codegen::select::KernelLibrary;
 use weldment_codegen::setup::Setup;
 use weldment_codegen::{Externals, VariantPlan};
 use weldment_ir::{Graph, Range};
@@ -34,6 +35,8 @@ pub struct FusionOptions {
     pub fuel: Option<u64>,
     /// Choices of kernel selection that the user fixed.
     pub choices: Choices,
+    /// Those that were fixed for some ops alone.
+    pub places: Places,
 }
 
 /// A variant ready for code generation.

@@ -5,7 +5,8 @@ use super::values::{draw_dims, draw_values};
 use crate::execute::Values;
 use indexmap::IndexMap;
 use std::collections::{BTreeMap, BTreeSet};
-use weldment_codegen::select::{Choices, KernelLibrary};
+use weldment_codegen::choices::{Choices, Places};
+use weldment_codegen::select::KernelLibrary;
 use weldment_codegen::setup::{Setup, Symbols};
 use weldment_codegen::target::Target;
 use weldment_ir::generate::{Motif, Palette, Random, Wanted, random_dims, random_graph_of};
@@ -82,7 +83,12 @@ pub fn compiled(seed: u64, index: u64) -> Result<Setup, String> {
 }
 
 fn setup(target: &str) -> Result<Setup, String> {
-    Ok(Setup { target: Target::named(target)?, choices: Choices::default(), symbols: Symbols::plain(&SYMBOLS) })
+    Ok(Setup {
+        target: Target::named(target)?,
+        choices: Choices::default(),
+        places: Places::default(),
+        symbols: Symbols::plain(&SYMBOLS),
+    })
 }
 
 /// Draws case `index` of the run with `seed`: graphs until one has values for which everything is decided.

@@ -2,7 +2,7 @@
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
 use std::path::{Path, PathBuf};
-use weldment_codegen::select::Choices;
+use weldment_codegen::choices::Choices;
 use weldment_compiler::checkpoint::WeightSource;
 use weldment_compiler::driver::{
     CompileOptions, EntryOptions, FusionOptions, Quiet, Timeline, build_artifact, model_graph, open, plan_targets,

@@ -2,10 +2,10 @@
 //! take interleaved steps of its context and leave partial softmaxes in scratch memory, which a second launch joins. A program
 //! without a step leaves a softmax of nothing, so that all partials are there to be read, whatever the position.
 
+use crate::choices::Choices;
 use crate::kernels::row::elem_of;
 use crate::kernels::schedule::{all_of, below};
-use crate::kernels::{Argument, Built, Tensor};
-use crate::select::Choices;
+use crate::request::{Argument, Built, Tensor};
 use crate::target::GpuArch;
 use crate::tile::{Access, Binary, Builder, Conversion, Elem, Param, Reduction, V};
 use weldment_ir::Dim;

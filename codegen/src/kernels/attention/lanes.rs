@@ -1,9 +1,10 @@
 //! The host's form: a program a token and group of query heads, block by block, with one lane per output column in both products.
 
 use super::{Problem, place};
+use crate::choices::Choices;
+use crate::kernels::paged;
 use crate::kernels::row::{elem_of, for_row, segments, store_f32};
-use crate::kernels::{bytes_of, paged};
-use crate::select::Choices;
+use crate::request::bytes_of;
 use crate::tile::{Binary, Builder, Compare, Elem, Param, Reduction, V};
 
 /// Columns of the result are kept in tiles of at most 32.

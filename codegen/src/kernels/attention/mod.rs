@@ -16,19 +16,52 @@ mod tiles;
 use self::join::{Partials, Room};
 use super::row::load_index;
 use super::schedule::param;
-use super::{Argument, Built, Request, Tensor, contiguous_last, last_dim, require};
-use crate::select::Choices;
-use crate::setup::Setup;
+use crate::choices::Choices;
+use crate::family::{Addressing, Family, Sharing, Strides};
+use crate::request::{Argument, Built, Request, Tensor, contiguous_last, last_dim, require};
 use crate::target::Target;
 use crate::tile::{Access, Binary, Builder, Compare, Conversion, Elem, Param, Reduction, V};
-use weldment_ir::{DType, Dim, Op, TensorType};
+use weldment_ir::{DType, Dim, Op, OpKind};
 use weldment_passes::target::Refusal;
+
+/// Attention over paged caches.
+pub struct Attention;
+
+impl Family for Attention {
+    fn runs(&self, kind: OpKind) -> bool {
+        matches!(kind, OpKind::Attention)
+    }
+
+    fn addressing(&self, _: OpKind) -> Addressing {
+        Addressing {
+            operands: &[Strides::Contiguous, Strides::Contiguous, Strides::Contiguous, Strides::Any],
+            results: Strides::Contiguous,
+            shares: Sharing::Never,
+        }
+    }
+
+    fn check(&self, request: &Request<'_>) -> Result<(), Refusal> {
+        check(request)
+    }
+
+    fn heeds(&self, _: &Request<'_>) -> &'static [&'static str] {
+        &["attention_sharing", "attention_threads", "attention_splits", "attention_tile_tokens"]
+    }
+
+    fn build(&self, request: &Request<'_>) -> Result<Built, Refusal> {
+        build(request)
+    }
+
+    fn scratch(&self, request: &Request<'_>) -> u64 {
+        room(request).map_or(0, |room| room.bytes())
+    }
+}
 
 /// Preconditions of the family.
 ///
 /// # Errors
 /// The first that fails.
-pub fn check(r: &Request<'_>) -> Result<(), Refusal> {
+fn check(r: &Request<'_>) -> Result<(), Refusal> {
     let (q, out) = (&r.operands[0], &r.results[0]);
     let d = last_dim(q)?;
     if let (Op::Attention { scale, .. } | Op::SparseAttention { scale, .. }, true) = (r.op, r.target().gpu().is_some())
@@ -79,41 +112,40 @@ fn few_tokens(max_tokens: u64, choices: &Choices) -> bool {
 }
 
 /// Partial softmaxes of the programs that share a context, where they do.
-fn room(operands: [&TensorType; 3], max_tokens: u64, setup: &Setup) -> Option<Room> {
-    let kv_heads = operands[1].shape.get(1)?.constant()?;
-    shared_room(operands, kv_heads, max_tokens, setup)
+fn room(r: &Request<'_>) -> Option<Room> {
+    let kv_heads = r.operands.get(1)?.ty.shape.get(1)?.constant()?;
+    shared_room(r, kv_heads)
 }
 
 /// The same, of a token with `programs` otherwise.
-fn shared_room(operands: [&TensorType; 3], programs: u64, max_tokens: u64, setup: &Setup) -> Option<Room> {
+fn shared_room(r: &Request<'_>, programs: u64) -> Option<Room> {
+    let ([q, keys, values, ..], setup) = (&r.operands[..], r.setup) else { return None };
     setup.target.gpu()?;
-    tiles::unit(operands).filter(|_| few_tokens(max_tokens, &setup.choices))?;
-    let q = operands[0];
+    let operands = [&q.ty, &keys.ty, &values.ty];
+    tiles::unit(operands).filter(|_| few_tokens(r.max_tokens, &r.choices))?;
+    let q = &q.ty;
     let (heads, d) = (q.shape.get(1)?.constant()?, q.last_constant()?);
     // Tokens by any other symbol may be more than the variant's.
     let tokens = match &q.shape[0] {
         Dim::Const(n) => *n,
-        Dim::Sym(s) if setup.symbols.is_rows(Some(s)) => max_tokens,
+        Dim::Sym(s) if setup.symbols.is_rows(Some(s)) => r.max_tokens,
         Dim::Sym(_) => return None,
     };
-    let splits = join::splits(programs, tokens, &setup.choices);
+    let splits = join::splits(programs, tokens, &r.choices);
     (splits > 1).then(|| Room::new(splits, tokens, heads, d))
-}
-
-/// Arena bytes that the kernel of these queries, keys and values needs for itself.
-pub fn scratch(operands: [&TensorType; 3], max_tokens: u64, setup: &Setup) -> u64 {
-    room(operands, max_tokens, setup).map_or(0, |room| room.bytes())
 }
 
 /// The kernel of a request that passed [`check`].
 ///
 /// # Errors
 /// As [`check`].
-pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
+fn build(r: &Request<'_>) -> Result<Built, Refusal> {
     check(r)?;
-    let Op::Attention { scale, window, .. } = r.op else { return super::refuse("op", r.op.kind(), "attention") };
+    let Op::Attention { scale, window, .. } = r.op else {
+        return crate::request::refuse("op", r.op.kind(), "attention");
+    };
     let [q, keys, values, positions, ids, tables] = &r.operands[..] else {
-        return super::refuse("operands", r.operands.len(), 6);
+        return crate::request::refuse("operands", r.operands.len(), 6);
     };
     let mut b = Builder::new("attention");
     let names = ["q", "k_cache", "v_cache", "positions", "sequence_ids", "block_tables"];
@@ -134,11 +166,11 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
     let form = match r.target() {
         Target::Host(_) => {
             let out = whole(&mut b, &mut arguments);
-            lanes::build(&mut b, &problem, out, r.choices())
+            lanes::build(&mut b, &problem, out, &r.choices)
         }
         Target::Gpu(arch) => match tiles::unit(products) {
-            Some(unit) if few_tokens(r.max_tokens, r.choices()) => {
-                let outcome = match room(products, r.max_tokens, r.setup) {
+            Some(unit) if few_tokens(r.max_tokens, &r.choices) => {
+                let outcome = match room(r) {
                     Some(room) => {
                         let partials = room.declare(&mut b, Access::Write);
                         arguments.extend(partials.arguments());
@@ -154,13 +186,13 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
                     }
                     None => Outcome::Whole(whole(&mut b, &mut arguments)),
                 };
-                tiles::build_few(&mut b, &problem, outcome, *arch, r.choices(), unit)
+                tiles::build_few(&mut b, &problem, outcome, *arch, &r.choices, unit)
             }
             unit => {
                 let out = whole(&mut b, &mut arguments);
                 match unit {
                     Some(unit) => tiles::build_many(&mut b, &problem, out, *arch, unit),
-                    None => split::build(&mut b, &problem, out, r.choices()),
+                    None => split::build(&mut b, &problem, out, &r.choices),
                 }
             }
         },

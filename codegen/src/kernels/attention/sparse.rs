@@ -7,14 +7,15 @@
 use super::join::{self, Room, Share};
 use super::tiles::{self, CONTEXT_THREADS, Few, KEY_ELEMENTS, ROWS, SHARED_KEYS};
 use super::{LOWEST, Outcome, Problem, exp_of_negative, or_one, place, shared_room, taken_in, token_grid};
+use crate::choices::Choices;
+use crate::family::{Addressing, Family, Sharing, Strides};
+use crate::kernels::paged;
 use crate::kernels::row::{elem_of, for_row, store_f32};
 use crate::kernels::schedule::{all_of, below, param};
-use crate::kernels::{Argument, Built, Request, Tensor, bytes_of, contiguous_last, last_dim, paged, refuse};
-use crate::select::Choices;
-use crate::setup::Setup;
+use crate::request::{Argument, Built, Request, Tensor, bytes_of, contiguous_last, last_dim, refuse};
 use crate::target::{GpuArch, Target};
 use crate::tile::{Access, Binary, Builder, Compare, Conversion, Elem, Param, Reduction, V};
-use weldment_ir::{Op, TensorType};
+use weldment_ir::{Op, OpKind};
 use weldment_passes::target::Refusal;
 
 /// Entries of a host program's step.
@@ -24,33 +25,67 @@ const STEP_ELEMENTS: u64 = 4096;
 /// Threads of such a program.
 const THREADS: u32 = 256;
 
+/// Attention to positions that were picked.
+pub struct SparseAttention;
+
+impl Family for SparseAttention {
+    fn runs(&self, kind: OpKind) -> bool {
+        matches!(kind, OpKind::SparseAttention)
+    }
+
+    fn addressing(&self, _: OpKind) -> Addressing {
+        Addressing {
+            operands: &[
+                Strides::Contiguous,
+                Strides::Contiguous,
+                Strides::Contiguous,
+                Strides::Contiguous,
+                Strides::Any,
+            ],
+            results: Strides::Contiguous,
+            shares: Sharing::Never,
+        }
+    }
+
+    fn check(&self, request: &Request<'_>) -> Result<(), Refusal> {
+        check(request)
+    }
+
+    fn heeds(&self, _: &Request<'_>) -> &'static [&'static str] {
+        &["attention_threads", "attention_splits", "attention_tile_tokens"]
+    }
+
+    fn build(&self, request: &Request<'_>) -> Result<Built, Refusal> {
+        build(request)
+    }
+
+    fn scratch(&self, request: &Request<'_>) -> u64 {
+        room(request).map_or(0, |room| room.bytes())
+    }
+}
+
 /// Preconditions of the family: those of attention, and rows of a constant length.
 ///
 /// # Errors
 /// The first that fails.
-pub fn check(r: &Request<'_>) -> Result<(), Refusal> {
+fn check(r: &Request<'_>) -> Result<(), Refusal> {
     super::check(r)?;
     contiguous_last(&r.operands[3])?;
     last_dim(&r.operands[3]).map(|_| ())
 }
 
 /// Partial softmaxes of the programs that share a row, where they do.
-fn room(operands: [&TensorType; 3], max_tokens: u64, setup: &Setup) -> Option<Room> {
-    let (heads, kv_heads) = (operands[0].shape.get(1)?.constant()?, operands[1].shape.get(1)?.constant()?);
-    let programs = tiles::programs(kv_heads, heads.checked_div(kv_heads)?);
-    shared_room(operands, programs, max_tokens, setup)
-}
-
-/// Arena bytes that the kernel of these queries, keys and values needs for itself.
-pub fn scratch(operands: [&TensorType; 3], max_tokens: u64, setup: &Setup) -> u64 {
-    room(operands, max_tokens, setup).map_or(0, |room| room.bytes())
+fn room(r: &Request<'_>) -> Option<Room> {
+    let heads = |operand: usize| r.operands.get(operand)?.ty.shape.get(1)?.constant();
+    let kv_heads = heads(1)?;
+    shared_room(r, tiles::programs(kv_heads, heads(0)?.checked_div(kv_heads)?))
 }
 
 /// The kernel of a request that passed [`check`].
 ///
 /// # Errors
 /// As [`check`].
-pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
+fn build(r: &Request<'_>) -> Result<Built, Refusal> {
     check(r)?;
     let Op::SparseAttention { scale, .. } = r.op else { return refuse("op", r.op.kind(), "sparse_attention") };
     let [q, keys, values, indices, positions, ids, tables] = &r.operands[..] else {
@@ -73,7 +108,7 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
     let mut then = None;
     let form = match (r.target(), tiles::unit(products)) {
         (Target::Gpu(arch), Some(unit)) => {
-            let outcome = match room(products, r.max_tokens, r.setup) {
+            let outcome = match room(r) {
                 Some(room) => {
                     let partials = room.declare(&mut b, Access::Write);
                     arguments.extend(partials.arguments());
@@ -86,7 +121,7 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
                     Outcome::Whole(param(&mut b, r.target(), "out", &r.results[0], Access::Write))
                 }
             };
-            matrix(&mut b, &rows, outcome, *arch, r.choices(), unit)
+            matrix(&mut b, &rows, outcome, *arch, &r.choices, unit)
         }
         (target, _) => {
             arguments.push(Argument::Result(0));

@@ -7,10 +7,10 @@
 //! with a block's positions in registers, and values are read a position at a time as [blocks, elements], in the same threads.
 
 use super::{LOWEST, Problem, exp_of_negative, place, token_grid};
+use crate::choices::Choices;
 use crate::kernels::paged;
 use crate::kernels::row::elem_of;
 use crate::kernels::schedule::{all_of, below};
-use crate::select::Choices;
 use crate::tile::{Binary, Builder, Compare, Conversion, Elem, Param, Reduction, V};
 
 /// Programs that make sharing keys and values among query heads worth more than spreading the heads.

@@ -10,10 +10,10 @@
 
 use super::join::Share;
 use super::{LOWEST, Outcome, Problem, or_one, place, power, taken_in, token_grid};
+use crate::choices::Choices;
 use crate::kernels::paged;
 use crate::kernels::row::elem_of;
 use crate::kernels::schedule::{all_of, below, present};
-use crate::select::Choices;
 use crate::target::GpuArch;
 use crate::tile::{Binary, Builder, Compare, Conversion, Elem, Param, Reduction, V};
 use weldment_ir::TensorType;

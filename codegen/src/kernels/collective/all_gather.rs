@@ -2,10 +2,11 @@
 
 use super::columns::Columns;
 use super::{NAN, elements, in_bytes, in_rows, row_at, world};
+use crate::family::{Addressing, Family, Sharing, Strides};
 use crate::kernels::schedule::{Piece, param};
-use crate::kernels::{Argument, Built, Request, RowSpace, Tensor, refuse};
+use crate::request::{Argument, Built, Request, RowSpace, Tensor, refuse};
 use crate::tile::{Access, Builder, Compare, Conversion, Elem, Param, V};
-use weldment_ir::Op;
+use weldment_ir::{Op, OpKind};
 use weldment_passes::target::Refusal;
 
 /// A request by rows.
@@ -36,11 +37,32 @@ fn parts(r: &Request<'_>) -> Result<Parts, Refusal> {
     Ok(Parts { x, out, step, bytes })
 }
 
+/// Every rank's rows.
+pub struct AllGather;
+
+impl Family for AllGather {
+    fn runs(&self, kind: OpKind) -> bool {
+        matches!(kind, OpKind::AllGather)
+    }
+
+    fn addressing(&self, _: OpKind) -> Addressing {
+        Addressing { operands: &[Strides::Rows], results: Strides::Rows, shares: Sharing::Never }
+    }
+
+    fn check(&self, request: &Request<'_>) -> Result<(), Refusal> {
+        check(request)
+    }
+
+    fn build(&self, request: &Request<'_>) -> Result<Built, Refusal> {
+        build(request)
+    }
+}
+
 /// Preconditions of the family.
 ///
 /// # Errors
 /// The first that fails.
-pub fn check(r: &Request<'_>) -> Result<(), Refusal> {
+fn check(r: &Request<'_>) -> Result<(), Refusal> {
     world(r)?;
     elements(&parts(r)?.x)?;
     Ok(())
@@ -50,7 +72,7 @@ pub fn check(r: &Request<'_>) -> Result<(), Refusal> {
 ///
 /// # Errors
 /// As [`check`].
-pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
+fn build(r: &Request<'_>) -> Result<Built, Refusal> {
     let Parts { x, out, step, bytes } = &parts(r)?;
     let (n, world) = (elements(x)?, world(r)?);
     // Bits of floats move as they are.

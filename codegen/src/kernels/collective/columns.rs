@@ -1,11 +1,11 @@
 //! Rows cut into chunks of columns, a program each: for rows that may be as wide as a vocabulary.
 
-use super::channel::Channel;
 use super::mailbox::{Mailbox, each_row};
 use super::peers::Peers;
 use super::{Programs, channel_programs, programs};
+use crate::channel::Channel;
 use crate::kernels::schedule::{ELEMENTS, Piece, Walk, threads_for};
-use crate::kernels::{Argument, Request, RowSpace};
+use crate::request::{Argument, Request, RowSpace};
 use crate::tile::{Builder, Elem, V};
 
 /// Widest tile of a row on a host.

@@ -1,10 +1,10 @@
 //! Data that is its own flag: every rank pushes what it has into the others' areas and polls its own until no element in it is
 //! empty. No fence and no flag, so that a small message costs one way through the link; docs/collectives.md argues why it holds.
 
-use super::channel::{Channel, TURNS};
 use super::peers::{Peers, channel_param};
+use crate::channel::{Channel, TURNS};
 use crate::kernels::schedule::Piece;
-use crate::kernels::{Argument, RowSpace};
+use crate::request::{Argument, RowSpace};
 use crate::target::Target;
 use crate::tile::{Binary, Builder, Conversion, Elem, Param, TileType, V};
 

@@ -4,14 +4,15 @@
 
 pub mod all_gather;
 pub mod all_reduce;
-pub mod channel;
+
 mod columns;
 mod mailbox;
 mod peers;
 pub mod reduce_scatter;
+pub mod stages;
 
 use super::pointwise::{coordinates, row_base};
-use super::{Request, RowSpace, Tensor, bytes_of, contiguous_last, last_dim, refuse, require, row_stride};
+use crate::request::{Request, RowSpace, Tensor, bytes_of, contiguous_last, last_dim, refuse, require, row_stride};
 use crate::target::Target;
 use crate::tile::{Access, Builder, Elem, Param, V};
 use weldment_artifact::comm_table;
@@ -89,7 +90,7 @@ fn channel_programs(target: &Target, world: u32, bytes: u64) -> u64 {
     if target.gpu().is_none() {
         return PROGRAMS_HOST;
     }
-    let each = channel::TURNS * u64::from(world) * bytes.max(1);
+    let each = crate::channel::TURNS * u64::from(world) * bytes.max(1);
     let room = (CHANNEL_BYTES / each).clamp(1, PROGRAMS_GPU);
     1 << room.ilog2()
 }

@@ -1,7 +1,7 @@
 //! What a kernel knows of the ranks, and pieces of all of them in the order of ranks.
 
-use crate::kernels::Argument;
 use crate::kernels::schedule::Piece;
+use crate::request::Argument;
 use crate::target::Target;
 use crate::tile::{Binary, Builder, Compare, Elem, Param, TileType, V, Waiting};
 use weldment_artifact::comm_table;

@@ -3,11 +3,12 @@
 
 use super::columns::Columns;
 use super::{elements, in_rows, negative_zero, row_at, world};
+use crate::family::{Addressing, Family, Sharing, Strides};
 use crate::kernels::row::elem_of;
 use crate::kernels::schedule::{Piece, param};
-use crate::kernels::{Argument, Built, Request, RowSpace, Tensor, refuse, require};
+use crate::request::{Argument, Built, Request, RowSpace, Tensor, refuse, require};
 use crate::tile::{Access, Builder, Conversion, Elem, V};
-use weldment_ir::Op;
+use weldment_ir::{Op, OpKind};
 use weldment_passes::target::Refusal;
 
 /// A request by rows: the operand's strides at the places of a part, the result, and bytes from one rank's part to the next's.
@@ -23,11 +24,32 @@ fn parts(r: &Request<'_>) -> Result<(Tensor, Tensor, i64), Refusal> {
     Ok((Tensor { ty: out.ty.clone(), ..x }, out, step))
 }
 
+/// This rank's part of a sum.
+pub struct ReduceScatter;
+
+impl Family for ReduceScatter {
+    fn runs(&self, kind: OpKind) -> bool {
+        matches!(kind, OpKind::ReduceScatter)
+    }
+
+    fn addressing(&self, _: OpKind) -> Addressing {
+        Addressing { operands: &[Strides::Rows], results: Strides::Rows, shares: Sharing::Never }
+    }
+
+    fn check(&self, request: &Request<'_>) -> Result<(), Refusal> {
+        check(request)
+    }
+
+    fn build(&self, request: &Request<'_>) -> Result<Built, Refusal> {
+        build(request)
+    }
+}
+
 /// Preconditions of the family.
 ///
 /// # Errors
 /// The first that fails.
-pub fn check(r: &Request<'_>) -> Result<(), Refusal> {
+fn check(r: &Request<'_>) -> Result<(), Refusal> {
     let (x, out, _) = parts(r)?;
     world(r)?;
     elements(&out)?;
@@ -38,7 +60,7 @@ pub fn check(r: &Request<'_>) -> Result<(), Refusal> {
 ///
 /// # Errors
 /// As [`check`].
-pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
+fn build(r: &Request<'_>) -> Result<Built, Refusal> {
     check(r)?;
     let (x, out, step) = &parts(r)?;
     let (n, world) = (elements(out)?, world(r)?);

@@ -1,9 +1,9 @@
 //! One element of a tensor, wherever it lies and whatever it is stored as.
 
 use super::blocks;
-use crate::kernels::Tensor;
 use crate::kernels::minifloat::{MiniFloat, power_from_code, power_to_code};
 use crate::kernels::row::{Q8A_SCALE, Q8A_STEPS, Q8A_SUM, elem_of};
+use crate::request::Tensor;
 use crate::tile::{Binary, Builder, Compare, Conversion, Elem, Param, V};
 use weldment_ir::{DType, Dim};
 

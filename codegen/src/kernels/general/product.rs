@@ -2,7 +2,7 @@
 
 use super::cell::Kind;
 use super::{Cell, Draft, size, sum, with};
-use crate::kernels::{last_dim, refuse};
+use crate::request::{last_dim, refuse};
 use crate::tile::{Builder, V};
 use weldment_ir::{Dim, Op};
 use weldment_passes::target::Refusal;

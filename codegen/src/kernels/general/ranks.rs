@@ -3,7 +3,7 @@
 use super::cell::Kind;
 use super::{Draft, size, with};
 use crate::kernels::collective::rank;
-use crate::kernels::refuse;
+use crate::request::refuse;
 use crate::tile::{Binary, Builder, Compare, V};
 use weldment_ir::Op;
 use weldment_passes::target::Refusal;

@@ -4,7 +4,7 @@ use super::cell::Kind;
 use super::rows::{Rows, write_run};
 use super::{Draft, largest, size, sum, with};
 use crate::kernels::quantise::{Scale, format};
-use crate::kernels::{last_dim, refuse};
+use crate::request::{last_dim, refuse};
 use crate::tile::{Builder, Conversion, Elem, V};
 use weldment_ir::{DType, Dim, Op};
 use weldment_passes::target::Refusal;

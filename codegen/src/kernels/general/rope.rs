@@ -3,7 +3,7 @@
 use super::cell::{Cell, Kind};
 use super::ranks::clamped;
 use super::{Draft, size};
-use crate::kernels::{last_dim, refuse};
+use crate::request::{last_dim, refuse};
 use crate::tile::{Binary, Builder, Compare, Conversion, Elem, V};
 use std::f64::consts::PI;
 use weldment_ir::Op;

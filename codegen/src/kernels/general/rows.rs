@@ -2,8 +2,8 @@
 
 use super::cell::{Cell, Kind};
 use super::{size, with};
-use crate::kernels::RowSpace;
 use crate::kernels::pointwise::coordinates;
+use crate::request::RowSpace;
 use crate::target::Target;
 use crate::tile::{Builder, V};
 use weldment_ir::Dim;

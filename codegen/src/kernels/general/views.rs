@@ -2,7 +2,7 @@
 
 use super::cell::Kind;
 use super::{Draft, flat, size};
-use crate::kernels::{Request, Tensor, refuse};
+use crate::request::{Request, Tensor, refuse};
 use crate::tile::{Binary, Builder, V};
 use weldment_ir::{Category, DType, Dim, Op};
 use weldment_passes::target::Refusal;

@@ -3,10 +3,10 @@
 //! then split over the waves of a block, whose sums meet at the end.
 
 use super::{Left, Right, Rows, Share, joined};
+use crate::choices::Choices;
 use crate::kernels::row::elem_of;
 use crate::kernels::schedule::{all_of, steps};
 use crate::kernels::weights::load_quads;
-use crate::select::Choices;
 use crate::target::GpuArch;
 use crate::tile::{Builder, Conversion, Elem, Reduction, V};
 use std::fmt;

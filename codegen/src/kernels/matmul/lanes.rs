@@ -4,7 +4,7 @@
 use super::{Bound, Left, joined};
 use crate::kernels::row::{Q8A_SCALE, Q8A_STEPS, Q8A_SUM, elem_of, for_row};
 use crate::kernels::weights::{load_group, load_pairs, load_rows};
-use crate::kernels::{Built, Request, RowSpace, last_dim, refuse, row_stride};
+use crate::request::{Built, Request, RowSpace, last_dim, refuse, row_stride};
 use crate::tile::{Builder, Compare, Elem, Param, V};
 use weldment_artifact::{AffineBlocks, Layout, RowsInterleaved};
 use weldment_ir::{DType, Op};
@@ -12,7 +12,7 @@ use weldment_passes::target::Refusal;
 
 /// Rows per program: one for decode, else as many as leave the accumulators in registers.
 pub(in crate::kernels) fn row_tile(r: &Request<'_>, rows: &RowSpace) -> u32 {
-    let wide = r.choices().gemm_rows.unwrap_or(if r.target().lanes() == 16 { 8 } else { 4 });
+    let wide = r.choices.gemm_rows.unwrap_or(if r.target().lanes() == 16 { 8 } else { 4 });
     match &rows.symbol {
         // Rows past the symbol's value are computed into the padding that bufferisation leaves (16 rows).
         Some(_) if r.counts_tokens(rows) && r.max_tokens > 1 => wide,

@@ -13,18 +13,53 @@ pub(super) use lanes::row_tile;
 use super::row::elem_of;
 use super::schedule::{self, all_of, packed_param};
 use super::weights::matrix_layout;
-use super::{Argument, Built, Request, RowSpace, contiguous_last, last_dim, require, row_stride};
+use crate::family::{Addressing, Family, Sharing, Strides};
+use crate::request::{Argument, Built, Request, RowSpace, contiguous_last, last_dim, require, row_stride};
 use crate::target::{GpuArch, Target};
 use crate::tile::{Access, Builder, Conversion, Elem, Param, V};
 use weldment_artifact::Layout;
-use weldment_ir::{DType, Op, TensorType};
+use weldment_ir::{DType, Op, OpKind, TensorType};
 use weldment_passes::target::Refusal;
+
+/// Matrix products of floats and of blocks.
+pub struct Matmul;
+
+impl Family for Matmul {
+    fn runs(&self, kind: OpKind) -> bool {
+        matches!(kind, OpKind::Matmul | OpKind::MatmulAdd | OpKind::MatmulSiluMul)
+    }
+
+    fn addressing(&self, kind: OpKind) -> Addressing {
+        match kind {
+            OpKind::MatmulSiluMul => {
+                Addressing { operands: &[Strides::Rows, Strides::Any], results: Strides::Rows, shares: Sharing::Never }
+            }
+            _ => Addressing {
+                operands: &[Strides::Rows, Strides::Any, Strides::Rows],
+                results: Strides::Rows,
+                shares: Sharing::Never,
+            },
+        }
+    }
+
+    fn check(&self, request: &Request<'_>) -> Result<(), Refusal> {
+        check(request)
+    }
+
+    fn heeds(&self, _: &Request<'_>) -> &'static [&'static str] {
+        &["gemm_rows", "gemv_tokens", "gemv_rows", "gemm_tile_rows", "gemm_tile_columns", "gemm_wide_columns"]
+    }
+
+    fn build(&self, request: &Request<'_>) -> Result<Built, Refusal> {
+        build(request)
+    }
+}
 
 /// Preconditions of the family.
 ///
 /// # Errors
 /// The first that fails.
-pub fn check(r: &Request<'_>) -> Result<(), Refusal> {
+fn check(r: &Request<'_>) -> Result<(), Refusal> {
     let (x, w) = (&r.operands[0], &r.operands[1]);
     let k = last_dim(x)?;
     require(w.ty.constant_shape().is_some(), "weight shape", &w.ty, "constant dims")?;
@@ -169,7 +204,7 @@ fn joined(b: &mut Builder, products: &[V]) -> V {
 ///
 /// # Errors
 /// As [`check`].
-pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
+fn build(r: &Request<'_>) -> Result<Built, Refusal> {
     check(r)?;
     match r.target() {
         Target::Host(_) => lanes::build(r),
@@ -197,7 +232,7 @@ fn build_gpu(r: &Request<'_>, arch: GpuArch) -> Result<Built, Refusal> {
     let matrices = if matches!(r.op, Op::MatmulSiluMul { .. }) { 2 } else { 1 };
     // Tokens and rows of logits are bounded by the variant; nothing is known of other symbols.
     let most = r.most_rows(&space).unwrap_or(u64::MAX);
-    let choices = r.choices();
+    let choices = &r.choices;
     let few = most <= choices.gemv_tokens.map_or(row_sum::MOST_ROWS, u64::from);
     let mut b = Builder::new(if few { "gemv" } else { "gemm" });
     schedule::round_coarsely(&mut b, r.target(), &r.results[0]);
@@ -231,7 +266,7 @@ fn build_gpu(r: &Request<'_>, arch: GpuArch) -> Result<Built, Refusal> {
         b.reshape(mask, &[1, n_tile])
     });
     // Bufferisation leaves room for a multiple of 16 tokens.
-    let room = r.counts_tokens(&space) && super::has_room(&space, r.max_tokens, most, m_tile);
+    let room = r.counts_tokens(&space) && crate::request::has_room(&space, r.max_tokens, most, m_tile);
     let right = Right::new(&mut b, r, &bound, [column, first_column], matrices)?;
     let share = |b: &mut Builder, first_row: V| -> Result<(), Refusal> {
         let ragged = m_tile > 1 && (space.symbol.is_some() || !space.mul.is_multiple_of(u64::from(m_tile)));
@@ -331,8 +366,8 @@ impl Right {
 #[cfg(test)]
 mod tests {
     use super::{DType, Op, Request, TensorType, build};
-    use crate::kernels::Tensor;
-    use crate::select::Choices;
+    use crate::choices::Choices;
+    use crate::request::Tensor;
     use crate::setup::{Setup, Symbols};
     use crate::target::Target;
     use weldment_ir::Dim;
@@ -340,7 +375,8 @@ mod tests {
     /// The tile program of [4, k] x [32, k].
     fn program(x: DType, w: DType, k: u64) -> String {
         let target = Target::named("x86-64-v4").expect("a known target");
-        let setup = Setup { target, choices: Choices::default(), symbols: Symbols::default() };
+        let setup =
+            Setup { target, choices: Choices::default(), places: Default::default(), symbols: Symbols::default() };
         let tensor = |dtype, rows, columns| {
             Tensor::contiguous(&TensorType { dtype, shape: vec![Dim::Const(rows), Dim::Const(columns)] })
         };
@@ -350,6 +386,7 @@ mod tests {
             results: vec![tensor(DType::F32, 4, 32)],
             max_tokens: 1,
             setup: &setup,
+            choices: Choices::default(),
         };
         build(&request).expect("a matmul the family takes").kernel.to_string()
     }

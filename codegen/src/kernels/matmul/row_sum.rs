@@ -2,10 +2,10 @@
 //! reduction at the end adds them up. A thread has several independent 16-byte loads of weights under way in each step.
 
 use super::{Left, Right, Share, joined};
+use crate::choices::Choices;
 use crate::kernels::row::elem_of;
 use crate::kernels::schedule::{all_of, steps};
 use crate::kernels::weights::{Words, load_words};
-use crate::select::Choices;
 use crate::tile::{Builder, Elem, Reduction, V};
 use std::fmt;
 use weldment_artifact::AffineBlocks;

@@ -3,7 +3,7 @@
 
 use super::{Bound, Shape, runs};
 use crate::kernels::schedule::{self, all_of, below, steps};
-use crate::kernels::{Built, Request, RowSpace, last_dim, row_stride};
+use crate::request::{Built, Request, RowSpace, last_dim, row_stride};
 use crate::target::GpuArch;
 use crate::tile::{Builder, Conversion, Elem, Reduction, V};
 use weldment_passes::target::Refusal;
@@ -80,7 +80,7 @@ pub fn build(r: &Request<'_>, arch: GpuArch) -> Result<Built, Refusal> {
         schedule::present(&mut b, first[0], count, plan.m)
     });
     // Bufferisation leaves room for a multiple of 16 tokens: nothing comes of surplus rows that are read.
-    let room = r.counts_tokens(&space) && crate::kernels::has_room(&space, r.max_tokens, most, plan.m);
+    let room = r.counts_tokens(&space) && crate::request::has_room(&space, r.max_tokens, most, plan.m);
     let tile = Tile { plan: &plan, first, rows: rows.filter(|_| !room), columns };
     let value = if plan.few { few(&mut b, r, &bound, &tile)? } else { many(&mut b, r, &bound, &tile)? };
     let mask = all_of(&mut b, &[rows, columns], &[plan.m, plan.n]);

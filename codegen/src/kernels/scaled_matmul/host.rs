@@ -3,7 +3,7 @@
 use super::{Bound, runs};
 use crate::kernels::matmul::row_tile;
 use crate::kernels::row::for_row;
-use crate::kernels::{Built, Request, RowSpace, row_stride};
+use crate::request::{Built, Request, RowSpace, row_stride};
 use crate::tile::{Builder, Compare, Elem, V};
 use weldment_passes::target::Refusal;
 

@@ -7,18 +7,44 @@ mod host;
 use super::minifloat::MiniFloat;
 use super::row::elem_of;
 use super::schedule::{self, packed_param};
-use super::{Argument, Built, Request, RowSpace, contiguous_last, last_dim, refuse, require, row_stride};
+use crate::family::{Addressing, Family, Sharing, Strides};
+use crate::request::{Argument, Built, Request, RowSpace, contiguous_last, last_dim, refuse, require, row_stride};
 use crate::target::Target;
 use crate::tile::{Access, Builder, Conversion, Elem, Param, V};
 use weldment_artifact::{Layout, Raw, RowsInterleaved};
-use weldment_ir::Op;
+use weldment_ir::{Op, OpKind};
 use weldment_passes::target::Refusal;
+
+/// Matrix products of codes with scales.
+pub struct ScaledMatmul;
+
+impl Family for ScaledMatmul {
+    fn runs(&self, kind: OpKind) -> bool {
+        matches!(kind, OpKind::ScaledMatmul)
+    }
+
+    fn addressing(&self, _: OpKind) -> Addressing {
+        Addressing {
+            operands: &[Strides::Rows, Strides::Rows, Strides::Any],
+            results: Strides::Rows,
+            shares: Sharing::Never,
+        }
+    }
+
+    fn check(&self, request: &Request<'_>) -> Result<(), Refusal> {
+        check(request)
+    }
+
+    fn build(&self, request: &Request<'_>) -> Result<Built, Refusal> {
+        build(request)
+    }
+}
 
 /// Preconditions of the family.
 ///
 /// # Errors
 /// The first that fails.
-pub fn check(r: &Request<'_>) -> Result<(), Refusal> {
+fn check(r: &Request<'_>) -> Result<(), Refusal> {
     let shape = Shape::of(r)?;
     let (codes, scales, w, w_scales) = (&r.operands[0], &r.operands[1], &r.operands[2], &r.operands[3]);
     for t in [codes, scales, &r.results[0]] {
@@ -188,7 +214,7 @@ fn runs(b: &mut Builder, shape: &Shape, init: V, mut body: impl FnMut(&mut Build
 ///
 /// # Errors
 /// As [`check`].
-pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
+fn build(r: &Request<'_>) -> Result<Built, Refusal> {
     check(r)?;
     match r.target() {
         Target::Host(_) => host::build(r),

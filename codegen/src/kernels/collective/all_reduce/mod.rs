@@ -7,14 +7,15 @@ mod one_stage;
 mod two_stage;
 
 use super::{check_rows, elements, in_rows, row_at, whole_packs, world};
+use crate::family::{Addressing, Family, Sharing, Strides};
+use crate::kernels::collective::stages::{self, Stages};
 use crate::kernels::minifloat::MiniFloat;
 use crate::kernels::quantise::{Sink, format};
 use crate::kernels::row::elem_of;
 use crate::kernels::schedule::{Piece, Walk, param};
-use crate::kernels::{Argument, Built, Request, RowSpace, Tensor, require};
-use crate::select::stages::{self, Stages};
+use crate::request::{Argument, Built, Request, RowSpace, Tensor, require};
 use crate::tile::{Access, Builder, Conversion, Elem, Param, Reduction, V};
-use weldment_ir::{DType, Op};
+use weldment_ir::{DType, Op, OpKind};
 use weldment_passes::target::Refusal;
 
 /// Widest tile of a row on a host; q8a blocks are exactly this wide.
@@ -55,13 +56,47 @@ fn parts<'r>(r: &'r Request<'_>) -> Parts<'r> {
     }
 }
 
+/// Sums over ranks, with the norm that follows.
+pub struct AllReduce;
+
+impl Family for AllReduce {
+    fn runs(&self, kind: OpKind) -> bool {
+        matches!(
+            kind,
+            OpKind::AllReduce
+                | OpKind::AllReduceRmsNorm
+                | OpKind::AllReduceAddRmsNorm
+                | OpKind::AllReduceRmsNormQuantise
+                | OpKind::AllReduceAddRmsNormQuantise
+        )
+    }
+
+    fn addressing(&self, kind: OpKind) -> Addressing {
+        match kind {
+            // Codes lie in another order than what they are made of.
+            OpKind::AllReduceRmsNormQuantise | OpKind::AllReduceAddRmsNormQuantise => {
+                Addressing { operands: &[Strides::Rows], results: Strides::Rows, shares: Sharing::Never }
+            }
+            _ => Addressing { operands: &[Strides::Rows], results: Strides::Rows, shares: Sharing::Rows },
+        }
+    }
+
+    fn check(&self, request: &Request<'_>) -> Result<(), Refusal> {
+        check(request)
+    }
+
+    fn build(&self, request: &Request<'_>) -> Result<Built, Refusal> {
+        build(request)
+    }
+}
+
 /// What a rule asks before it fuses: what [`build`] asks, and whole packs, without which nothing is gained.
 ///
 /// # Errors
 /// The first that fails.
-pub fn check(r: &Request<'_>) -> Result<(), Refusal> {
+fn check(r: &Request<'_>) -> Result<(), Refusal> {
     let p = parts(r);
-    match stages::fixed(r.choices()) {
+    match stages::fixed(&r.choices) {
         Some(Stages::Unfused | Stages::Library) if p.norm.is_some() => {
             require(false, "all_reduce", "0 or 3", "1 or 2: --set all_reduce=0 or 3 keeps norms apart")?;
         }
@@ -110,14 +145,14 @@ fn admit(r: &Request<'_>) -> Result<(), Refusal> {
     }
     let addend = p.residual.map_or(p.x.ty.dtype, |t| t.ty.dtype);
     require(sum == addend, "sum dtype", sum, format!("{addend}, to which the sum is rounded"))?;
-    if stages::fixed(r.choices()) == Some(Stages::Two) { stages::check_two(d, world) } else { Ok(()) }
+    if stages::fixed(&r.choices) == Some(Stages::Two) { stages::check_two(d, world) } else { Ok(()) }
 }
 
 /// The kernel of a request.
 ///
 /// # Errors
 /// The first precondition that fails.
-pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
+fn build(r: &Request<'_>) -> Result<Built, Refusal> {
     let r = &rowed(r);
     admit(r)?;
     let x = parts(r).x;
@@ -153,7 +188,7 @@ impl Place<'_> {
     /// The piece of `n` columns of rank `of`.
     fn load_part(self, b: &mut Builder, piece: &Piece, row: V, (of, n): (V, u64)) -> V {
         let base = row_at(b, self.tensor, row);
-        let start = b.scale(of, crate::kernels::bytes_of(self.dtype, n));
+        let start = b.scale(of, crate::request::bytes_of(self.dtype, n));
         let base = b.add(base, start);
         piece.load(b, self.param, base, self.dtype, 0)
     }

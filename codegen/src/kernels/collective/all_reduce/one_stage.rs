@@ -1,13 +1,13 @@
 //! One stage: every rank pushes its rows whole to all others, and each sums all of them. One way through the link.
 
 use super::{Tensors, clean, parts, tensors, width};
-use crate::kernels::collective::channel::Channel;
+use crate::channel::Channel;
 use crate::kernels::collective::mailbox::{Mailbox, each_row};
 use crate::kernels::collective::peers::Peers;
 use crate::kernels::collective::{channel_programs, negative_zero, programs, world};
 use crate::kernels::row::elem_of;
 use crate::kernels::schedule::Walk;
-use crate::kernels::{Built, Request, RowSpace};
+use crate::request::{Built, Request, RowSpace};
 use crate::tile::{Builder, Conversion, Elem};
 use weldment_passes::target::Refusal;
 

@@ -2,14 +2,14 @@
 //! has the whole row. Twice through the link, but a rank sends 2 (world - 1) / world rows in place of world - 1.
 
 use super::{Tensors, clean, parts, tensors, width};
-use crate::kernels::collective::channel::Channel;
+use crate::channel::Channel;
 use crate::kernels::collective::mailbox::{Mailbox, each_row};
 use crate::kernels::collective::peers::Peers;
+use crate::kernels::collective::stages;
 use crate::kernels::collective::{NAN, channel_programs, negative_zero, programs, world};
 use crate::kernels::row::elem_of;
 use crate::kernels::schedule::Walk;
-use crate::kernels::{Built, Request, RowSpace};
-use crate::select::stages;
+use crate::request::{Built, Request, RowSpace};
 use crate::tile::{Builder, Compare, Conversion, Elem, V};
 use weldment_passes::target::Refusal;
 

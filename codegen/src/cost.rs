@@ -1,9 +1,10 @@
 //! The cost model: launch and barrier, bytes over bandwidth, multiply-adds over rate. Constants are of the order of a current
 //! server core pair, or of a current data-centre GPU; only their ratios decide between graphs.
 
+use crate::request::{Request, Tensor};
 use crate::setup::Setup;
 use weldment_ir::effort::bytes_at;
-use weldment_ir::{Category, DType, Op, OpKind, TensorType};
+use weldment_ir::{Category, DType, OpKind, TensorType};
 
 /// What a machine's launches are made of.
 struct Rates {
@@ -42,20 +43,17 @@ impl Rates {
     }
 }
 
-/// Estimated time of one launch of `op` on `target`.
-pub fn nanoseconds(
-    setup: &Setup,
-    op: &Op,
-    operands: &[TensorType],
-    results: &[TensorType],
-    dims: &dyn Fn(&str) -> u64,
-) -> f64 {
+/// Estimated time of one launch.
+pub fn nanoseconds(request: &Request<'_>, dims: &dyn Fn(&str) -> u64) -> f64 {
+    let types = |tensors: &[Tensor]| -> Vec<TensorType> { tensors.iter().map(|t| t.ty.clone()).collect() };
+    let (setup, op) = (request.setup, request.op);
+    let (operands, results) = (types(&request.operands), types(&request.results));
     let category = op.kind().info().category;
     if category == Category::Leaf || (category == Category::View && !matches!(op.kind(), OpKind::Concat)) {
         return 0.0;
     }
     let machine = Rates::of(setup);
-    let effort = op.effort(operands, results, dims);
+    let effort = op.effort(&operands, &results, dims);
     let operations = effort.operations as f64;
     let work = match category {
         Category::Contraction => {

@@ -50,6 +50,7 @@ pub struct Choice {
     pub doc: &'static str,
 }
 
+use weldment_ir::Node;
 use weldment_ir::generate::Random;
 
 macro_rules! choices {
@@ -66,6 +67,11 @@ macro_rules! choices {
                 default: $default,
                 doc: concat!($($doc),+).trim_ascii(),
             },)*];
+
+            /// These, and those of `others` that they leave open.
+            pub fn over(self, others: Choices) -> Choices {
+                Choices { $($name: self.$name.or(others.$name),)* }
+            }
 
             /// Fixes one choice.
             ///
@@ -143,6 +149,20 @@ choices! {
 }
 
 impl Choices {
+    /// Those of kernels, each of which may be fixed for some ops alone.
+    pub const OF_KERNELS: &'static [&'static str] = &[
+        "gemm_rows",
+        "gemv_tokens",
+        "gemv_rows",
+        "gemm_tile_rows",
+        "gemm_tile_columns",
+        "gemm_wide_columns",
+        "attention_sharing",
+        "attention_threads",
+        "attention_splits",
+        "attention_tile_tokens",
+    ];
+
     /// Takes one of the values, by `seed`, for each choice that a user left and that host kernels of any shape accept.
     pub fn perturb(&mut self, seed: u64) {
         let mut random = Random::new(seed);
@@ -152,6 +172,46 @@ impl Choices {
         };
         take(&mut self.gemm_rows, &[1, 2, 4, 8]);
         take(&mut self.attention_sharing, &[1, 2]);
+    }
+}
+
+/// Choices that are fixed for some ops alone, in the order in which they were fixed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Places(Vec<(String, Choices)>);
+
+impl Places {
+    /// Fixes a choice of kernels for the ops whose name, or a source path of which, is `pattern`; `*` stands for any text.
+    ///
+    /// # Errors
+    /// If there is no such choice of kernels, or it does not take the value.
+    pub fn set(&mut self, key: &str, pattern: &str, value: &str) -> Result<(), String> {
+        if !Choices::OF_KERNELS.contains(&key) {
+            return Err(format!("`{key}` for `{pattern}` alone; {} is accepted", Choices::OF_KERNELS.join(" or ")));
+        }
+        let mut choices = Choices::default();
+        choices.set(key, value)?;
+        self.0.push((pattern.to_owned(), choices));
+        Ok(())
+    }
+
+    /// `choices` with those that were fixed for `node`; what was fixed last counts.
+    pub fn at(&self, choices: Choices, node: &Node) -> Choices {
+        let fits = |pattern: &str| {
+            let kind = node.op.kind().info().name;
+            is_like(kind, pattern) || node.sources.iter().any(|path| is_like(path, pattern))
+        };
+        self.0.iter().filter(|(pattern, _)| fits(pattern)).fold(choices, |choices, (_, fixed)| fixed.over(choices))
+    }
+}
+
+/// Is `text` what `pattern` says, where `*` stands for any text?
+fn is_like(text: &str, pattern: &str) -> bool {
+    match pattern.split_once('*') {
+        None => text == pattern,
+        Some((head, rest)) => {
+            let Some(text) = text.strip_prefix(head) else { return false };
+            (0..=text.len()).any(|at| text.is_char_boundary(at) && is_like(&text[at..], rest))
+        }
     }
 }
 
@@ -171,6 +231,28 @@ mod tests {
             seen.insert(value);
         }
         assert!(seen.len() > 2);
+    }
+
+    #[test]
+    fn places_are_named_by_op_or_path() {
+        let mut places = Places::default();
+        places.set("gemm_rows", "matmul*", "2").unwrap();
+        places.set("gemm_rows", "layers.*.mlp.*_proj", "8").unwrap();
+        assert!(places.set("token_splits", "matmul", "1").unwrap_err().contains("gemm_rows or"));
+        assert!(places.set("gemm_rows", "matmul", "3").is_err());
+        let mut graph = weldment_ir::Graph::new("g");
+        let f = |shape: &[u64]| {
+            weldment_ir::Op::input("x", weldment_ir::DType::F32, shape.iter().map(|n| (*n).into()).collect())
+        };
+        let x = graph.push("x", f(&[2, 8]), &[]).unwrap();
+        let dtype = weldment_ir::DType::F32;
+        let mut rows = |path: &str| {
+            let y = graph.push(path, weldment_ir::Op::Matmul { dtype }, &[x, x]).unwrap();
+            places.at(Choices { gemv_rows: Some(4), ..Choices::default() }, graph.node(y.node))
+        };
+        assert_eq!(rows("layers.3.mlp.down_proj").gemm_rows, Some(8));
+        assert_eq!((rows("lm_head").gemm_rows, rows("lm_head").gemv_rows), (Some(2), Some(4)));
+        assert!(is_like("abc", "a*c") && is_like("abc", "*") && !is_like("abc", "a*d") && !is_like("abc", "ab"));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Which form of an all-reduce runs: by machine, ranks and bytes, from one table.
 
-use crate::kernels::require;
-use crate::select::Choices;
+use crate::choices::Choices;
+use crate::request::require;
 use crate::setup::Setup;
 use crate::target::{GpuArch, Target};
 use weldment_passes::target::Refusal;
