@@ -188,6 +188,8 @@ ops! {
     Tanh "tanh" (a "..m") {} -> (out "..m") Elementwise float_unary;
     /// 1 / (1 + e^-a).
     Sigmoid "sigmoid" (a "..m") {} -> (out "..m") Elementwise float_unary;
+    /// Square root; NaN below 0.
+    Sqrt "sqrt" (a "..m") {} -> (out "..m") Elementwise float_unary;
     /// 1 / sqrt a.
     Rsqrt "rsqrt" (a "..m") {} -> (out "..m") Elementwise float_unary;
     /// Rounds to `dtype` (nearest even; saturating for f8; to q8a: blocks of 32 along the last dim, d = amax/127, high = round(a/d), low = round(254 (a/d - high))). From a block format: dequantises.

@@ -420,6 +420,7 @@ pub(super) fn arithmetic(b: &mut Builder, op: &Op, v: &[V]) -> Result<V, Refusal
         Op::Gelu {} => b.gelu(v[0]),
         Op::Tanh {} => b.tanh(v[0]),
         Op::Sigmoid {} => b.sigmoid(v[0]),
+        Op::Sqrt {} => b.sqrt(v[0]),
         Op::Rsqrt {} => {
             let one = b.float(1.0);
             let root = b.sqrt(v[0]);

@@ -67,6 +67,7 @@ pub(super) fn evaluate<D: Domain>(
         Op::Tanh {} => apply(Function::Tanh)?,
         Op::Sigmoid {} => apply(Function::Sigmoid)?,
         Op::Rsqrt {} => apply(Function::Rsqrt)?,
+        Op::Sqrt {} => apply(Function::Sqrt)?,
         Op::Cast { dtype } => cast::<D>(&o[0], *dtype, options)?,
 
         Op::ReduceSum { axis } => elementwise::reduce::<D>(&node.op, &o[0], *axis, shape, options)?,

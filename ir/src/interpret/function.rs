@@ -17,6 +17,8 @@ pub enum Function {
     Sigmoid,
     /// 1 / sqrt a.
     Rsqrt,
+    /// Square root.
+    Sqrt,
 }
 
 /// Arguments at which a function is worth trying.
@@ -32,8 +34,15 @@ pub enum Argument {
 
 impl Function {
     /// Every function.
-    pub const ALL: &[Function] =
-        &[Function::Exp, Function::Silu, Function::Gelu, Function::Tanh, Function::Sigmoid, Function::Rsqrt];
+    pub const ALL: &[Function] = &[
+        Function::Exp,
+        Function::Silu,
+        Function::Gelu,
+        Function::Tanh,
+        Function::Sigmoid,
+        Function::Rsqrt,
+        Function::Sqrt,
+    ];
 
     /// The function that an op applies, if it applies one.
     pub fn of(kind: OpKind) -> Option<Function> {
@@ -54,6 +63,7 @@ impl Function {
             Function::Tanh => a.tanh(),
             Function::Sigmoid => 1.0 / (1.0 + (-a).exp()),
             Function::Rsqrt => 1.0 / a.sqrt(),
+            Function::Sqrt => a.sqrt(),
         }
     }
 
@@ -66,7 +76,8 @@ impl Function {
             Function::Tanh => 1.0,
             Function::Sigmoid => 0.25,
             Function::Rsqrt if low > 0.0 => 0.5 / (low * low.sqrt()),
-            Function::Rsqrt => f64::INFINITY,
+            Function::Sqrt if low > 0.0 => 0.5 / low.sqrt(),
+            Function::Rsqrt | Function::Sqrt => f64::INFINITY,
         }
     }
 
@@ -74,7 +85,7 @@ impl Function {
     pub fn argument(self) -> Argument {
         match self {
             Function::Exp => Argument::Bounded,
-            Function::Rsqrt => Argument::Positive,
+            Function::Rsqrt | Function::Sqrt => Argument::Positive,
             Function::Silu | Function::Gelu | Function::Tanh | Function::Sigmoid => Argument::Any,
         }
     }
