@@ -105,7 +105,7 @@ fn choices_are_fixed_for_ops_that_are_named() {
         compile(&place, "llama", "m.weld", &["--set", set, "--emit", "tile"]);
         std::fs::read_to_string(place.path("host.tile")).unwrap()
     };
-    let (all, one, none) = (tiles("gemm_rows=1"), tiles("gemm_rows@layers.0.mlp.*=1"), tiles("gemm_rows@layers.9.*=1"));
+    let (all, one, none) = (tiles("gemm_rows=2"), tiles("gemm_rows@layers.0.mlp.*=2"), tiles("gemm_rows@layers.9.*=2"));
     assert!(all != one && one != none && all != none);
     let model = fixture("llama");
     let message = place.fails(2, &["compile", &model, "--set", "token_splits@matmul=1"]);

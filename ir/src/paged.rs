@@ -19,12 +19,12 @@ pub struct Paged {
 }
 
 /// What the table shows of one kind: its operands, and its caches.
-type Row = Option<(Paged, Vec<usize>)>;
+type Shown = Option<(Paged, Vec<usize>)>;
 
 /// By op kind.
-static TABLE: LazyLock<Vec<Row>> = LazyLock::new(|| OpKind::ALL.iter().map(|kind| of_table(kind.info())).collect());
+static TABLE: LazyLock<Vec<Shown>> = LazyLock::new(|| OpKind::ALL.iter().map(|kind| of_table(kind.info())).collect());
 
-fn of_table(info: &OpInfo) -> Row {
+fn of_table(info: &OpInfo) -> Shown {
     let named = |name: &str| info.operands.iter().position(|operand| *operand == name);
     let (positions, sequence_ids) = (named("positions")?, named("sequence_ids")?);
     let axes = |operand: usize| info.operand_patterns[operand].split_whitespace();

@@ -136,7 +136,7 @@ pub(crate) fn rebuild(graph: &Graph, units: &Units) -> Result<(Graph, Vec<Origin
 
 /// Stamps every unit.
 pub(crate) fn stamp(graph: &Graph, units: &Units) -> Result<Stamped, PassError> {
-    let mut builder = Builder::new(graph);
+    let mut builder = Stamper::new(graph);
     for (instance, recipe) in &units.placed {
         builder.stamp(instance, &units.recipes[*recipe].1)?;
     }
@@ -263,7 +263,7 @@ impl Draft {
 }
 
 /// Collects the new graph; equal nodes are one node.
-struct Builder<'a> {
+struct Stamper<'a> {
     graph: &'a Graph,
     drafts: Vec<Draft>,
     known: FxHashMap<(Op, Vec<Value>), u32>,
@@ -272,9 +272,9 @@ struct Builder<'a> {
     equal: Correspondence,
 }
 
-impl<'a> Builder<'a> {
-    fn new(graph: &'a Graph) -> Builder<'a> {
-        let mut out = Builder {
+impl<'a> Stamper<'a> {
+    fn new(graph: &'a Graph) -> Stamper<'a> {
+        let mut out = Stamper {
             graph,
             drafts: Vec::new(),
             known: FxHashMap::default(),

@@ -24,7 +24,7 @@ pub(crate) enum Source {
 
 /// A node of a recipe.
 #[derive(Clone, Debug)]
-pub(crate) struct Step {
+pub(crate) struct Computed {
     pub op: Op,
     pub operands: Vec<Source>,
     /// Nodes of the unit that it stands for.
@@ -36,7 +36,7 @@ pub(crate) struct Step {
 /// How to build the optimised form of a unit.
 #[derive(Clone, Debug)]
 pub(crate) struct Recipe {
-    pub steps: Vec<Step>,
+    pub steps: Vec<Computed>,
     /// One for each output of the unit.
     pub outputs: Vec<Source>,
     /// Which values of the unit its values equal.
@@ -74,7 +74,7 @@ pub(crate) struct Solved<'a> {
     pub classes: Vec<Vec<Id>>,
     /// Recipe node that computes a class.
     pub owner: BTreeMap<Id, u32>,
-    pub steps: Vec<Step>,
+    pub steps: Vec<Computed>,
 }
 
 impl Solved<'_> {
@@ -191,8 +191,8 @@ impl Solver<'_> {
         net: &Net,
         log: &Log,
         extraction: &Extraction,
-    ) -> Option<(Vec<Step>, BTreeMap<Id, u32>)> {
-        let mut steps: Vec<Step> = Vec::new();
+    ) -> Option<(Vec<Computed>, BTreeMap<Id, u32>)> {
+        let mut steps: Vec<Computed> = Vec::new();
         let mut owner: BTreeMap<Id, u32> = BTreeMap::new();
         for class in extraction.order() {
             let node = extraction.chosen(class)?;
@@ -213,7 +213,7 @@ impl Solver<'_> {
                     let made = log.made.get(node).into_iter().flatten();
                     let chain = made.filter_map(|i| self.rules.get(*i)).map(|r| r.name).collect();
                     owner.insert(class, steps.len() as u32);
-                    steps.push(Step { op, operands: operands?, origins: BTreeSet::new(), chain });
+                    steps.push(Computed { op, operands: operands?, origins: BTreeSet::new(), chain });
                 }
             }
         }

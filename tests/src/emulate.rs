@@ -79,7 +79,7 @@ pub struct Job {
 }
 
 /// What one of several ranks begins a step with and what it must leave.
-struct Step {
+struct Exchange {
     /// The slabs of all ranks before and after.
     slabs: [Vec<u8>; 2],
     /// Where the rank's own starts, and its comm table.
@@ -89,7 +89,7 @@ struct Step {
 }
 
 /// The second step of the case's rank, by the tile programs: so some areas hold what they held in the first, and are made empty.
-fn second_step(case: &Case, target: &str, Ranks { world, rank, .. }: Ranks) -> Result<(Values, Step), String> {
+fn second_step(case: &Case, target: &str, Ranks { world, rank, .. }: Ranks) -> Result<(Values, Exchange), String> {
     let is_weight = |name: &String| {
         case.graph.ids().any(|id| matches!(&case.graph.node(id).op, Op::Weight { name: n, .. } if **n == **name))
     };
@@ -126,7 +126,7 @@ fn second_step(case: &Case, target: &str, Ranks { world, rank, .. }: Ranks) -> R
     }
     let (expected, after) = alone(&before, &steps[1])?;
     let [_, mut values] = steps;
-    Ok((values.swap_remove(rank), Step { slabs: [before, after], own: at, comm, expected }))
+    Ok((values.swap_remove(rank), Exchange { slabs: [before, after], own: at, comm, expected }))
 }
 
 /// Writes a case as a job into `dir`.

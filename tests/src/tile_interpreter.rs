@@ -62,9 +62,11 @@ pub fn run(
         let mut machine = Machine::new(kernel, dims, arguments, &memory, (program, stamp));
         loop {
             match machine.step() {
-                Ok(Step::Ran) => {}
-                Ok(Step::Over) => break,
-                Ok(Step::Waits) => return Err(format!("{} program {program:?} waits for another rank", kernel.name)),
+                Ok(Progress::Ran) => {}
+                Ok(Progress::Over) => break,
+                Ok(Progress::Waits) => {
+                    return Err(format!("{} program {program:?} waits for another rank", kernel.name));
+                }
                 Err(e) => return Err(format!("{} program {program:?}: {e}", kernel.name)),
             }
         }
@@ -105,7 +107,7 @@ fn check_tiles(kernel: &Kernel) -> Result<(), String> {
 
 /// What one step of a program came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Step {
+enum Progress {
     /// An instruction was done.
     Ran,
     /// The next one waits for another rank.
@@ -228,14 +230,14 @@ impl<'m> Machine<'m> {
     }
 
     /// Does the next instruction, or finds that it has to wait.
-    fn step(&mut self) -> Result<Step, String> {
-        let Some(frame) = self.frames.pop() else { return Ok(Step::Over) };
+    fn step(&mut self) -> Result<Progress, String> {
+        let Some(frame) = self.frames.pop() else { return Ok(Progress::Over) };
         match frame {
             Frame::Block { stmts, at } => {
-                let Some(stmt) = stmts.get(at) else { return Ok(Step::Ran) };
+                let Some(stmt) = stmts.get(at) else { return Ok(Progress::Ran) };
                 if !self.ready(stmt)? {
                     self.frames.push(Frame::Block { stmts, at });
-                    return Ok(Step::Waits);
+                    return Ok(Progress::Waits);
                 }
                 self.frames.push(Frame::Block { stmts, at: at + 1 });
                 self.statement(stmt)?;
@@ -246,7 +248,7 @@ impl<'m> Machine<'m> {
                 self.trip(inst, i, end, values);
             }
         }
-        Ok(Step::Ran)
+        Ok(Progress::Ran)
     }
 
     /// Starts a trip of a loop with what it carries, or ends the loop.

@@ -81,7 +81,7 @@ fn window(r: &Request<'_>, k: i64, positions: &crate::request::Tensor) -> Result
     let mut b = Builder::new("window");
     let position_param = param(&mut b, r.target(), "positions", positions, Access::Read);
     let out_param = param(&mut b, r.target(), "out", &r.results[0], Access::Write);
-    let row = Row::new(&mut b, r, (position_param, positions), out_param)?;
+    let row = TokenRow::new(&mut b, r, (position_param, positions), out_param)?;
     let count = b.offset(row.position, 1);
     row.store_window(&mut b, k, count);
     Ok(Built {
@@ -102,7 +102,7 @@ fn topk(
     let score_param = param(&mut b, r.target(), "scores", scores, Access::Read);
     let position_param = param(&mut b, r.target(), "positions", positions, Access::Read);
     let out_param = param(&mut b, r.target(), "out", &r.results[0], Access::Write);
-    let row = Row::new(&mut b, r, (position_param, positions), out_param)?;
+    let row = TokenRow::new(&mut b, r, (position_param, positions), out_param)?;
     let columns = match &scores.ty.shape[1] {
         Dim::Const(n) => b.int(*n as i64),
         Dim::Sym(s) => b.dim(s),
@@ -125,7 +125,7 @@ fn topk(
 }
 
 /// A program's row.
-struct Row {
+struct TokenRow {
     token: V,
     position: V,
     out: Param,
@@ -137,13 +137,13 @@ struct Row {
     lanes: u32,
 }
 
-impl Row {
+impl TokenRow {
     fn new(
         b: &mut Builder,
         r: &Request<'_>,
         (position_param, positions): (Param, &crate::request::Tensor),
         out: Param,
-    ) -> Result<Row, Refusal> {
+    ) -> Result<TokenRow, Refusal> {
         RowSpace::of(&positions.ty.shape)?.grid(b, 0, 1);
         let (width, lanes) = match (r.target().gpu().is_some(), r.op) {
             (false, _) => (HOST_SCORES, 1),
@@ -157,7 +157,7 @@ impl Row {
         let at = b.scale(token, positions.byte_stride(0));
         let position = load_index(b, position_param, at);
         let out_row = b.scale(token, r.results[0].byte_stride(0));
-        Ok(Row { token, position, out, out_row, width, lanes })
+        Ok(TokenRow { token, position, out, out_row, width, lanes })
     }
 
     /// Writes columns 0..count and -1 up to `k`.
@@ -306,7 +306,7 @@ impl Runs<'_> {
 }
 
 /// Writes the columns of the `k` highest of more than `k` scores.
-fn select(b: &mut Builder, scores: &Scores, row: &Row, k: i64) {
+fn select(b: &mut Builder, scores: &Scores, row: &TokenRow, k: i64) {
     let threshold = scores.threshold(b, k);
     let lanes = row.lanes;
     let last = b.offset(scores.count, i64::from(lanes) - 1);

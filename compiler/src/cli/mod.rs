@@ -1,4 +1,4 @@
-//! The command line: data on stdout, progress and logs on stderr, errors through miette; exit code 0 done, 1 a check failed,
+//! The command line: data on stdout, progress and logs on stderr, errors on lines of their own; exit code 0 done, 1 a check failed,
 //! 2 bad input or usage.
 
 mod args;
@@ -18,39 +18,17 @@ mod verify;
 use crate::driver::CompileError;
 use args::{Cli, Command};
 use clap::Parser;
-use std::fmt;
 use std::io::{IsTerminal, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
-/// An error as a person reads it: what, then how to go on.
-#[derive(Debug)]
-struct Shown {
-    message: String,
-    help: Option<String>,
-}
-
-impl fmt::Display for Shown {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.message)
-    }
-}
-
-impl std::error::Error for Shown {}
-
-impl miette::Diagnostic for Shown {
-    fn help<'a>(&'a self) -> Option<Box<dyn fmt::Display + 'a>> {
-        self.help.as_ref().map(|h| Box::new(h) as Box<dyn fmt::Display>)
-    }
-}
-
-fn help_for(error: &CompileError) -> Option<String> {
-    let text = match error {
+/// How to go on.
+fn help_for(error: &CompileError) -> Option<&'static str> {
+    Some(match error {
         CompileError::Option { .. } => "`weldment options` lists every option and what it accepts",
         CompileError::Buffer(_) => "narrower ranges (--dim, --max-seq) need less memory",
         _ => return None,
-    };
-    Some(text.to_owned())
+    })
 }
 
 /// Parses the command line, runs the command and reports its error.
@@ -69,8 +47,9 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let code = error.exit_code();
-            let shown = Shown { message: error.to_string(), help: help_for(&error) };
-            eprintln!("{:?}", miette::Report::new(shown));
+            // As clap's own and the runtime's: a line that nothing wraps, so that it can be searched for.
+            eprintln!("error: {error}");
+            help_for(&error).iter().for_each(|help| eprintln!("help: {help}"));
             ExitCode::from(code)
         }
     }

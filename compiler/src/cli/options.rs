@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 /// One thing that can be chosen.
 #[derive(Debug, Serialize)]
-struct Row {
+struct Line {
     /// As typed.
     name: String,
     /// option, rule, fusion, setting or environment.
@@ -56,8 +56,8 @@ const ENVIRONMENT: [(&str, &str); 15] = [
     ("PATH", "where ld.lld-22 and weldmentc are looked for"),
 ];
 
-fn rows() -> Vec<Row> {
-    let mut options: BTreeMap<String, Row> = BTreeMap::new();
+fn rows() -> Vec<Line> {
+    let mut options: BTreeMap<String, Line> = BTreeMap::new();
     for command in Cli::command().get_subcommands() {
         for arg in
             command.get_arguments().filter(|a| !a.is_hide_set() && !matches!(a.get_id().as_str(), "help" | "version"))
@@ -66,7 +66,7 @@ fn rows() -> Vec<Row> {
             let values = arg.get_possible_values().iter().map(|v| v.get_name().to_owned()).collect();
             let default = arg.get_default_values().first().map(|v| v.to_string_lossy().into_owned());
             let doc = arg.get_help().map(ToString::to_string).unwrap_or_default();
-            let row = options.entry(format!("--{long}")).or_insert_with(|| Row {
+            let row = options.entry(format!("--{long}")).or_insert_with(|| Line {
                 name: format!("--{long}"),
                 kind: "option",
                 commands: Vec::new(),
@@ -77,7 +77,7 @@ fn rows() -> Vec<Row> {
             row.commands.push(command.get_name().to_owned());
         }
     }
-    let environment = ENVIRONMENT.map(|(name, doc)| Row {
+    let environment = ENVIRONMENT.map(|(name, doc)| Line {
         name: name.to_owned(),
         kind: "environment",
         commands: Vec::new(),
@@ -85,7 +85,7 @@ fn rows() -> Vec<Row> {
         default: None,
         doc: doc.to_owned(),
     });
-    let rule = |r: weldment_passes::rules::Rule| Row {
+    let rule = |r: weldment_passes::rules::Rule| Line {
         name: r.name.to_owned(),
         kind: "rule",
         commands: Vec::new(),
@@ -93,7 +93,7 @@ fn rows() -> Vec<Row> {
         default: None,
         doc: format!("[{}] {}", r.class, r.doc.lines().next().unwrap_or_default().trim()),
     };
-    let fusion = |name: &&str| Row {
+    let fusion = |name: &&str| Line {
         name: (*name).to_owned(),
         kind: "fusion",
         commands: Vec::new(),
@@ -101,7 +101,7 @@ fn rows() -> Vec<Row> {
         default: None,
         doc: "for --disable, --require and the report's coverage".to_owned(),
     };
-    let setting = |choice: &weldment_codegen::choices::Choice| Row {
+    let setting = |choice: &weldment_codegen::choices::Choice| Line {
         name: choice.name.to_owned(),
         kind: "setting",
         commands: Vec::new(),

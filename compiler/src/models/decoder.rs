@@ -28,7 +28,7 @@ pub(super) fn build(config: &ModelConfig, tensors: &mut dyn Tensors, options: &S
     let Some(decoder) = &config.decoder else {
         return Err(FrontendError::unsupported(tensors.path(), Place::File, "a text graph has no decoder"));
     };
-    let mut builder = Builder {
+    let mut builder = DecoderGraph {
         decoder,
         quantization: config.quantization.as_ref(),
         tensors,
@@ -80,7 +80,7 @@ fn tensor_name(path: &str, part: &str) -> String {
     if path == "lm_head" { format!("lm_head.{part}") } else { format!("model.{path}.{part}") }
 }
 
-struct Builder<'a> {
+struct DecoderGraph<'a> {
     decoder: &'a Decoder,
     quantization: Option<&'a Quantization>,
     tensors: &'a mut dyn Tensors,
@@ -101,7 +101,7 @@ struct Inputs {
     block_tables: Value,
 }
 
-impl<'a> Builder<'a> {
+impl<'a> DecoderGraph<'a> {
     fn push(&mut self, path: &str, op: Op, operands: &[Value]) -> Built<Value> {
         let failed = |source| FrontendError::Graph { path: self.tensors.path().to_owned(), source };
         self.graph.push(path, op, operands).map_err(failed)

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use weldment_ir::{Category, IrError, NodeId, Op, TensorType, Value};
 
 /// State of the forward walk.
-struct Builder<'d, 'a> {
+struct StepMaker<'d, 'a> {
     draft: &'d mut Draft<'a>,
     /// For each node, the steps after which its results are complete.
     providers: Vec<BTreeSet<usize>>,
@@ -25,7 +25,7 @@ struct Builder<'d, 'a> {
 pub(super) fn steps(draft: &mut Draft<'_>) -> Result<(), BufferError> {
     let graph = draft.graph;
     let count = graph.len();
-    let mut b = Builder {
+    let mut b = StepMaker {
         draft,
         providers: vec![BTreeSet::new(); count],
         versions: vec![None; count],
@@ -60,7 +60,7 @@ pub(super) fn steps(draft: &mut Draft<'_>) -> Result<(), BufferError> {
     Ok(())
 }
 
-impl Builder<'_, '_> {
+impl StepMaker<'_, '_> {
     /// How a step reads `v`; a static value gets its place in the weights here.
     fn read(&mut self, v: Value) -> Result<Read, BufferError> {
         let ty = self.draft.graph.type_of(v).clone();

@@ -31,19 +31,19 @@ pub struct CallOptions {
 }
 
 /// The step of one sequence of `ids`, from its first position on.
-struct Step {
+struct Batch {
     ids: Vec<i32>,
     positions: Vec<i32>,
     starts: [i32; 2],
     table: Vec<i32>,
 }
 
-impl Step {
-    fn new(session: &Session, ids: Vec<i32>) -> Step {
+impl Batch {
+    fn new(session: &Session, ids: Vec<i32>) -> Batch {
         let count = ids.len() as i32;
         let blocks = ids.len().div_ceil(session.manifest().block_positions().max(1) as usize);
         let width = blocks.max(session.range(&SymbolRole::BLOCKS).0);
-        Step { positions: (0..count).collect(), starts: [0, count], table: (0..width as i32).collect(), ids }
+        Batch { positions: (0..count).collect(), starts: [0, count], table: (0..width as i32).collect(), ids }
     }
 
     fn input(&self) -> StepInput<'_> {
@@ -98,10 +98,10 @@ pub fn eval(options: &CallOptions, out: &mut dyn Write) -> Result<()> {
     let ids = options.tokens.as_deref().map(files::read_tokens).transpose()?;
     let ids = ids.map(|ids| ids.into_iter().map(|id| i32::try_from(id).unwrap_or(-1)).collect::<Vec<i32>>());
     let mut session = options.session.session(&artifact, 1, ids.as_ref().map(Vec::len))?;
-    let step = ids.map(|ids| Step::new(&session, ids));
+    let step = ids.map(|ids| Batch::new(&session, ids));
     let inputs: Vec<(&str, TensorView<'_>)> = given.iter().map(|(name, tensor)| (*name, tensor.view())).collect();
     let dims: Vec<(&str, u64)> = options.sizes.iter().map(|(name, n)| (name.as_str(), *n)).collect();
-    let call = Call { step: step.as_ref().map(Step::input), inputs: &inputs, dims: &dims };
+    let call = Call { step: step.as_ref().map(Batch::input), inputs: &inputs, dims: &dims };
     let outputs = session.call(&point.name, &call)?;
     for time in 1..options.repeat.max(1) {
         if session.call(&point.name, &call)? != outputs {

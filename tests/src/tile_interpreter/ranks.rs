@@ -1,6 +1,6 @@
 //! A launch on several ranks at once: their programs take turns by chance, and what they push arrives late and out of order.
 
-use super::{Flight, Machine, Memory, Step, check_tiles, programs};
+use super::{Flight, Machine, Memory, Progress, check_tiles, programs};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use weldment_codegen::tile::{Address, Inst, Kernel, Stmt, V};
@@ -61,11 +61,11 @@ pub fn run_ranks(
         // A few instructions in a row.
         for _ in 0..1 + random.below(8) {
             let step = machine.step().map_err(|e| format!("{} rank {rank} {:?}: {e}", kernel.name, machine.program))?;
-            idle = if step == Step::Waits { idle + 1 } else { 0 };
+            idle = if step == Progress::Waits { idle + 1 } else { 0 };
             match step {
-                Step::Ran => {}
-                Step::Waits => break,
-                Step::Over => {
+                Progress::Ran => {}
+                Progress::Waits => break,
+                Progress::Over => {
                     // The end of a launch waits for its stores, that of a program does not.
                     late[rank].append(&mut machine.flights);
                     running[rank].remove(at);

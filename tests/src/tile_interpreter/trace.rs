@@ -1,6 +1,6 @@
 //! What programs do to memory that ranks share, in the order of the program: for checkers of protocols.
 
-use super::{Machine, Memory, Step, check_tiles, programs};
+use super::{Machine, Memory, Progress, check_tiles, programs};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use weldment_codegen::tile::{Address, Inst, Kernel, Stmt, V};
@@ -66,12 +66,12 @@ pub fn trace_ranks(
                 let step = machine.step()?;
                 super::ranks::land_all(&mut machine.flights, &memory);
                 match step {
-                    Step::Waits => break,
-                    Step::Over => {
+                    Progress::Waits => break,
+                    Progress::Over => {
                         over.push(at);
                         break;
                     }
-                    Step::Ran => traces[*rank].extend(next),
+                    Progress::Ran => traces[*rank].extend(next),
                 }
                 moved = true;
             }

@@ -150,7 +150,7 @@ struct Rows<'p, 't> {
 
 /// A token's row, its position, and where its sequence's blocks are.
 #[derive(Clone, Copy)]
-struct Row {
+struct Picks {
     /// Byte offset.
     base: V,
     /// i64: the token's position.
@@ -160,12 +160,12 @@ struct Row {
 }
 
 impl Rows<'_, '_> {
-    fn row(&self, b: &mut Builder, token: V, position: V, table_row: V) -> Row {
-        Row { base: b.scale(token, self.indices.byte_stride(0)), position, table_row }
+    fn row(&self, b: &mut Builder, token: V, position: V, table_row: V) -> Picks {
+        Picks { base: b.scale(token, self.indices.byte_stride(0)), position, table_row }
     }
 
     /// i32 [n]: entries from `first` on, -1 past the row's end.
-    fn entries(&self, b: &mut Builder, row: Row, first: V, n: u32) -> V {
+    fn entries(&self, b: &mut Builder, row: Picks, first: V, n: u32) -> V {
         let own = b.iota(Elem::I64, n);
         let length = b.int(self.length as i64);
         let left = b.sub(length, first);
@@ -178,7 +178,7 @@ impl Rows<'_, '_> {
     }
 
     /// i1: entries that name a position which the token sees.
-    fn seen(&self, b: &mut Builder, row: Row, entries: V) -> V {
+    fn seen(&self, b: &mut Builder, row: Picks, entries: V) -> V {
         let zero = b.int_of(Elem::I32, &[], 0);
         let named = b.compare(Compare::LessEqual, zero, entries);
         let limit = b.convert(Conversion::Signed, row.position, Elem::I32);
@@ -187,7 +187,7 @@ impl Rows<'_, '_> {
     }
 
     /// i64: ids of the blocks that hold the positions of `entries`, where `seen`. Tiles are [.., 1].
-    fn ids(&self, b: &mut Builder, row: Row, entries: V, seen: V) -> V {
+    fn ids(&self, b: &mut Builder, row: Picks, entries: V, seen: V) -> V {
         let position = b.convert(Conversion::Signed, entries, Elem::I64);
         let per_block = b.int(i64::from(self.p.slots));
         let page = b.div(position, per_block);
@@ -217,7 +217,7 @@ impl Rows<'_, '_> {
     }
 
     /// i64: entries up to the last seen one, `n` at a time. A row that is no longer than the window is taken whole.
-    fn end(&self, b: &mut Builder, row: Row, n: u32) -> V {
+    fn end(&self, b: &mut Builder, row: Picks, n: u32) -> V {
         let (zero, length) = (b.int(0), b.int(self.length as i64));
         let window = b.offset(row.position, 1);
         let short = b.compare(Compare::Less, window, length);

@@ -20,7 +20,7 @@ pub enum Stages {
 }
 
 /// A row of the table: on `machine`, up to `world` ranks exchange in one stage what has at most `one_stage` bytes.
-struct Row {
+struct Limit {
     machine: Machine,
     world: u32,
     one_stage: u64,
@@ -34,19 +34,19 @@ enum Machine {
 }
 
 /// The first row that fits counts; more ranks than any row has take two stages. Bytes: tokens x hidden x element size.
-const TABLE: &[Row] = &[
+const TABLE: &[Limit] = &[
     // Two ranks send as much in one stage as in two.
-    Row { machine: Machine::Nvidia, world: 2, one_stage: u64::MAX },
+    Limit { machine: Machine::Nvidia, world: 2, one_stage: u64::MAX },
     // Measured on four H200 (docs/collectives.md): between 6 and 8 tokens of 7168 bf16, 12 and 16 of 4096.
-    Row { machine: Machine::Nvidia, world: 4, one_stage: 96 << 10 },
+    Limit { machine: Machine::Nvidia, world: 4, one_stage: 96 << 10 },
     // Estimated: a rank more costs one stage 0.42 us at one token of 4096 bf16, and two stages next to nothing.
-    Row { machine: Machine::Nvidia, world: 8, one_stage: 4 << 10 },
+    Limit { machine: Machine::Nvidia, world: 8, one_stage: 4 << 10 },
     // Published for MI300 with 4 ranks and 7168 bf16, of kernels with flags: between 16 and 32 tokens.
-    Row { machine: Machine::Amd, world: 2, one_stage: u64::MAX },
-    Row { machine: Machine::Amd, world: 4, one_stage: 256 << 10 },
-    Row { machine: Machine::Amd, world: 8, one_stage: 128 << 10 },
+    Limit { machine: Machine::Amd, world: 2, one_stage: u64::MAX },
+    Limit { machine: Machine::Amd, world: 4, one_stage: 256 << 10 },
+    Limit { machine: Machine::Amd, world: 8, one_stage: 128 << 10 },
     // Ranks share the caches: what is saved on the way is spent on waiting twice.
-    Row { machine: Machine::Host, world: 8, one_stage: u64::MAX },
+    Limit { machine: Machine::Host, world: 8, one_stage: u64::MAX },
 ];
 
 fn machine(target: &Target) -> Machine {

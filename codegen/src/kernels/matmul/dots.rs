@@ -19,7 +19,7 @@ const ENOUGH_BLOCKS: u64 = 264;
 const FEWEST_BLOCKS: u64 = 96;
 
 /// Tile sizes.
-pub struct Plan {
+pub struct Tiling {
     /// Rows of x.
     pub m: u32,
     /// Output columns.
@@ -34,14 +34,14 @@ pub struct Plan {
     pub threads: u32,
 }
 
-impl fmt::Display for Plan {
+impl fmt::Display for Tiling {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "dots of {:?} {}x{}x{}", self.elem, self.m, self.n, self.k)?;
         write!(f, ", K in {}, {} threads", self.split, self.threads)
     }
 }
 
-impl Plan {
+impl Tiling {
     /// For products of up to `rows` by `n` over `k`, `matrices` of them side by side, of these dtypes.
     pub fn new(
         arch: GpuArch,
@@ -50,7 +50,7 @@ impl Plan {
         matrices: usize,
         [x, w]: [DType; 2],
         blocks: Option<&AffineBlocks>,
-    ) -> Plan {
+    ) -> Tiling {
         let x_elem = elem_of(x).unwrap_or(Elem::F32);
         let matrix = x_elem != Elem::F32 && (blocks.is_some() || elem_of(w) == Some(x_elem));
         let elem = if matrix { x_elem } else { Elem::F32 };
@@ -78,13 +78,13 @@ impl Plan {
             // Sums of 64 rows take the registers of eight waves.
             let split = groups.min(if m > 32 { 4 } else { 8 }) as u32;
             let k = if matrix { quads } else { 1 };
-            return Plan { m, n: layout.n_tile, k, split, elem, threads: (split * wave).clamp(64, 512) };
+            return Tiling { m, n: layout.n_tile, k, split, elem, threads: (split * wave).clamp(64, 512) };
         }
         if !matrix {
             // x is the same for all lanes of a wave: 16 rows of 4 elements are what registers hold.
             let n = (n.next_power_of_two() as u32).clamp(16, 64);
             let split = ((k.next_power_of_two() / 4).clamp(1, 4)) as u32;
-            return Plan { m, n, k: 4, split, elem, threads: 256 };
+            return Tiling { m, n, k: 4, split, elem, threads: 256 };
         }
         let blocks_of = |n_tile: u32| n.div_ceil(u64::from(n_tile)).saturating_mul(rows.div_ceil(u64::from(m)));
         let along_k = |k_tile: u32| k.next_power_of_two().clamp(16, u64::from(k_tile)) as u32;
@@ -94,7 +94,7 @@ impl Plan {
             let n = if blocks_of(wide) >= ENOUGH_BLOCKS / 2 { wide } else { 64 };
             let n = choices.gemm_wide_columns.map_or(n, |fixed| fixed.min(wide));
             let threads = if n == 128 { 256 } else { 128 };
-            return Plan { m, n, k: along_k(64), split: 1, elem, threads: threads.max(wave) };
+            return Tiling { m, n, k: along_k(64), split: 1, elem, threads: threads.max(wave) };
         }
         // Every program reads all of x, so narrow tiles of columns would read it more often than the weights; but nearly all
         // multiprocessors must have one.
@@ -103,7 +103,7 @@ impl Plan {
         let fixed = choices.gemm_tile_columns;
         if fixed.is_none() && blocks_of(64) >= 2 * ENOUGH_BLOCKS && matrices == 1 {
             let split = steps.clamp(1, 4) as u32;
-            return Plan { m, n: 64, k: k_tile, split, elem, threads: (split * wave).max(64) };
+            return Tiling { m, n: 64, k: k_tile, split, elem, threads: (split * wave).max(64) };
         }
         let tile = [64, 32].into_iter().find(|n| blocks_of(*n) >= FEWEST_BLOCKS).unwrap_or(16);
         let tile = fixed.unwrap_or(tile);
@@ -111,7 +111,7 @@ impl Plan {
         let waves = if matrices > 1 || m == 64 { 256 } else { 512 } / wave;
         let beside = (tile / 16).min(waves / 2);
         let split = (steps / 4).clamp(1, u64::from(waves / beside)) as u32;
-        Plan { m, n: tile, k: k_tile, split, elem, threads: (split * beside * wave).max(64) }
+        Tiling { m, n: tile, k: k_tile, split, elem, threads: (split * beside * wave).max(64) }
     }
 
     /// Zeros to add to.
@@ -126,7 +126,7 @@ impl Plan {
 }
 
 /// The program's tile [m, n] of the result.
-pub fn product(b: &mut Builder, plan: &Plan, share: &Share, x: &Left<'_>, w: &Right) -> V {
+pub fn product(b: &mut Builder, plan: &Tiling, share: &Share, x: &Left<'_>, w: &Right) -> V {
     let sums = match w {
         Right::Rows(matrices) => float_sums(b, plan, share, x, matrices),
         Right::Blocks { .. } => block_sums(b, plan, share, x, w),
@@ -142,16 +142,16 @@ pub fn product(b: &mut Builder, plan: &Plan, share: &Share, x: &Left<'_>, w: &Ri
 }
 
 /// Masks of x's rows [1, m, 1] and of the output's columns [1, 1, n].
-fn edges(b: &mut Builder, plan: &Plan, share: &Share) -> (Option<V>, Option<V>) {
+fn edges(b: &mut Builder, plan: &Tiling, share: &Share) -> (Option<V>, Option<V>) {
     let rows = share.read.map(|m| b.reshape(m, &[1, plan.m, 1]));
     let columns = share.columns.map(|m| b.reshape(m, &[1, 1, plan.n]));
     (rows, columns)
 }
 
-fn float_sums(b: &mut Builder, plan: &Plan, share: &Share, x: &Left<'_>, matrices: &[Rows]) -> Vec<V> {
+fn float_sums(b: &mut Builder, plan: &Tiling, share: &Share, x: &Left<'_>, matrices: &[Rows]) -> Vec<V> {
     let x_elem = elem_of(x.ty.dtype).unwrap_or(Elem::F32);
     let size = x_elem.bytes() as i64;
-    let Plan { m, n, k, split, .. } = *plan;
+    let Tiling { m, n, k, split, .. } = *plan;
     let (rows, columns) = edges(b, plan, share);
     let init: Vec<V> = matrices.iter().map(|_| plan.nothing(b)).collect();
     let load_x = |b: &mut Builder, at: V, mask: Option<V>| {
@@ -207,11 +207,11 @@ fn float_sums(b: &mut Builder, plan: &Plan, share: &Share, x: &Left<'_>, matrice
     })
 }
 
-fn block_sums(b: &mut Builder, plan: &Plan, share: &Share, x: &Left<'_>, w: &Right) -> Vec<V> {
+fn block_sums(b: &mut Builder, plan: &Tiling, share: &Share, x: &Left<'_>, w: &Right) -> Vec<V> {
     let Right::Blocks { param, starts, layout } = w else { return Vec::new() };
     let x_elem = elem_of(x.ty.dtype).unwrap_or(Elem::F32);
     let size = x_elem.bytes() as i64;
-    let Plan { m, n, k: quads, split, .. } = *plan;
+    let Tiling { m, n, k: quads, split, .. } = *plan;
     let group = i64::from(layout.group);
     let (rows, _) = edges(b, plan, share);
     let init: Vec<V> = starts.iter().map(|_| plan.nothing(b)).collect();

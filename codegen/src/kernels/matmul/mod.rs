@@ -242,10 +242,10 @@ fn build_gpu(r: &Request<'_>, arch: GpuArch) -> Result<Built, Refusal> {
         _ => None,
     };
     let (m_tile, n_tile, plan) = if few {
-        let plan = row_sum::Plan::new(choices, [most, n, k], matrices, w.ty.dtype, blocks.as_ref());
+        let plan = row_sum::Tiling::new(choices, [most, n, k], matrices, w.ty.dtype, blocks.as_ref());
         (plan.x_rows, plan.n, Err(plan))
     } else {
-        let plan = dots::Plan::new(arch, choices, [most, n, k], matrices, [x.ty.dtype, w.ty.dtype], blocks.as_ref());
+        let plan = dots::Tiling::new(arch, choices, [most, n, k], matrices, [x.ty.dtype, w.ty.dtype], blocks.as_ref());
         (plan.m, plan.n, Ok(plan))
     };
     b.threads(match &plan {

@@ -21,7 +21,7 @@ const IN_FLIGHT: u64 = 8;
 const LEAST_BLOCKS: u64 = 480;
 
 /// Tile sizes.
-pub struct Plan {
+pub struct Tiling {
     /// Rows of x.
     pub x_rows: u32,
     /// The last row of x that is certain to be in memory.
@@ -34,13 +34,13 @@ pub struct Plan {
     pub threads: u32,
 }
 
-impl fmt::Display for Plan {
+impl fmt::Display for Tiling {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "row sums of {}x{}, {} a step, {} threads", self.x_rows, self.n, self.step, self.threads)
     }
 }
 
-impl Plan {
+impl Tiling {
     /// For products of `x_rows` by `n` over `k`, `matrices` of them side by side.
     pub fn new(
         choices: &Choices,
@@ -48,7 +48,7 @@ impl Plan {
         matrices: usize,
         dtype: DType,
         blocks: Option<&AffineBlocks>,
-    ) -> Plan {
+    ) -> Tiling {
         let last_row = x_rows.saturating_sub(1) as u32;
         let x_rows = x_rows.next_power_of_two();
         let sums = x_rows * matrices as u64;
@@ -58,7 +58,7 @@ impl Plan {
             let groups = (k / u64::from(layout.group)).next_power_of_two();
             let step = groups.min((THREADS * 4 * (IN_FLIGHT / 2) / words / sums.min(4)).max(1));
             let threads = (step * words / 4).clamp(64, THREADS).next_power_of_two();
-            return Plan {
+            return Tiling {
                 x_rows: x_rows as u32,
                 last_row,
                 n: layout.n_tile,
@@ -78,12 +78,12 @@ impl Plan {
         if let Some(fixed) = choices.gemv_rows {
             rows = u64::from(fixed).min((threads * 64 / step).max(1));
         }
-        Plan { x_rows: x_rows as u32, last_row, n: rows as u32, step: step as u32, threads: threads as u32 }
+        Tiling { x_rows: x_rows as u32, last_row, n: rows as u32, step: step as u32, threads: threads as u32 }
     }
 }
 
 /// The program's tile [x_rows, n] of the result.
-pub fn product(b: &mut Builder, plan: &Plan, share: &Share, x: &Left<'_>, w: &Right) -> V {
+pub fn product(b: &mut Builder, plan: &Tiling, share: &Share, x: &Left<'_>, w: &Right) -> V {
     let sums = match w {
         Right::Rows(_) => float_sums(b, plan, share, x, w),
         Right::Blocks { .. } => block_sums(b, plan, share, x, w),
@@ -95,7 +95,7 @@ pub fn product(b: &mut Builder, plan: &Plan, share: &Share, x: &Left<'_>, w: &Ri
 }
 
 /// Sums [1, n] by row of x and matrix.
-fn float_sums(b: &mut Builder, plan: &Plan, share: &Share, x: &Left<'_>, w: &Right) -> Vec<V> {
+fn float_sums(b: &mut Builder, plan: &Tiling, share: &Share, x: &Left<'_>, w: &Right) -> Vec<V> {
     let Right::Rows(matrices) = w else { return Vec::new() };
     let x_elem = elem_of(x.ty.dtype).unwrap_or(Elem::F32);
     let count = plan.x_rows as usize * matrices.len();
@@ -135,7 +135,7 @@ fn float_sums(b: &mut Builder, plan: &Plan, share: &Share, x: &Left<'_>, w: &Rig
 }
 
 /// As [`float_sums`], from block formats: each thread takes whole words of quants and their group's scale.
-fn block_sums(b: &mut Builder, plan: &Plan, share: &Share, x: &Left<'_>, w: &Right) -> Vec<V> {
+fn block_sums(b: &mut Builder, plan: &Tiling, share: &Share, x: &Left<'_>, w: &Right) -> Vec<V> {
     let Right::Blocks { param, starts, layout } = w else { return Vec::new() };
     let x_elem = elem_of(x.ty.dtype).unwrap_or(Elem::F32);
     let size = x_elem.bytes() as i64;

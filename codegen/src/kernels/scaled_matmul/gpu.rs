@@ -16,7 +16,7 @@ const THREADS: u64 = 256;
 const CODES: u64 = 16;
 
 /// Tile sizes.
-struct Plan {
+struct Tiling {
     m: u32,
     /// The last row that is certain to be in memory.
     last_row: u32,
@@ -27,8 +27,8 @@ struct Plan {
     few: bool,
 }
 
-impl Plan {
-    fn new(shape: &Shape, most: u64, arch: GpuArch) -> Plan {
+impl Tiling {
+    fn new(shape: &Shape, most: u64, arch: GpuArch) -> Tiling {
         // Columns of a tile lie in one block of scales, or each has its own.
         let apart = if shape.rows == 1 || shape.rows >= shape.n { u64::MAX } else { 1 << shape.rows.trailing_zeros() };
         let k = shape.run.next_power_of_two();
@@ -38,7 +38,7 @@ impl Plan {
             let n = (THREADS * CODES / k).clamp(1, 32).min(apart).min(shape.n.next_power_of_two());
             let threads = (n * k / CODES).clamp(64, THREADS).next_power_of_two() as u32;
             let last_row = most.clamp(1, FEW) as u32 - 1;
-            return Plan {
+            return Tiling {
                 last_row,
                 m: most.min(FEW).next_power_of_two() as u32,
                 n: n as u32,
@@ -50,7 +50,7 @@ impl Plan {
         let m = most.clamp(16, 32).next_power_of_two() as u32;
         let n = 64.min(apart).min(shape.n.next_power_of_two().max(16)) as u32;
         let threads = (n / 16 * arch.wave()).clamp(64, 256);
-        Plan { m, last_row: m - 1, n, k: k.clamp(16, 64) as u32, threads, few: false }
+        Tiling { m, last_row: m - 1, n, k: k.clamp(16, 64) as u32, threads, few: false }
     }
 }
 
@@ -61,7 +61,7 @@ pub fn build(r: &Request<'_>, arch: GpuArch) -> Result<Built, Refusal> {
     let n = last_dim(&r.results[0])?;
     // Tokens and rows of logits are bounded by the variant; nothing is known of other symbols.
     let most = r.most_rows(&space).unwrap_or(u64::MAX);
-    let plan = Plan::new(&Shape::of(r)?, most, arch);
+    let plan = Tiling::new(&Shape::of(r)?, most, arch);
     let mut b = Builder::new(if plan.few { "gemv" } else { "gemm" });
     let bound = Bound::new(&mut b, r)?;
     b.threads(plan.threads);
@@ -93,7 +93,7 @@ pub fn build(r: &Request<'_>, arch: GpuArch) -> Result<Built, Refusal> {
 
 /// A program's share of the result.
 struct Tile<'p> {
-    plan: &'p Plan,
+    plan: &'p Tiling,
     first: [V; 2],
     /// i1 [m, 1] for loads of x, where rows may be missing.
     rows: Option<V>,
@@ -109,7 +109,7 @@ fn bases(b: &mut Builder, r: &Request<'_>, shape: &Shape, tile: &Tile<'_>) -> Re
 
 /// Sums of products in dots [m, k] x [k, n].
 fn many(b: &mut Builder, r: &Request<'_>, bound: &Bound, tile: &Tile<'_>) -> Result<V, Refusal> {
-    let Plan { m, n, k, .. } = *tile.plan;
+    let Tiling { m, n, k, .. } = *tile.plan;
     let shape = bound.shape;
     let [x_base, w_base] = bases(b, r, &shape, tile)?;
     let x_stride = row_stride(&r.operands[0])?;
@@ -146,7 +146,7 @@ fn many(b: &mut Builder, r: &Request<'_>, bound: &Bound, tile: &Tile<'_>) -> Res
 
 /// Sums of products by place, [n, k] for each row of x, added up along k at the end of a run.
 fn few(b: &mut Builder, r: &Request<'_>, bound: &Bound, tile: &Tile<'_>) -> Result<V, Refusal> {
-    let Plan { m, n, k, .. } = *tile.plan;
+    let Tiling { m, n, k, .. } = *tile.plan;
     let shape = bound.shape;
     let [x_base, w_base] = bases(b, r, &shape, tile)?;
     let x_stride = row_stride(&r.operands[0])?;

@@ -140,14 +140,14 @@ fn options(a: &[(String, String)], b: &[(String, String)]) -> Vec<OptionChange> 
 }
 
 /// A variant of the preferred program with its report.
-struct Row<'a> {
+struct Line<'a> {
     guards: String,
     variant: &'a Variant,
     report: Option<&'a Report>,
 }
 
 /// Variants by name: the report has them in the order of the preferred program's entry.
-fn rows(build: &Build) -> BTreeMap<String, Row<'_>> {
+fn rows(build: &Build) -> BTreeMap<String, Line<'_>> {
     let symbol = |i: u32| build.manifest.symbols.get(i as usize).map_or("?", |s| s.name.as_str());
     let listed = build.manifest.programs.iter().take(1).flat_map(|p| &p.entries).flat_map(|e| &e.variants);
     let row = |(i, variant): (usize, &'_ Variant)| {
@@ -160,7 +160,7 @@ fn rows(build: &Build) -> BTreeMap<String, Row<'_>> {
         .enumerate()
         .map(|(i, variant)| {
             let (name, guards) = row((i, variant));
-            (name, Row { guards, variant, report: build.reports.get_index(i).map(|(_, r)| r) })
+            (name, Line { guards, variant, report: build.reports.get_index(i).map(|(_, r)| r) })
         })
         .collect()
 }

@@ -64,7 +64,7 @@ pub struct Rung {
 }
 
 /// A build that is to be measured.
-struct Plan {
+struct Rungs {
     name: String,
     /// Switched off beside what the user switched off.
     off: BTreeSet<String>,
@@ -73,18 +73,18 @@ struct Plan {
 }
 
 /// Everything off, then rules of no fusion, then one fusion after another in the report's order.
-fn ladder_plans() -> Vec<Plan> {
+fn ladder_plans() -> Vec<Rungs> {
     let all = rules::all();
     let names = |wanted: &dyn Fn(Option<&str>) -> bool| -> Vec<String> {
         all.iter().filter(|r| wanted(r.group)).map(|r| r.name.to_owned()).collect()
     };
     let mut off: BTreeSet<String> =
         names(&|_| true).into_iter().chain(GROUPS.iter().map(|g| (*g).to_owned())).collect();
-    let mut plans = vec![Plan { name: "everything off".to_owned(), off: off.clone(), against: None }];
+    let mut plans = vec![Rungs { name: "everything off".to_owned(), off: off.clone(), against: None }];
     let mut add = |name: String, on: Vec<String>| {
         off.retain(|rule| !on.contains(rule));
         let against = Some(plans.len() - 1);
-        plans.push(Plan { name, off: off.clone(), against });
+        plans.push(Rungs { name, off: off.clone(), against });
     };
     add("+ rules of no fusion".to_owned(), names(&|group| group.is_none()));
     for group in GROUPS {
@@ -96,12 +96,12 @@ fn ladder_plans() -> Vec<Plan> {
 }
 
 /// Everything on, then each of `passes` off.
-fn comparison_plans(passes: &[String]) -> Vec<Plan> {
+fn comparison_plans(passes: &[String]) -> Vec<Rungs> {
     let without = |pass: &String| {
         let off = BTreeSet::from([pass.clone()]);
-        Plan { name: format!("without {pass}"), off, against: Some(0) }
+        Rungs { name: format!("without {pass}"), off, against: Some(0) }
     };
-    let all = Plan { name: "everything on".to_owned(), off: BTreeSet::new(), against: None };
+    let all = Rungs { name: "everything on".to_owned(), off: BTreeSet::new(), against: None };
     std::iter::once(all).chain(passes.iter().map(without)).collect()
 }
 
@@ -145,7 +145,7 @@ fn artifact_of(dir: &Path, plan: usize) -> PathBuf {
 }
 
 /// Compiles every plan into `dir`, and gives for each the first plan with the same code.
-fn compile_plans(args: &BenchArgs, plans: &[Plan], dir: &Path, bars: &mut Bars) -> Result<Vec<usize>, CompileError> {
+fn compile_plans(args: &BenchArgs, plans: &[Rungs], dir: &Path, bars: &mut Bars) -> Result<Vec<usize>, CompileError> {
     let mut programs = Vec::new();
     let mut same_as = Vec::new();
     bars.begin("compile rungs");
@@ -170,7 +170,7 @@ fn compile_plans(args: &BenchArgs, plans: &[Plan], dir: &Path, bars: &mut Bars) 
 fn measure(
     args: &BenchArgs,
     batch: usize,
-    plans: &[Plan],
+    plans: &[Rungs],
     dir: &Path,
     bars: &mut Bars,
 ) -> Result<(Ladder, Reports), CompileError> {

@@ -12,13 +12,13 @@ use weldment_passes::regions::{Effort, Region, Regions, Verdict, judge};
 use weldment_passes::report::Outcome;
 
 /// Equal regions, checked once.
-struct Row {
+struct Line {
     region: Region,
     places: usize,
     verdict: Verdict,
 }
 
-impl Row {
+impl Line {
     /// Source paths in short: what all have in common, then the parts.
     fn place(&self) -> String {
         let mut paths = self.region.paths.iter();
@@ -56,11 +56,11 @@ fn finite(x: f64) -> f64 {
 /// Verdicts of regions seen so far, by [`Region::key`].
 type Known = BTreeMap<String, Verdict>;
 
-fn rows(variant: &Planned, known: &mut Known, bars: &mut Bars) -> Result<Vec<Row>, CompileError> {
+fn rows(variant: &Planned, known: &mut Known, bars: &mut Bars) -> Result<Vec<Line>, CompileError> {
     let regions = Regions::of(&variant.before, &variant.graph, &variant.correspondence, &variant.report);
     let all = regions.all()?;
     let mut rows: BTreeMap<String, usize> = BTreeMap::new();
-    let mut out: Vec<Row> = Vec::new();
+    let mut out: Vec<Line> = Vec::new();
     bars.begin("compare regions");
     for (i, region) in all.iter().enumerate() {
         bars.advance(i as u64, all.len() as u64);
@@ -76,7 +76,7 @@ fn rows(variant: &Planned, known: &mut Known, bars: &mut Bars) -> Result<Vec<Row
                 out[*at].places += 1;
                 continue;
             }
-            out.push(Row { region: region.clone(), places: 1, verdict });
+            out.push(Line { region: region.clone(), places: 1, verdict });
             continue;
         }
         let verdict = match known.get(&key) {
@@ -85,7 +85,7 @@ fn rows(variant: &Planned, known: &mut Known, bars: &mut Bars) -> Result<Vec<Row
         };
         known.insert(key.clone(), verdict.clone());
         rows.insert(key, out.len());
-        out.push(Row { region: region.clone(), places: 1, verdict });
+        out.push(Line { region: region.clone(), places: 1, verdict });
     }
     bars.finish();
     Ok(out)
@@ -146,7 +146,7 @@ pub fn verify(graphs: &[Graph], build: &BuildArgs, args: &VerifyArgs, bars: &mut
         json.push(json!({
             "target": target,
             "variant": variant.name,
-            "regions": rows.iter().map(Row::json).collect::<Vec<_>>(),
+            "regions": rows.iter().map(Line::json).collect::<Vec<_>>(),
         }));
     }
     let table = coverage(&planned);

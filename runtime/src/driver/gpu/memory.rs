@@ -29,10 +29,10 @@ impl fmt::Debug for Shared {
 /// The staging buffers outlive the stream's work: fields drop in order, and the stream is waited for first.
 struct Copies {
     stream: StreamGuard,
-    staging: Vec<Slot>,
+    staging: Vec<Pages>,
 }
 
-struct Slot {
+struct Pages {
     memory: Pinned,
     copied: EventGuard,
 }
@@ -167,7 +167,7 @@ impl Copies {
         self.staging.clear();
         for _ in 0..2 {
             let memory = Pinned::new(api, bytes)?;
-            self.staging.push(Slot { memory, copied: EventGuard::new(api, false)? });
+            self.staging.push(Pages { memory, copied: EventGuard::new(api, false)? });
         }
         Ok(())
     }

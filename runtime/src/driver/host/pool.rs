@@ -98,7 +98,7 @@ impl Work {
 
 /// What a step runs; written by the caller before the epoch is published, read by workers after.
 #[derive(Clone, Copy)]
-struct Step {
+struct Turn {
     work: *const Work,
     dims: *const [i64],
     /// Progress of every thread when the step begins.
@@ -110,7 +110,7 @@ struct Shared {
     epoch: Padded<AtomicU32>,
     sleepers: Padded<AtomicU32>,
     stop: AtomicBool,
-    step: UnsafeCell<Step>,
+    step: UnsafeCell<Turn>,
     /// `progress[t]`: thread t has finished every launch below this count (over all steps).
     progress: Vec<Padded<AtomicU64>>,
     spins: u32,
@@ -147,7 +147,7 @@ impl Pool {
         let threads = threads.max(1);
         let available = crate::cpu::available_threads();
         let oversubscribed = threads.saturating_mul(ranks) > available;
-        let idle = Step { work: std::ptr::null(), dims: &[], base: 0 };
+        let idle = Turn { work: std::ptr::null(), dims: &[], base: 0 };
         let shared = Arc::new(Shared {
             epoch: Padded::default(),
             sleepers: Padded::default(),
@@ -194,7 +194,7 @@ impl Pool {
         for counter in &work.counters {
             counter.0.store(0, Ordering::Relaxed);
         }
-        let step = Step { work: &raw const *work, dims, base: self.base };
+        let step = Turn { work: &raw const *work, dims, base: self.base };
         self.base += work.len() as u64;
         let shared = &*self.shared;
         if !self.workers.is_empty() {
@@ -252,7 +252,7 @@ fn work_loop(shared: &Shared, index: usize) {
 }
 
 /// Walks the launches of `step` as thread `index`.
-fn walk(shared: &Shared, index: usize, step: Step) {
+fn walk(shared: &Shared, index: usize, step: Turn) {
     // SAFETY: `Pool::run` holds a borrow of the work and the dims until every thread has published the end of the step.
     let (work, dims) = unsafe { (&*step.work, &*step.dims) };
     let threads = shared.progress.len() as i64;
