@@ -16,7 +16,7 @@ fn try_model(path: &Path, weights: WeightSource) -> Result<(), FrontendError> {
     let checkpoint = Checkpoint::open(path, weights)?;
     let names: Vec<&str> = checkpoint.names().collect();
     checkpoint.content_hashes(&names);
-    let options = StepOptions { dtype: DType::F32, max_tokens: 16, max_seqs: 2, max_seq_len: 64 };
+    let options = StepOptions { dtype: DType::F32, max_tokens: 16, max_seqs: 2, max_seq_len: 64, kv_block: 16 };
     build_step(&checkpoint, &options)?;
     Ok(())
 }

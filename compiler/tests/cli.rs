@@ -97,6 +97,27 @@ fn goldens_hold_in_artifacts() {
     }
 }
 
+/// Blocks of the cache may have any number of positions.
+#[test]
+fn caches_have_blocks_of_any_size() {
+    let golden = format!("{}/golden.safetensors", fixture("mistral"));
+    let expected = logits(Path::new(&golden), "logits");
+    for block in ["1", "5", "8", "32", "64", "100"] {
+        let place = Place::new();
+        compile(&place, "mistral", "m.weld", &["--kv-block", block]);
+        for more in [&[][..], &["--stepwise"]] {
+            let weights = fixture("mistral");
+            let head = ["eval", "m.weld", "--tokens", &golden, "--logits", "o.safetensors", "--weights-file", &weights];
+            place.ok(&[head.as_slice(), more].concat());
+            let found = logits(&place.path("o.safetensors"), "logits");
+            let apart = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(apart < 1e-3, "blocks of {block}, {more:?}: {apart}");
+        }
+    }
+    let model = fixture("mistral");
+    assert!(Place::new().fails(2, &["compile", &model, "--kv-block", "0"]).contains("1 to 65536"));
+}
+
 /// A choice of kernels may be fixed for some ops alone.
 #[test]
 fn choices_are_fixed_for_ops_that_are_named() {

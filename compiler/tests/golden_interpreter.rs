@@ -77,6 +77,7 @@ impl Machine {
             max_tokens: max_tokens as u64,
             max_seqs: 1,
             max_seq_len: max_tokens as u64,
+            kv_block: 16,
         };
         let graph = build_step(&checkpoint, &options).unwrap();
         let blocks = max_tokens.div_ceil(16);

@@ -8,6 +8,7 @@ use crate::checkpoint::Checkpoint;
 use crate::driver::{
     self, Compilation, CompileError, CompileOptions, PlannedTarget, Progress, Timeline, build_artifact, plan_targets,
 };
+use crate::models::KV_BLOCK;
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use weldment_artifact::SymbolRole;
@@ -24,6 +25,7 @@ pub fn option_list(build: &BuildArgs) -> Vec<(String, String)> {
         add(&format!("dim.{}", dim.name), Some(format!("{}..{}", dim.min, dim.max)));
     }
     add("max-seq", build.max_seq.map(|n| n.to_string()));
+    add("kv-block", (build.kv_block != KV_BLOCK).then(|| build.kv_block.to_string()));
     add(
         "weights",
         Some(match build.weights {
@@ -33,8 +35,8 @@ pub fn option_list(build: &BuildArgs) -> Vec<(String, String)> {
         }),
     );
     add("fp-policy", build.fp_policy.map(|p| p.numerics().name().to_owned()));
-    let mut set: Vec<String> = build.set.iter().map(|s| format!("{}={}", s.key, s.value)).collect();
-    set.sort();
+    // In their order: of two that fit an op the last counts.
+    let set: Vec<String> = build.set.iter().map(|s| format!("{}={}", s.key, s.value)).collect();
     add("set", (!set.is_empty()).then(|| set.join(",")));
     add("chaos", build.chaos.map(|n| n.to_string()));
     add("fuel", build.fuel.map(|n| n.to_string()));

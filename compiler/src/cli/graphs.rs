@@ -26,7 +26,8 @@ pub fn has_extension(path: &Path, extension: &str) -> bool {
 /// If a value is one that this build does not take.
 pub fn entry_options(build: &BuildArgs) -> Result<EntryOptions, CompileError> {
     driver::check_limits(build.tp, build.kv_block)?;
-    let mut options = EntryOptions { dtype: build.dtype, max_seq: build.max_seq, ..EntryOptions::default() };
+    let (dtype, max_seq, kv_block) = (build.dtype, build.max_seq, build.kv_block);
+    let mut options = EntryOptions { dtype, max_seq, kv_block, ..EntryOptions::default() };
     if let Some(dtype) = build.dtype.filter(|d| !d.is_compute_float()) {
         return Err(CompileError::option("--dtype", format!("{dtype}; f32, bf16 or f16 is accepted")));
     }

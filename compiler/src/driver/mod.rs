@@ -99,11 +99,13 @@ pub struct EntryOptions {
     pub max_seqs: u64,
     /// Most positions of a sequence; 4096 or the model's limit if none.
     pub max_seq: Option<u64>,
+    /// Positions in a KV block.
+    pub kv_block: u64,
 }
 
 impl Default for EntryOptions {
     fn default() -> EntryOptions {
-        EntryOptions { dtype: None, max_tokens: 512, max_seqs: 16, max_seq: None }
+        EntryOptions { dtype: None, max_tokens: 512, max_seqs: 16, max_seq: None, kv_block: KV_BLOCK }
     }
 }
 
@@ -165,6 +167,7 @@ pub fn model_graph(checkpoint: &Checkpoint, options: &EntryOptions) -> Result<Gr
         max_tokens: options.max_tokens,
         max_seqs: options.max_seqs,
         max_seq_len: max_seq(checkpoint, options)?,
+        kv_block: options.kv_block,
     };
     Ok(build_step(checkpoint, &step)?)
 }
@@ -227,7 +230,10 @@ pub fn check_signature(graphs: &[Graph]) -> Result<(), CompileError> {
     check_roles(&symbols, &[]).map_err(|(_, message)| CompileError::option("symbols", message))
 }
 
-/// Checks options that this build accepts in one form only.
+/// Most positions of a KV block.
+const MOST_KV_BLOCK: u64 = 1 << 16;
+
+/// Checks options that this build accepts within limits only.
 ///
 /// # Errors
 /// Names the option and what is accepted.
@@ -235,8 +241,11 @@ pub fn check_limits(tp: u32, kv_block: u64) -> Result<(), CompileError> {
     if !(1..=MAX_WORLD).contains(&tp) {
         return Err(CompileError::option("--tp", format!("{tp}; 1 to {MAX_WORLD} ranks are accepted")));
     }
-    if kv_block != KV_BLOCK {
-        return Err(CompileError::option("--kv-block", format!("{kv_block}; {KV_BLOCK} is accepted")));
+    if !(1..=MOST_KV_BLOCK).contains(&kv_block) {
+        return Err(CompileError::option(
+            "--kv-block",
+            format!("{kv_block}; 1 to {MOST_KV_BLOCK} positions are accepted"),
+        ));
     }
     Ok(())
 }

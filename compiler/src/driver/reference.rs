@@ -3,7 +3,7 @@
 use super::one_sequence::{OneSequence, block_positions};
 use super::{CompileError, shard_graph};
 use crate::checkpoint::{Checkpoint, build_step};
-use crate::models::StepOptions;
+use crate::models::{KV_BLOCK, StepOptions};
 use weldment_artifact::SymbolRole;
 use weldment_ir::interpret::{Binding, Bindings, F64, Options, interpret_ranks};
 use weldment_ir::{DType, Dim, Graph, IrError, Op, OutputKind};
@@ -39,7 +39,7 @@ impl Reference {
         tp: u32,
     ) -> Result<Reference, CompileError> {
         let max = max_tokens.max(1) as u64;
-        let options = StepOptions { dtype, max_tokens: max, max_seqs: 1, max_seq_len: max };
+        let options = StepOptions { dtype, max_tokens: max, max_seqs: 1, max_seq_len: max, kv_block: KV_BLOCK };
         Reference::of_graph(shard_graph(build_step(checkpoint, &options)?, tp)?, checkpoint)
     }
 

@@ -1,10 +1,10 @@
 //! The graph of a decoder's step, from its specification: one node per model op.
 
+use super::StepOptions;
 use super::config::ModelConfig;
 use super::rope::{Rope, RopeKind};
 use super::spec::{Activation, Attention, Decoder, FeedForward, Layer, Norms, QkNorm, Scale};
 use super::tensors::{Needed, Role, Tensors};
-use super::{KV_BLOCK, StepOptions};
 use crate::frontend::{FrontendError, Place, Quantization, WeightScales, is_code};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -64,13 +64,13 @@ fn check_options(tensors: &dyn Tensors, options: &StepOptions) -> Built<()> {
 /// The empty graph with the entry's symbols.
 fn declared(options: &StepOptions) -> Graph {
     let mut graph = Graph::new("step");
-    let blocks = options.max_seq_len.div_ceil(KV_BLOCK);
+    let blocks = options.max_seq_len.div_ceil(options.kv_block);
     // A rank without sequences steps beside the others, and a chunk of a prefill asks for no logits.
     graph.declare("T", 0, options.max_tokens, SymbolRole::Tokens);
     graph.declare("B", 0, options.max_seqs, SymbolRole::Sequences);
     graph.declare("P", 1, blocks, SymbolRole::Blocks("N".to_owned()));
     graph.declare("R", 0, options.max_tokens, SymbolRole::LogitRows);
-    graph.declare("N", 1, blocks.saturating_mul(options.max_seqs), SymbolRole::Pool(KV_BLOCK as u32));
+    graph.declare("N", 1, blocks.saturating_mul(options.max_seqs), SymbolRole::Pool(options.kv_block as u32));
     graph.declare("C", 1, options.max_seq_len, SymbolRole::Context);
     graph
 }
@@ -189,8 +189,8 @@ impl<'a> DecoderGraph<'a> {
         let rope = Op::Rope { interleaved: a.rope.interleaved };
         let q = self.push(&at("q_rope"), rope.clone(), &[q, inputs.positions, table])?;
         let k = self.push(&at("k_rope"), rope, &[k, inputs.positions, table])?;
-        let k_cache = self.cache(i, "k_cache", [a.kv_heads, a.head_dim, KV_BLOCK], k, inputs)?;
-        let v_cache = self.cache(i, "v_cache", [a.kv_heads, KV_BLOCK, a.head_dim], v, inputs)?;
+        let k_cache = self.cache(i, "k_cache", [a.kv_heads, a.head_dim, self.options.kv_block], k, inputs)?;
+        let v_cache = self.cache(i, "v_cache", [a.kv_heads, self.options.kv_block, a.head_dim], v, inputs)?;
         let window = a.window.map_or(0, |n| n as i64);
         let attention = Op::Attention { scale: Real(a.scale), dtype, window };
         let operands = [q, k_cache, v_cache, inputs.positions, inputs.sequence_ids, inputs.block_tables];
@@ -354,7 +354,7 @@ impl<'a> DecoderGraph<'a> {
             _ => (1.0, 1.0, 1.0, 0),
         };
         let op = Op::RopeTable {
-            positions: self.options.max_seq_len.next_multiple_of(KV_BLOCK) as i64,
+            positions: self.options.max_seq_len.next_multiple_of(self.options.kv_block) as i64,
             dim: rope.rotary_dim as i64,
             theta: Real(frequencies.theta),
             factor: Real(factor),

@@ -20,7 +20,7 @@ use crate::frontend::FrontendError;
 use std::path::Path;
 use weldment_ir::{DType, Graph};
 
-/// Positions in one block of the KV cache.
+/// Positions in one block of the KV cache, where nothing else is asked for.
 pub const KV_BLOCK: u64 = 16;
 
 /// What the caller fixes about the entry.
@@ -34,12 +34,15 @@ pub struct StepOptions {
     pub max_seqs: u64,
     /// Most positions of one sequence; whole KV blocks are provided for it (symbols P and N).
     pub max_seq_len: u64,
+    /// Positions in one block of the KV cache.
+    pub kv_block: u64,
 }
 
 /// Builds the graph of `step` over `tensors`, one node per model op.
 ///
 /// Inputs (i32): `tokens` [T], `positions` [T], `sequence_ids` [T], `block_tables` [B, P], `logit_rows` [R]. Result: `logits`
-/// [R, vocab], f32. States: `layers.{i}.k_cache` [N, Hkv, D, 16] and `layers.{i}.v_cache` [N, Hkv, 16, D].
+/// [R, vocab], f32. States: `layers.{i}.k_cache` [N, Hkv, D, S] and `layers.{i}.v_cache` [N, Hkv, S, D],
+/// S being `kv_block`.
 ///
 /// # Errors
 /// If a tensor is missing, misshapen or of a wrong dtype, or an option is out of range.
@@ -58,7 +61,7 @@ pub fn build(
 pub fn needed(config: &ModelConfig, path: &Path) -> Result<Vec<(tensors::Needed, DType)>, FrontendError> {
     let quantization = config.quantization.as_ref();
     let mut declared = tensors::Declared { path, dtype: config.dtype, quantization, list: Vec::new() };
-    let options = StepOptions { dtype: config.dtype, max_tokens: 1, max_seqs: 1, max_seq_len: 1 };
+    let options = StepOptions { dtype: config.dtype, max_tokens: 1, max_seqs: 1, max_seq_len: 1, kv_block: KV_BLOCK };
     build(config, &mut declared, &options)?;
     Ok(declared.list)
 }

@@ -39,7 +39,7 @@ fn every_layout_is_near_the_unquantised_model() {
         let apart = apart(&logits(folder.path()), &plain);
         assert!((1e-4..0.1).contains(&apart), "{style:?}: {apart}");
         let checkpoint = Checkpoint::open(folder.path(), WeightSource::Files).unwrap();
-        let options = StepOptions { dtype: DType::F32, max_tokens: 4, max_seqs: 1, max_seq_len: 16 };
+        let options = StepOptions { dtype: DType::F32, max_tokens: 4, max_seqs: 1, max_seq_len: 16, kv_block: 16 };
         let graph = build_step(&checkpoint, &options).unwrap();
         let count = |kind| graph.ids().filter(|id| graph.node(*id).op.kind() == kind).count() as u64;
         let layers = checkpoint.config.layers().len() as u64;
@@ -133,7 +133,7 @@ fn damaged_checkpoints_are_refused_by_name() {
         damage(&mut draft);
         let folder = tempfile::tempdir().unwrap();
         draft.write(folder.path());
-        let options = StepOptions { dtype: DType::F32, max_tokens: 4, max_seqs: 1, max_seq_len: 16 };
+        let options = StepOptions { dtype: DType::F32, max_tokens: 4, max_seqs: 1, max_seq_len: 16, kv_block: 16 };
         let built = Checkpoint::open(folder.path(), WeightSource::Files).and_then(|c| build_step(&c, &options));
         let error = built.expect_err("a damaged checkpoint").to_string();
         for word in *words {
