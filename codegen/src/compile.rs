@@ -3,7 +3,7 @@
 
 use crate::channels::Channels;
 use crate::generate::{Kernels, generate};
-use crate::kernels::collective::stages;
+use crate::kernels::collective::all_reduce::form;
 use crate::kernels::library;
 use crate::llvm::{Emit, LlvmError};
 use crate::request::{Argument, Built, Request, RowSpace, Tensor};
@@ -566,7 +566,7 @@ impl<'v> State<'_, 'v> {
     /// The request as a sum over ranks for the vendor's library, where the user leaves it to that.
     fn library_sum(&self, r: &Request<'_>) -> Result<Option<format::AllReduce>, CodegenError> {
         let library =
-            self.setup.target.gpu().is_some() && stages::fixed(&self.setup.choices) == Some(stages::Stages::Library);
+            self.setup.target.gpu().is_some() && form::fixed(&self.setup.choices) == Some(form::Stages::Library);
         if !library || !matches!(r.op, Op::AllReduce { .. }) {
             return Ok(None);
         }

@@ -1,6 +1,6 @@
 //! Where kernels change with the number of tokens: an entry's range is split there.
 
-use crate::kernels::collective::stages::{check_two, fixed, one_stage_bytes};
+use crate::kernels::collective::all_reduce::form::{check_two, fixed, one_stage_bytes};
 use crate::kernels::collective::world_of;
 use crate::request::RowSpace;
 use crate::setup::Setup;

@@ -118,7 +118,7 @@ pub fn read_wir(path: &Path) -> Result<Vec<Graph>, CompileError> {
     let text = String::from_utf8(bytes).map_err(|e| place(format!("{e}; a .wir file is UTF-8 text")))?;
     let graphs = weldment_ir::text::parse_all(&text).map_err(|e| place(e.to_string()))?;
     graphs.iter().try_for_each(weldment_ir::verify).map_err(|e| place(e.to_string()))?;
-    Ok(graphs.into_iter().map(weldment_ir::roles::inferred).collect())
+    Ok(graphs.into_iter().map(weldment_ir::inferred_roles::inferred).collect())
 }
 
 /// The graphs of the entries: built from the model's definition, or read; then those of each rank.

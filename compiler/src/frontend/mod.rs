@@ -4,13 +4,13 @@ mod error;
 pub mod gguf;
 pub mod hf;
 mod json;
-mod mapping;
+mod mapped_file;
 mod quantization;
 mod tokenizer;
 
 pub(crate) use error::shown;
 pub use error::{FrontendError, Place};
 pub use json::Object;
-pub use mapping::Mapping;
+pub use mapped_file::Mapping;
 pub use quantization::{ActivationScales, Quantization, WeightScales, is_code};
 pub use tokenizer::TokenizerData;

@@ -7,14 +7,14 @@ mod config;
 mod decoder;
 mod families;
 pub mod family;
-mod names;
 mod plain;
 pub mod rope;
 pub mod spec;
+mod tensor_names;
 pub mod tensors;
 
 pub use config::ModelConfig;
-pub use names::ours;
+pub use tensor_names::ours;
 
 use crate::frontend::FrontendError;
 use std::path::Path;

@@ -48,7 +48,13 @@ impl Model {
     pub fn compiled(&self, dir: &Path, targets: &[&str]) -> Artifact {
         let Model { dtype, max_tokens, max_seqs, max_seq, world, choices } = *self;
         let checkpoint = open(&folder(), WeightSource::Files).expect("the fixture opens");
-        let entry = EntryOptions { dtype: Some(dtype), max_tokens, max_seqs, max_seq: Some(max_seq) };
+        let entry = EntryOptions {
+            dtype: Some(dtype),
+            max_tokens,
+            max_seqs,
+            max_seq: Some(max_seq),
+            ..EntryOptions::default()
+        };
         let graph = model_graph(&checkpoint, &entry).expect("the fixture has a graph");
         let graph = shard_graph(graph, world).expect("its dims divide");
         let (mut timeline, fusion) = (Timeline::default(), FusionOptions { choices, ..FusionOptions::default() });

@@ -9,7 +9,6 @@ mod columns;
 mod mailbox;
 mod peers;
 pub mod reduce_scatter;
-pub mod stages;
 
 use super::pointwise::{coordinates, row_base};
 use crate::request::{Request, RowSpace, Tensor, bytes_of, contiguous_last, last_dim, refuse, require, row_stride};

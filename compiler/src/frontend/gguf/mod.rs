@@ -14,7 +14,7 @@ pub(crate) use tokenizer::read_tokenizer;
 pub use value::{Array, Value, ValueType};
 
 use super::error::{FrontendError, Place, shown};
-use super::mapping::Mapping;
+use super::mapped_file::Mapping;
 use cursor::Cursor;
 use indexmap::IndexMap;
 use std::path::Path;

@@ -7,7 +7,7 @@ mod tokenizer;
 
 use super::error::{FrontendError, Place, shown};
 use super::json::Object;
-use super::mapping::Mapping;
+use super::mapped_file::Mapping;
 use super::quantization::Quantization;
 use super::tokenizer::TokenizerData;
 use indexmap::{IndexMap, IndexSet};

@@ -2,7 +2,7 @@
 //! tensor and its numbers, and because that crate's last size check can overflow on a crafted header.
 
 use crate::frontend::error::{FrontendError, Place, shown};
-use crate::frontend::mapping::Mapping;
+use crate::frontend::mapped_file::Mapping;
 use indexmap::IndexMap;
 use indexmap::map::Entry;
 use serde::Deserialize;

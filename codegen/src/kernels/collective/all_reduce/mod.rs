@@ -3,18 +3,19 @@
 //! Negative zeros count as zeros.
 //! Both forms compute the same bits, so ranks agree whatever each sums.
 
+pub mod form;
 mod one_stage;
 mod two_stage;
 
 use super::{check_rows, elements, in_rows, row_at, whole_packs, world};
 use crate::family::{Addressing, Family, Sharing, Strides};
-use crate::kernels::collective::stages::{self, Stages};
 use crate::kernels::minifloat::MiniFloat;
 use crate::kernels::quantise::{Sink, format};
 use crate::kernels::row::elem_of;
 use crate::kernels::schedule::{Piece, Walk, param};
 use crate::request::{Argument, Built, Request, RowSpace, Tensor, require};
 use crate::tile::{Access, Builder, Conversion, Elem, Param, Reduction, V};
+use form::Stages;
 use weldment_ir::{DType, Op, OpKind};
 use weldment_passes::target::Refusal;
 
@@ -96,7 +97,7 @@ impl Family for AllReduce {
 /// The first that fails.
 fn check(r: &Request<'_>) -> Result<(), Refusal> {
     let p = parts(r);
-    match stages::fixed(&r.choices) {
+    match form::fixed(&r.choices) {
         Some(Stages::Unfused | Stages::Library) if p.norm.is_some() => {
             require(false, "all_reduce", "0 or 3", "1 or 2: --set all_reduce=0 or 3 keeps norms apart")?;
         }
@@ -145,7 +146,7 @@ fn admit(r: &Request<'_>) -> Result<(), Refusal> {
     }
     let addend = p.residual.map_or(p.x.ty.dtype, |t| t.ty.dtype);
     require(sum == addend, "sum dtype", sum, format!("{addend}, to which the sum is rounded"))?;
-    if stages::fixed(&r.choices) == Some(Stages::Two) { stages::check_two(d, world) } else { Ok(()) }
+    if form::fixed(&r.choices) == Some(Stages::Two) { form::check_two(d, world) } else { Ok(()) }
 }
 
 /// The kernel of a request.
@@ -160,7 +161,7 @@ fn build(r: &Request<'_>) -> Result<Built, Refusal> {
     let rows = RowSpace::every(&x.ty.shape[..x.ty.rank() - 1]);
     let tokens = if rows.symbol.is_some() { rows.mul.saturating_mul(r.max_tokens) } else { rows.mul };
     let bytes = (d * x.ty.dtype.block_bytes() as u64).saturating_mul(tokens);
-    match stages::choose(r.setup, world, d, bytes) {
+    match form::choose(r.setup, world, d, bytes) {
         Stages::Two => two_stage::build(r),
         _ => one_stage::build(r),
     }

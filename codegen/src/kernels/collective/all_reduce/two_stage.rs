@@ -1,11 +1,11 @@
 //! Two stages: every rank sums its slice of a row, with its slice of the residual, and sends the rounded sums to all; then each
 //! has the whole row. Twice through the link, but a rank sends 2 (world - 1) / world rows in place of world - 1.
 
+use super::form;
 use super::{Tensors, clean, parts, tensors, width};
 use crate::channel::Channel;
 use crate::kernels::collective::mailbox::{Mailbox, each_row};
 use crate::kernels::collective::peers::Peers;
-use crate::kernels::collective::stages;
 use crate::kernels::collective::{NAN, channel_programs, negative_zero, programs, world};
 use crate::kernels::row::elem_of;
 use crate::kernels::schedule::Walk;
@@ -25,7 +25,7 @@ pub fn build(r: &Request<'_>) -> Result<Built, Refusal> {
     let mut arguments = Vec::new();
     let t = tensors(&mut b, r, &mut arguments)?;
     let Tensors { x, residual, sum, d, .. } = t;
-    stages::check_two(d, world)?;
+    form::check_two(d, world)?;
     let slice = d / u64::from(world);
     let total_elem = elem_of(sum.dtype).unwrap_or(Elem::F32);
     let (row_width, threads) = width(r, d);
