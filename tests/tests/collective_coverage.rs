@@ -39,7 +39,13 @@ fn every_all_reduce_is_fused_in_every_range() {
         let layers = model(dir.path(), family, kv_heads) as usize;
         let checkpoint = open(dir.path(), WeightSource::Random { seed: 1 }).expect("it opens");
         for dtype in [DType::BF16, DType::F32] {
-            let entry = EntryOptions { dtype: Some(dtype), max_tokens: 2048, max_seqs: 8, max_seq: Some(512) };
+            let entry = EntryOptions {
+                dtype: Some(dtype),
+                max_tokens: 2048,
+                max_seqs: 8,
+                max_seq: Some(512),
+                ..EntryOptions::default()
+            };
             let graph = model_graph(&checkpoint, &entry).expect("a graph");
             for world in [2, 4, 8] {
                 let graph = shard_graph(graph.clone(), world).expect("its dims divide");
