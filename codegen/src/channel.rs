@@ -1,4 +1,4 @@
-//! Channels: the parts of the symmetric slab through which the programs of collectives exchange data that is its own flag. Code
+//! Channels: the parts of the symmetric slab through which the programs of collectives exchange data by sentinels. Code
 //! generation lays them out; their layout is the same on every rank. Launches with equal channels share one: the stream orders them.
 
 use weldment_artifact::SlabFill;

@@ -26,7 +26,9 @@ fn mentions(text: &str, word: &str) -> bool {
     text.match_indices(word).any(|(at, _)| {
         let (before, after) = (text[..at].chars().next_back(), text[at + word.len()..].chars().next());
         let ends = |edge: Option<char>| edge.is_some_and(|c| c.is_alphanumeric());
-        !(ends(word.chars().next()) && inside(before)) && !(ends(word.chars().next_back()) && inside(after))
+        let goes_on =
+            (ends(word.chars().next()) && inside(before)) || (ends(word.chars().next_back()) && inside(after));
+        !goes_on
     })
 }
 

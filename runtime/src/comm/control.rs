@@ -86,9 +86,9 @@ pub struct Slot {
     pub heartbeat: AtomicU64,
     /// Twice the steps begun, plus 1 while the rank waits for a step.
     progress: AtomicU64,
-    /// Counts up while a program of the rank rests because something has not arrived (host).
-    pub rests: AtomicU64,
-    /// Counts the times that a program of the rank began to rest (host).
+    /// Counts up while a program of the rank backs off because something has not arrived (host).
+    pub backoffs: AtomicU64,
+    /// Counts the times that a program of the rank began to back off (host).
     pub waits: AtomicU64,
     /// CPU time of the threads that run the rank's programs, in hundredths of a second (host).
     pub worked: AtomicU64,

@@ -374,10 +374,10 @@ impl Group {
         Ok((self.share(buffer)?, stride))
     }
 
-    /// The address of the word that waiting programs of the host look at, and of the counters that show that they rest.
+    /// The address of the word that waiting programs of the host look at, and of the counters that show that they back off.
     pub(super) fn host_words(&self) -> (*const AtomicU32, [*const AtomicU64; 2]) {
         let slot = self.control().slot(self.ranks().rank);
-        (&raw const self.control().abort, [&raw const slot.rests, &raw const slot.waits])
+        (&raw const self.control().abort, [&raw const slot.backoffs, &raw const slot.waits])
     }
 }
 

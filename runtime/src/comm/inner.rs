@@ -18,7 +18,7 @@ use std::time::Duration;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Waits {
-    /// They rest on the host's threads, whose CPU time is known.
+    /// They back off on the host's threads, whose CPU time is known.
     Host,
     /// Programs of a GPU leave counts of their looks beside the abort word.
     Device,

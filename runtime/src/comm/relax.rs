@@ -22,7 +22,7 @@ pub struct Private {
     /// Not 0 once the job is over.
     pub abort: *const AtomicU32,
     /// Counts the sleeps of this rank.
-    pub rests: *const AtomicU64,
+    pub backoffs: *const AtomicU64,
     /// Counts the waits of this rank that came to sleep.
     pub waits: *const AtomicU64,
     /// Looks before the first yield.
@@ -40,9 +40,9 @@ const _: () = assert!(std::mem::size_of::<Private>() <= 64);
 pub extern "C" fn relax(table: *const u8, looks: u64) -> u32 {
     // SAFETY: kernels hand on the comm table that the session gave them, which is `BYTES` long, aligned to 64 and written before any
     // kernel runs; the words that it points to are kept by the group, which outlives the session's kernels.
-    let (private, abort, rests, waits) = unsafe {
+    let (private, abort, backoffs, waits) = unsafe {
         let private = &*table.add(PRIVATE).cast::<Private>();
-        (private, &*private.abort, &*private.rests, &*private.waits)
+        (private, &*private.abort, &*private.backoffs, &*private.waits)
     };
     if looks < private.spins {
         std::hint::spin_loop();
@@ -55,7 +55,7 @@ pub extern "C" fn relax(table: *const u8, looks: u64) -> u32 {
         if looks == private.spins + YIELDS {
             waits.fetch_add(1, Ordering::Relaxed);
         }
-        rests.fetch_add(1, Ordering::Relaxed);
+        backoffs.fetch_add(1, Ordering::Relaxed);
         std::thread::sleep(if looks < private.spins + YIELDS + NAPS { NAP } else { LONG_NAP });
     }
     abort.load(Ordering::Relaxed)

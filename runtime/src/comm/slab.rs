@@ -51,15 +51,15 @@ impl Attached {
         let (rank, world) = (i64::from(group.ranks().rank), i64::from(group.ranks().world));
         let stride = i64::try_from(stride).map_err(|_| Error::Driver("a slab's size overflows".into()))?;
         let base = slab.address(0).ok_or_else(|| Error::Driver("the slab is not in the host's memory".into()))?;
-        let (abort, [rests, waits]) = group.host_words();
+        let (abort, [backoffs, waits]) = group.host_words();
         let deltas: Vec<i64> = (0..world).map(|other| (other - rank) * stride).collect();
         let to_abort = (abort.expose_provenance() as i64).wrapping_sub(base.expose_provenance() as i64);
         let mut table = table(group, &deltas, to_abort, relax::relax as *const () as u64);
         table.resize(relax::BYTES, 0);
         let busy = threads.saturating_mul(group.ranks().local_world as usize);
         let spins = if busy > crate::cpu::available_threads() { SPINS_OVERSUBSCRIBED } else { SPINS };
-        let [rests, waits] = [rests, waits].map(|counter| counter.expose_provenance() as u64);
-        let words = [abort.expose_provenance() as u64, rests, waits, spins];
+        let [backoffs, waits] = [backoffs, waits].map(|counter| counter.expose_provenance() as u64);
+        let words = [abort.expose_provenance() as u64, backoffs, waits, spins];
         for (to, word) in table[relax::PRIVATE..].chunks_exact_mut(8).zip(words) {
             to.copy_from_slice(&word.to_le_bytes());
         }

@@ -38,7 +38,7 @@ pub fn tick(deadline: Duration) -> Duration {
     (deadline / 20).clamp(Duration::from_millis(5), Duration::from_millis(100))
 }
 
-/// CPU time that counts as work: far more than resting programs take in a deadline.
+/// CPU time that counts as work: far more than programs that back off take in a deadline.
 const WORK_MILLIS: u64 = 10;
 
 /// What a watchdog remembers of a rank, its own included.
@@ -46,7 +46,7 @@ struct Seen {
     heartbeat: Watched<u64>,
     /// Steps begun, and whether one is waited for.
     progress: Watched<(u64, bool)>,
-    /// The step and the wait in it that its programs rest in (host).
+    /// The step and the wait in it that its programs back off in (host).
     wait: Watched<(u64, u64)>,
     /// What its threads have worked (host).
     work: Watched<u64>,
@@ -54,9 +54,9 @@ struct Seen {
     on_device: bool,
     /// How long its programs have waited for one thing (GPU).
     waited: Duration,
-    rests: u64,
+    backoffs: u64,
     /// Its programs have rested since the last look.
-    resting: bool,
+    backing_off: bool,
 }
 
 /// Watches until the group is closed.
@@ -70,8 +70,8 @@ pub fn run(inner: &Inner) {
         work: Watched { value: 0, since: last },
         on_device: false,
         waited: Duration::ZERO,
-        rests: 0,
-        resting: false,
+        backoffs: 0,
+        backing_off: false,
     };
     let mut ranks: Vec<Seen> = (0..inner.ranks.world).map(|_| seen()).collect();
     let mut open: Vec<&(u32, UnixStream)> = inner.peers.iter().collect();
@@ -160,7 +160,7 @@ fn look(inner: &Inner, control: &Control, ranks: &mut [Seen], now: Instant) {
     let (me, deadline) = (inner.ranks.rank, inner.deadline);
     for (rank, seen) in (0..).zip(&mut *ranks) {
         let slot = control.slot(rank);
-        let rests = slot.rests.load(Ordering::Relaxed);
+        let backoffs = slot.backoffs.load(Ordering::Relaxed);
         seen.heartbeat.look(slot.heartbeat.load(Ordering::Acquire), now);
         seen.progress.look(slot.progress(), now);
         seen.wait.look((slot.progress().0, slot.waits.load(Ordering::Relaxed)), now);
@@ -169,7 +169,7 @@ fn look(inner: &Inner, control: &Control, ranks: &mut [Seen], now: Instant) {
         let [given, done] = [&slot.given, &slot.done].map(|steps| steps.load(Ordering::Acquire));
         seen.on_device = given >= begun && done < begun;
         seen.waited = Duration::from_millis(slot.waited.load(Ordering::Acquire));
-        (seen.resting, seen.rests) = (rests != seen.rests, rests);
+        (seen.backing_off, seen.backoffs) = (backoffs != seen.backoffs, backoffs);
     }
     let seconds = deadline.as_secs_f32();
     let own = control.slot(me);
@@ -177,15 +177,15 @@ fn look(inner: &Inner, control: &Control, ranks: &mut [Seen], now: Instant) {
     let (step, waiting) = mine.progress.value;
     let late = waiting && mine.progress.age(now) > deadline;
     let waits = inner.waits();
-    let rests = |seen: &Seen| match waits {
-        Waits::Host => seen.resting,
+    let backs_off = |seen: &Seen| match waits {
+        Waits::Host => seen.backing_off,
         Waits::Device => seen.waited > deadline,
         Waits::Library => true,
     };
     // A rank that computes is on its way, however long that takes.
     let idle = |seen: &Seen| match waits {
-        Waits::Host => rests(seen) || seen.work.age(now) > deadline,
-        Waits::Device => rests(seen) || (!seen.on_device && seen.progress.age(now) > deadline),
+        Waits::Host => backs_off(seen) || seen.work.age(now) > deadline,
+        Waits::Device => backs_off(seen) || (!seen.on_device && seen.progress.age(now) > deadline),
         Waits::Library => true,
     };
     let others = || (0..).zip(&*ranks).filter(|(rank, _)| *rank != me);
@@ -221,12 +221,12 @@ fn look(inner: &Inner, control: &Control, ranks: &mut [Seen], now: Instant) {
     }
     // A step may take as long as it likes, but nobody may wait so long for one thing.
     let long = match waits {
-        Waits::Host => mine.resting && mine.wait.age(now) > deadline,
+        Waits::Host => mine.backing_off && mine.wait.age(now) > deadline,
         Waits::Device => mine.waited > deadline,
         Waits::Library => false,
     };
     if waiting && long {
-        let awaited = others().find(|(_, seen)| !rests(seen));
+        let awaited = others().find(|(_, seen)| !backs_off(seen));
         let failed = match awaited {
             Some((_, seen)) if !idle(seen) => None,
             Some((rank, _)) => {

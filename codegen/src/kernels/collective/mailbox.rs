@@ -1,4 +1,4 @@
-//! Data that is its own flag: every rank pushes what it has into the others' areas and polls its own until no element in it is
+//! The LL protocol with sentinels: every rank pushes what it has into the others' areas and polls its own until no element in it is
 //! empty. No fence and no flag, so that a small message costs one way through the link; docs/collectives.md argues why it holds.
 
 use super::peers::{Peers, channel_param};
