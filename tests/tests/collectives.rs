@@ -83,7 +83,7 @@ fn all_agree(outputs: &[IndexMap<String, Vec<f64>>], what: &str) {
 
 /// Ranks that run a graph in one of the two ways.
 enum Engine<'g> {
-    Host(Ranks<'g>),
+    Host(Box<Ranks<'g>>),
     Programs(Box<RankPrograms<'g>>, u64),
 }
 
@@ -92,7 +92,7 @@ impl<'g> Engine<'g> {
         if target.starts_with("host") {
             let ranks = Ranks::new(&draft.graph, weights, target, world, 1 + world % 2).expect("it compiles");
             ranks.start_epochs(epoch).expect("a slab");
-            return Engine::Host(ranks);
+            return Engine::Host(Box::new(ranks));
         }
         let mut programs = RankPrograms::new(&draft.graph, weights, target, world).expect("it compiles");
         programs.start_epochs(epoch);

@@ -98,7 +98,7 @@ fn check_step(
 }
 
 enum Engine<'g> {
-    Host(Ranks<'g>),
+    Host(Box<Ranks<'g>>),
     Programs(Box<RankPrograms<'g>>),
 }
 
@@ -111,7 +111,9 @@ fn check(target: &str, c: Case, steps: &[u64]) {
     let weight = values(c.h);
     let weights = Values::from([("w".to_owned(), Stored::floats(c.dtype, &[c.h], &weight))]);
     let mut engine = match target.split(' ').next() {
-        Some("host") => Engine::Host(Ranks::new(&draft.graph, &weights, target, c.world, 1).expect("it compiles")),
+        Some("host") => {
+            Engine::Host(Box::new(Ranks::new(&draft.graph, &weights, target, c.world, 1).expect("it compiles")))
+        }
         _ => {
             Engine::Programs(Box::new(RankPrograms::new(&draft.graph, &weights, target, c.world).expect("it compiles")))
         }
