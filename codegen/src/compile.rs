@@ -429,7 +429,7 @@ impl<'v> State<'_, 'v> {
                 .collect(),
             max_tokens: variant.max_tokens,
             setup: self.setup,
-            choices: self.setup.places.at(self.setup.choices, node),
+            choices: self.setup.choices_at(node),
         };
         let index = match self.requests.get(&request) {
             Some(index) => *index,

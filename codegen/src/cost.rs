@@ -45,13 +45,13 @@ impl Rates {
 
 /// Estimated time of one launch.
 pub fn nanoseconds(request: &Request<'_>, dims: &dyn Fn(&str) -> u64) -> f64 {
-    let types = |tensors: &[Tensor]| -> Vec<TensorType> { tensors.iter().map(|t| t.ty.clone()).collect() };
     let (setup, op) = (request.setup, request.op);
-    let (operands, results) = (types(&request.operands), types(&request.results));
     let category = op.kind().info().category;
     if category == Category::Leaf || (category == Category::View && !matches!(op.kind(), OpKind::Concat)) {
         return 0.0;
     }
+    let types = |tensors: &[Tensor]| -> Vec<TensorType> { tensors.iter().map(|t| t.ty.clone()).collect() };
+    let (operands, results) = (types(&request.operands), types(&request.results));
     let machine = Rates::of(setup);
     let effort = op.effort(&operands, &results, dims);
     let operations = effort.operations as f64;

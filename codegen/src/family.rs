@@ -55,16 +55,15 @@ pub trait Family: Sync {
     /// The precondition that fails.
     fn check(&self, request: &Request<'_>) -> Result<(), Refusal>;
 
-    /// Choices ([`Choices::OF_KERNELS`]) that change what it builds for a request.
-    fn heeds(&self, request: &Request<'_>) -> &'static [&'static str] {
-        let _ = request;
+    /// Choices ([`Choices::OF_KERNELS`]) that change what it builds.
+    fn heeds(&self) -> &'static [&'static str] {
         &[]
     }
 
     /// Ways to run the request: the automatic one, then those that differ from it in one choice that the user left open.
     fn configs(&self, request: &Request<'_>) -> Vec<Choices> {
         let mut ways = vec![request.choices];
-        for key in self.heeds(request) {
+        for key in self.heeds() {
             let Some(choice) = Choices::TABLE.iter().find(|c| c.name == *key) else { continue };
             let Accepted::OneOf(values) = choice.accepted else { continue };
             for value in values {

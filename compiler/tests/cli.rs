@@ -83,36 +83,32 @@ fn goldens_hold_in_artifacts() {
     for (name, model) in directories.map(of).into_iter().chain(windowed.map(of)).chain(files) {
         let place = Place::new();
         compile(&place, model, "m.weld", &[]);
-        let golden = format!("{}/golden.safetensors", fixture(name));
-        let expected = logits(Path::new(&golden), "logits");
-        for more in [&[][..], &["--stepwise"]] {
-            let head = ["eval", "m.weld", "--tokens", golden.as_str(), "--logits", "out.safetensors", "--weights-file"];
-            let weights = fixture(model);
-            place.ok(&[head.as_slice(), &[weights.as_str()], more].concat());
-            let found = logits(&place.path("out.safetensors"), "logits");
-            assert_eq!(found.len(), expected.len());
-            let apart = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-            assert!(apart < 1e-3, "{model} {more:?}: {apart}");
-        }
+        is_golden(&place, name, &fixture(model));
+    }
+}
+
+/// `m.weld` with these weights gives the logits of the tiny model's golden file, as a prefill and step by step.
+#[track_caller]
+fn is_golden(place: &Place, model: &str, weights: &str) {
+    let golden = format!("{}/golden.safetensors", fixture(model));
+    let expected = logits(Path::new(&golden), "logits");
+    for more in [&[][..], &["--stepwise"]] {
+        let head = ["eval", "m.weld", "--tokens", &golden, "--logits", "out.safetensors", "--weights-file", weights];
+        place.ok(&[head.as_slice(), more].concat());
+        let found = logits(&place.path("out.safetensors"), "logits");
+        assert_eq!(found.len(), expected.len());
+        let apart = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(apart < 1e-3, "{weights} {more:?}: {apart}");
     }
 }
 
 /// Blocks of the cache may have any number of positions.
 #[test]
 fn caches_have_blocks_of_any_size() {
-    let golden = format!("{}/golden.safetensors", fixture("mistral"));
-    let expected = logits(Path::new(&golden), "logits");
     for block in ["1", "5", "8", "32", "64", "100"] {
         let place = Place::new();
         compile(&place, "mistral", "m.weld", &["--kv-block", block]);
-        for more in [&[][..], &["--stepwise"]] {
-            let weights = fixture("mistral");
-            let head = ["eval", "m.weld", "--tokens", &golden, "--logits", "o.safetensors", "--weights-file", &weights];
-            place.ok(&[head.as_slice(), more].concat());
-            let found = logits(&place.path("o.safetensors"), "logits");
-            let apart = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-            assert!(apart < 1e-3, "blocks of {block}, {more:?}: {apart}");
-        }
+        is_golden(&place, "mistral", &fixture("mistral"));
     }
     let model = fixture("mistral");
     assert!(Place::new().fails(2, &["compile", &model, "--kv-block", "0"]).contains("1 to 65536"));

@@ -1,6 +1,7 @@
 //! Paged states: which operands of an op address them, said once for everyone who must know.
 
-use crate::op::{Op, OpInfo, OpKind};
+use crate::op::{Op, OpKind};
+use crate::signature::Mark;
 use std::sync::LazyLock;
 
 /// Operands of an op that reads or writes paged states, by their place.
@@ -18,30 +19,32 @@ pub struct Paged {
     pub slots: usize,
 }
 
-/// What the table shows of one kind: its operands, and its caches.
-type Shown = Option<(Paged, Vec<usize>)>;
+/// What the table shows of one op kind: its operands, and its caches.
+type PagedOfKind = Option<(Paged, Vec<usize>)>;
 
 /// By op kind.
-static TABLE: LazyLock<Vec<Shown>> = LazyLock::new(|| OpKind::ALL.iter().map(|kind| of_table(kind.info())).collect());
+static TABLE: LazyLock<Vec<PagedOfKind>> = LazyLock::new(|| OpKind::ALL.iter().map(|kind| of_table(*kind)).collect());
 
-fn of_table(info: &OpInfo) -> Shown {
-    let named = |name: &str| info.operands.iter().position(|operand| *operand == name);
-    let (positions, sequence_ids) = (named("positions")?, named("sequence_ids")?);
-    let axes = |operand: usize| info.operand_patterns[operand].split_whitespace();
-    let pool = |operand: &usize| axes(*operand).next() == Some("^block_tables");
-    let caches: Vec<usize> = (0..info.operands.len()).filter(pool).collect();
-    let slots = axes(*caches.first()?).position(|axis| axis == "!slot")?;
-    Some((Paged { positions, sequence_ids, block_tables: named("block_tables")?, caches: &[], slots }, caches))
+fn of_table(kind: OpKind) -> PagedOfKind {
+    let operands = kind.info().operands;
+    let named = |name: &str| operands.iter().position(|operand| *operand == name);
+    let (positions, sequence_ids, block_tables) = (named("positions")?, named("sequence_ids")?, named("block_tables")?);
+    let pool = |operand: &usize| kind.axes(*operand).next().is_some_and(|a| a.mark == Mark::Picked(block_tables));
+    let caches: Vec<usize> = (0..operands.len()).filter(pool).collect();
+    let slots = kind.axes(*caches.first()?).position(|a| a.index.is_some_and(|i| i.name == "slot"))?;
+    Some((Paged { positions, sequence_ids, block_tables, caches: &[], slots }, caches))
 }
 
 impl Op {
     /// How the op addresses paged states, if it does: what the op table's operand names and axes say.
     pub fn paged(&self) -> Option<Paged> {
         let (paged, caches) = TABLE[self.kind() as usize].as_ref()?;
-        // The table shows slots before elements; transposed, they have changed places.
-        let transposed =
-            matches!(self, Op::CacheWrite { transposed: true } | Op::RopeCacheWrite { transposed: true, .. });
-        Some(Paged { caches, slots: paged.slots + usize::from(transposed), ..*paged })
+        Some(Paged { caches, slots: paged.slots + usize::from(self.swaps_slots()), ..*paged })
+    }
+
+    /// Have slots and elements of a head changed places in the state that is written? The table shows slots first.
+    pub(crate) fn swaps_slots(&self) -> bool {
+        matches!(self, Op::CacheWrite { transposed: true } | Op::RopeCacheWrite { transposed: true, .. })
     }
 }
 

@@ -127,6 +127,15 @@ fn parse(pattern: &'static str, info: &OpInfo) -> Vec<Word> {
 }
 
 impl OpKind {
+    /// The axes that the table shows of an operand, those of `..` left out.
+    pub(crate) fn axes(self, operand: usize) -> impl Iterator<Item = Axis> {
+        let words = TABLE[self as usize].operands.get(operand).map_or(&[][..], Vec::as_slice);
+        words.iter().filter_map(|word| match word {
+            Word::Axis(axis) => Some(*axis),
+            Word::Rest(_) => None,
+        })
+    }
+
     /// What operand `operand` points into, if its values are indices: the operand that it picks elements of, or lies within, and the axis.
     /// Block tables and the positions behind them are told by [`Op::paged`].
     pub fn points_into(self, operand: usize) -> Option<(usize, usize)> {
@@ -189,8 +198,7 @@ impl Op {
                 from.iter_mut().for_each(others);
                 others(out);
             }
-            // Slots and elements of a head change places.
-            Op::CacheWrite { transposed: true } | Op::RopeCacheWrite { transposed: true, .. } => {
+            op if op.swaps_slots() => {
                 let swap = |axes: &mut Vec<Axis>| {
                     if let [.., a, b] = axes.as_mut_slice() {
                         std::mem::swap(a, b)

@@ -26,92 +26,77 @@ impl Family for Gather {
         Addressing { operands: &[Strides::Contiguous, Strides::Points], results: Strides::Rows, shares: Sharing::Never }
     }
 
-    fn check(&self, request: &Request<'_>) -> Result<(), Refusal> {
-        check(request)
-    }
-
-    fn build(&self, request: &Request<'_>) -> Result<Built, Refusal> {
-        build(request)
-    }
-}
-
-/// Preconditions of the family.
-///
-/// # Errors
-/// The first that fails.
-fn check(r: &Request<'_>) -> Result<(), Refusal> {
-    let (table, indices, out) = (&r.operands[0], &r.operands[1], &r.results[0]);
-    let h = last_dim(table)?;
-    contiguous_last(out)?;
-    row_stride(out)?;
-    RowSpace::of(&indices.ty.shape)?;
-    row_stride(&indices.points())?;
-    if table.is_static {
-        matrix_layout(table.ty.dtype, h, r.target(), false)?;
-        Ok(())
-    } else {
-        contiguous_last(table)?;
-        require(
-            table.ty.dtype.is_compute_float(),
-            "table dtype computed in the step",
-            table.ty.dtype,
-            "f32, f16 or bf16",
-        )
-    }
-}
-
-/// The kernel of a request that passed [`check`].
-///
-/// # Errors
-/// As [`check`].
-fn build(r: &Request<'_>) -> Result<Built, Refusal> {
-    check(r)?;
-    let (table, indices, out) = (&r.operands[0], &r.operands[1], &r.results[0]);
-    let h = last_dim(table)?;
-    let rows = RowSpace::of(&indices.ty.shape)?;
-    let mut b = Builder::new("gather");
-    let gpu = r.target().gpu().is_some();
-    let table_param = if table.is_static {
-        packed_param(&mut b, r.target(), "table")
-    } else {
-        param(&mut b, r.target(), "table", table, Access::Read)
-    };
-    let index_param = param(&mut b, r.target(), "indices", indices, Access::Read);
-    let out_param = param(&mut b, r.target(), "out", out, Access::Write);
-    rows.grid(&mut b, 0, 1);
-    let row = b.program_id(0);
-    let index_at = b.scale(row, row_stride(&indices.points())?);
-    let index = load_index(&mut b, index_param, index_at);
-    let mut arguments = vec![Argument::Operand(0), Argument::Operand(1), Argument::Result(0)];
-    let (index, keep) = match r.op {
-        Op::GatherPart { .. } => {
-            let comm = comm_param(&mut b, r.target());
-            arguments.push(Argument::Comm);
-            let (index, keep) = part(&mut b, comm, index, table)?;
-            (index, Some(keep))
+    /// Preconditions of the family.
+    fn check(&self, r: &Request<'_>) -> Result<(), Refusal> {
+        let (table, indices, out) = (&r.operands[0], &r.operands[1], &r.results[0]);
+        let h = last_dim(table)?;
+        contiguous_last(out)?;
+        row_stride(out)?;
+        RowSpace::of(&indices.ty.shape)?;
+        row_stride(&indices.points())?;
+        if table.is_static {
+            matrix_layout(table.ty.dtype, h, r.target(), false)?;
+            Ok(())
+        } else {
+            contiguous_last(table)?;
+            require(
+                table.ty.dtype.is_compute_float(),
+                "table dtype computed in the step",
+                table.ty.dtype,
+                "f32, f16 or bf16",
+            )
         }
-        _ => (index, None),
-    };
-    let out_row = b.scale(row, row_stride(out)?);
-    if table.is_static {
-        let layout = matrix_layout(table.ty.dtype, h, r.target(), false)?;
-        arguments[0] = Argument::Packed { operands: vec![0], layout };
-        let sink = Sink { param: out_param, row: out_row, dtype: out.ty.dtype, keep };
-        let per = b.int(i64::from(layout.n_tile()));
-        let (tile, lane) = (b.div(index, per), b.binary(Binary::Rem, index, per));
-        let base = b.scale(tile, layout.tile_bytes(h).unwrap_or(0) as i64);
-        match &layout {
-            Layout::AffineBlocks(blocks) => blocks_row(&mut b, table_param, base, lane, blocks, h, &sink, gpu),
-            Layout::RowsInterleaved(l) => interleaved_row(&mut b, table_param, base, lane, l, h, &sink),
-            Layout::Raw(_) => plain_row(&mut b, table_param, base, table.ty.dtype, h, &sink, gpu),
-        }
-    } else {
-        let base = b.scale(index, table.byte_stride(0));
-        let sink = Sink { param: out_param, row: out_row, dtype: out.ty.dtype, keep };
-        plain_row(&mut b, table_param, base, table.ty.dtype, h, &sink, gpu);
     }
-    let summary = format!("{} rows of {h} {} -> {}", r.op.kind(), table.ty.dtype, out.ty.dtype);
-    Ok(Built { kernel: b.finish(String::new()), arguments, summary, then: None })
+
+    fn build(&self, r: &Request<'_>) -> Result<Built, Refusal> {
+        self.check(r)?;
+        let (table, indices, out) = (&r.operands[0], &r.operands[1], &r.results[0]);
+        let h = last_dim(table)?;
+        let rows = RowSpace::of(&indices.ty.shape)?;
+        let mut b = Builder::new("gather");
+        let gpu = r.target().gpu().is_some();
+        let table_param = if table.is_static {
+            packed_param(&mut b, r.target(), "table")
+        } else {
+            param(&mut b, r.target(), "table", table, Access::Read)
+        };
+        let index_param = param(&mut b, r.target(), "indices", indices, Access::Read);
+        let out_param = param(&mut b, r.target(), "out", out, Access::Write);
+        rows.grid(&mut b, 0, 1);
+        let row = b.program_id(0);
+        let index_at = b.scale(row, row_stride(&indices.points())?);
+        let index = load_index(&mut b, index_param, index_at);
+        let mut arguments = vec![Argument::Operand(0), Argument::Operand(1), Argument::Result(0)];
+        let (index, keep) = match r.op {
+            Op::GatherPart { .. } => {
+                let comm = comm_param(&mut b, r.target());
+                arguments.push(Argument::Comm);
+                let (index, keep) = part(&mut b, comm, index, table)?;
+                (index, Some(keep))
+            }
+            _ => (index, None),
+        };
+        let out_row = b.scale(row, row_stride(out)?);
+        if table.is_static {
+            let layout = matrix_layout(table.ty.dtype, h, r.target(), false)?;
+            arguments[0] = Argument::Packed { operands: vec![0], layout };
+            let sink = Sink { param: out_param, row: out_row, dtype: out.ty.dtype, keep };
+            let per = b.int(i64::from(layout.n_tile()));
+            let (tile, lane) = (b.div(index, per), b.binary(Binary::Rem, index, per));
+            let base = b.scale(tile, layout.tile_bytes(h).unwrap_or(0) as i64);
+            match &layout {
+                Layout::AffineBlocks(blocks) => blocks_row(&mut b, table_param, base, lane, blocks, h, &sink, gpu),
+                Layout::RowsInterleaved(l) => interleaved_row(&mut b, table_param, base, lane, l, h, &sink),
+                Layout::Raw(_) => plain_row(&mut b, table_param, base, table.ty.dtype, h, &sink, gpu),
+            }
+        } else {
+            let base = b.scale(index, table.byte_stride(0));
+            let sink = Sink { param: out_param, row: out_row, dtype: out.ty.dtype, keep };
+            plain_row(&mut b, table_param, base, table.ty.dtype, h, &sink, gpu);
+        }
+        let summary = format!("{} rows of {h} {} -> {}", r.op.kind(), table.ty.dtype, out.ty.dtype);
+        Ok(Built { kernel: b.finish(String::new()), arguments, summary, then: None })
+    }
 }
 
 /// The row of this rank's part that stands for row `index` of the whole table, and whether it is there; else the first.

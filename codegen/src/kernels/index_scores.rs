@@ -36,81 +36,80 @@ impl Family for IndexScores {
         }
     }
 
-    fn check(&self, request: &Request<'_>) -> Result<(), Refusal> {
-        check(request)
-    }
-
-    fn build(&self, request: &Request<'_>) -> Result<Built, Refusal> {
-        build(request)
-    }
-}
-
-/// Preconditions of the family.
-///
-/// # Errors
-/// The first that fails.
-fn check(r: &Request<'_>) -> Result<(), Refusal> {
-    let (q, weights, keys) = (&r.operands[0], &r.operands[1], &r.operands[2]);
-    contiguous_last(q)?;
-    contiguous_last(&r.results[0])?;
-    attention::check_keys(keys)?;
-    if r.target().gpu().is_none() {
-        contiguous_last(keys)?;
-    }
-    let float = |t: &Tensor| t.ty.dtype.is_compute_float();
-    require(float(q), "query dtype", q.ty.dtype, "f32, f16 or bf16")?;
-    require(float(weights), "weight dtype", weights.ty.dtype, "f32, f16 or bf16")?;
-    require(q.ty.shape[1].constant().is_some(), "heads", &q.ty, "a constant")?;
-    last_dim(q).map(|_| ())
-}
-
-/// The kernel of a request that passed [`check`].
-///
-/// # Errors
-/// As [`check`].
-fn build(r: &Request<'_>) -> Result<Built, Refusal> {
-    check(r)?;
-    let Op::IndexScores { columns, skip } = r.op else { return refuse("op", r.op.kind(), "index_scores") };
-    let [q, weights, keys, positions, ids, tables] = &r.operands[..] else {
-        return refuse("operands", r.operands.len(), 6);
-    };
-    let mut b = Builder::new("index_scores");
-    let names = ["q", "weights", "keys", "positions", "sequence_ids", "block_tables"];
-    let params: Vec<Param> =
-        names.iter().zip(&r.operands).map(|(n, t)| param(&mut b, r.target(), n, t, Access::Read)).collect();
-    let out_param = param(&mut b, r.target(), "out", &r.results[0], Access::Write);
-    let (d, heads) = (last_dim(q)?, q.ty.shape[1].constant().unwrap_or(1));
-    attention::token_grid(&mut b, 0, &q.ty.shape[0], 1);
-    let count = match &columns[0] {
-        Dim::Const(n) => {
-            b.grid_constant(1, n.div_ceil(u64::from(COLUMNS)));
-            b.int(*n as i64)
+    /// Preconditions of the family.
+    fn check(&self, r: &Request<'_>) -> Result<(), Refusal> {
+        let (q, weights, keys) = (&r.operands[0], &r.operands[1], &r.operands[2]);
+        contiguous_last(q)?;
+        contiguous_last(&r.results[0])?;
+        attention::check_keys(keys)?;
+        if r.target().gpu().is_none() {
+            contiguous_last(keys)?;
         }
-        Dim::Sym(s) => {
-            b.grid_symbol(1, s, 1, u64::from(COLUMNS));
-            b.dim(s)
-        }
-    };
-    let (token, piece) = (b.program_id(0), b.program_id(1));
-    let first = b.scale(piece, i64::from(COLUMNS));
-    let at = b.scale(token, positions.byte_stride(0));
-    let position = load_index(&mut b, params[3], at);
-    // Columns that are scored: none of a window below `skip`.
-    let window = b.offset(position, 1);
-    let window = b.min(window, count);
-    let (none, least) = (b.int(0), b.int(*skip));
-    let skipped = b.compare(Compare::Less, position, least);
-    let scored = b.select(skipped, none, window);
-    let out_row = b.scale(token, r.results[0].byte_stride(0));
-    let program =
-        Program { params, out_param, q, weights, keys, ids, tables, d, heads, token, first, count, scored, out_row };
-    let form = match r.target().gpu() {
-        None => host(&mut b, &program),
-        Some(_) => program.gpu(&mut b),
-    };
-    let arguments = (0..6).map(Argument::Operand).chain([Argument::Result(0)]).collect();
-    let summary = format!("indexer logits of {heads} heads of {d}, {form}, {} and {}", q.ty.dtype, keys.ty.dtype);
-    Ok(Built { kernel: b.finish(String::new()), arguments, summary, then: None })
+        let float = |t: &Tensor| t.ty.dtype.is_compute_float();
+        require(float(q), "query dtype", q.ty.dtype, "f32, f16 or bf16")?;
+        require(float(weights), "weight dtype", weights.ty.dtype, "f32, f16 or bf16")?;
+        require(q.ty.shape[1].constant().is_some(), "heads", &q.ty, "a constant")?;
+        last_dim(q).map(|_| ())
+    }
+
+    fn build(&self, r: &Request<'_>) -> Result<Built, Refusal> {
+        self.check(r)?;
+        let Op::IndexScores { columns, skip } = r.op else { return refuse("op", r.op.kind(), "index_scores") };
+        let [q, weights, keys, positions, ids, tables] = &r.operands[..] else {
+            return refuse("operands", r.operands.len(), 6);
+        };
+        let mut b = Builder::new("index_scores");
+        let names = ["q", "weights", "keys", "positions", "sequence_ids", "block_tables"];
+        let params: Vec<Param> =
+            names.iter().zip(&r.operands).map(|(n, t)| param(&mut b, r.target(), n, t, Access::Read)).collect();
+        let out_param = param(&mut b, r.target(), "out", &r.results[0], Access::Write);
+        let (d, heads) = (last_dim(q)?, q.ty.shape[1].constant().unwrap_or(1));
+        attention::token_grid(&mut b, 0, &q.ty.shape[0], 1);
+        let count = match &columns[0] {
+            Dim::Const(n) => {
+                b.grid_constant(1, n.div_ceil(u64::from(COLUMNS)));
+                b.int(*n as i64)
+            }
+            Dim::Sym(s) => {
+                b.grid_symbol(1, s, 1, u64::from(COLUMNS));
+                b.dim(s)
+            }
+        };
+        let (token, piece) = (b.program_id(0), b.program_id(1));
+        let first = b.scale(piece, i64::from(COLUMNS));
+        let at = b.scale(token, positions.byte_stride(0));
+        let position = load_index(&mut b, params[3], at);
+        // Columns that are scored: none of a window below `skip`.
+        let window = b.offset(position, 1);
+        let window = b.min(window, count);
+        let (none, least) = (b.int(0), b.int(*skip));
+        let skipped = b.compare(Compare::Less, position, least);
+        let scored = b.select(skipped, none, window);
+        let out_row = b.scale(token, r.results[0].byte_stride(0));
+        let program = Program {
+            params,
+            out_param,
+            q,
+            weights,
+            keys,
+            ids,
+            tables,
+            d,
+            heads,
+            token,
+            first,
+            count,
+            scored,
+            out_row,
+        };
+        let form = match r.target().gpu() {
+            None => host(&mut b, &program),
+            Some(_) => program.gpu(&mut b),
+        };
+        let arguments = (0..6).map(Argument::Operand).chain([Argument::Result(0)]).collect();
+        let summary = format!("indexer logits of {heads} heads of {d}, {form}, {} and {}", q.ty.dtype, keys.ty.dtype);
+        Ok(Built { kernel: b.finish(String::new()), arguments, summary, then: None })
+    }
 }
 
 struct Program<'t> {

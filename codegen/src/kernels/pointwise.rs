@@ -22,66 +22,136 @@ impl Family for Pointwise {
         Addressing { operands: &[Strides::Any], results: Strides::Any, shares: Sharing::Elements }
     }
 
-    fn check(&self, request: &Request<'_>) -> Result<(), Refusal> {
-        check(request)
-    }
-
-    fn build(&self, request: &Request<'_>) -> Result<Built, Refusal> {
-        build(request)
-    }
-}
-
-/// Preconditions of the family.
-///
-/// # Errors
-/// The first that fails.
-fn check(r: &Request<'_>) -> Result<(), Refusal> {
-    // Elements stay where they are along every dim: a reshape that moves a symbol across constants does not.
-    if let (Op::Reshape { .. } | Op::Transpose { .. } | Op::Slice { .. }, [x]) = (r.op, &r.operands[..]) {
-        let to = &r.results[0].ty;
-        require(x.ty.shape == to.shape, "shape", &x.ty, to)?;
-    }
-    if let Some(bytes) = as_bytes(r) {
-        return check(&bytes);
-    }
-    let out = &r.results[0];
-    let shape = padded_shape(out);
-    RowSpace::of(&shape[..shape.len() - 1])?;
-    for t in &r.operands {
-        require(
-            elem_of(t.ty.dtype).is_some(),
-            "operand dtype",
-            t.ty.dtype,
-            "a plain scalar dtype other than f8 and f4",
-        )?;
-    }
-    let dtype = out.ty.dtype;
-    require(
-        dtype == DType::Q8A || elem_of(dtype).is_some(),
-        "result dtype",
-        dtype,
-        "f32, f16, bf16, an integer, bool or q8a",
-    )?;
-    if dtype == DType::Q8A {
-        let last = out.ty.last_constant().unwrap_or(0);
-        require(last > 0 && last.is_multiple_of(32), "last dim for q8a", last, "a multiple of 32")?;
-        require(out.strides.last() == Some(&1), "last stride for q8a", format!("{:?}", out.strides), "1")?;
-    }
-    if let Some(t) = r.operands.iter().find(|t| matches!(t.ty.dtype, DType::I64 | DType::U32 | DType::U8)) {
-        let copies = matches!(
-            r.op.kind(),
-            OpKind::Reshape | OpKind::Transpose | OpKind::Slice | OpKind::Broadcast | OpKind::Concat
-        );
-        require(copies, "operand dtype", t.ty.dtype, "f32, f16, bf16, i32, i8 or bool")?;
-    }
-    match (r.op, r.operands.first().map(|t| t.ty.dtype)) {
-        (Op::Cast { dtype }, Some(from)) => castable(from, *dtype),
-        // A sum of bools may be 2, which is stored as 1.
-        (Op::Add {} | Op::Sub {}, Some(DType::Bool)) => {
-            refuse("operand dtype", DType::Bool, "f32, f16, bf16, i32 or i8")
+    /// Preconditions of the family.
+    fn check(&self, r: &Request<'_>) -> Result<(), Refusal> {
+        // Elements stay where they are along every dim: a reshape that moves a symbol across constants does not.
+        if let (Op::Reshape { .. } | Op::Transpose { .. } | Op::Slice { .. }, [x]) = (r.op, &r.operands[..]) {
+            let to = &r.results[0].ty;
+            require(x.ty.shape == to.shape, "shape", &x.ty, to)?;
         }
-        (Op::Div {}, Some(from)) => require(from.is_float(), "operand dtype", from, "f32, f16 or bf16"),
-        _ => Ok(()),
+        if let Some(bytes) = as_bytes(r) {
+            return self.check(&bytes);
+        }
+        let out = &r.results[0];
+        let shape = padded_shape(out);
+        RowSpace::of(&shape[..shape.len() - 1])?;
+        for t in &r.operands {
+            require(
+                elem_of(t.ty.dtype).is_some(),
+                "operand dtype",
+                t.ty.dtype,
+                "a plain scalar dtype other than f8 and f4",
+            )?;
+        }
+        let dtype = out.ty.dtype;
+        require(
+            dtype == DType::Q8A || elem_of(dtype).is_some(),
+            "result dtype",
+            dtype,
+            "f32, f16, bf16, an integer, bool or q8a",
+        )?;
+        if dtype == DType::Q8A {
+            let last = out.ty.last_constant().unwrap_or(0);
+            require(last > 0 && last.is_multiple_of(32), "last dim for q8a", last, "a multiple of 32")?;
+            require(out.strides.last() == Some(&1), "last stride for q8a", format!("{:?}", out.strides), "1")?;
+        }
+        if let Some(t) = r.operands.iter().find(|t| matches!(t.ty.dtype, DType::I64 | DType::U32 | DType::U8)) {
+            let copies = matches!(
+                r.op.kind(),
+                OpKind::Reshape | OpKind::Transpose | OpKind::Slice | OpKind::Broadcast | OpKind::Concat
+            );
+            require(copies, "operand dtype", t.ty.dtype, "f32, f16, bf16, i32, i8 or bool")?;
+        }
+        match (r.op, r.operands.first().map(|t| t.ty.dtype)) {
+            (Op::Cast { dtype }, Some(from)) => castable(from, *dtype),
+            // A sum of bools may be 2, which is stored as 1.
+            (Op::Add {} | Op::Sub {}, Some(DType::Bool)) => {
+                refuse("operand dtype", DType::Bool, "f32, f16, bf16, i32 or i8")
+            }
+            (Op::Div {}, Some(from)) => require(from.is_float(), "operand dtype", from, "f32, f16 or bf16"),
+            _ => Ok(()),
+        }
+    }
+
+    fn build(&self, r: &Request<'_>) -> Result<Built, Refusal> {
+        self.check(r)?;
+        if let Some(bytes) = as_bytes(r) {
+            return self.build(&bytes);
+        }
+        let out = &r.results[0];
+        let shape = padded_shape(out);
+        let padded = shape.len() != out.ty.rank();
+        let copy = r.op.kind().info().category == weldment_ir::Category::View;
+        let mut b = Builder::new(if copy { "copy" } else { "pointwise" });
+        if copy {
+            b.moves_only();
+        }
+        let params: Vec<_> = (0..r.operands.len())
+            .map(|i| param(&mut b, r.target(), &format!("in{i}"), &r.operands[i], Access::Read))
+            .collect();
+        let out_param = param(&mut b, r.target(), "out", out, Access::Write);
+        super::schedule::round_coarsely(&mut b, r.target(), out);
+        let strides: Vec<Vec<i64>> =
+            r.operands.iter().chain([out]).map(|t| broadcast_strides(t, &shape, padded)).collect();
+        let last = shape.last().and_then(Dim::constant).unwrap_or(1);
+        let failure = std::cell::Cell::new(None);
+        let value = |b: &mut Builder, inputs: &[V], shape: &[u32]| {
+            let from = r.operands.first().map(|t| t.ty.dtype);
+            let value = compute(b, r.op, inputs, from, out.ty.dtype).unwrap_or_else(|e| {
+                failure.set(Some(e));
+                inputs[0]
+            });
+            b.broadcast(value, shape)
+        };
+        match r.target() {
+            Target::Host(_) => {
+                RowSpace::of(&shape[..shape.len() - 1])?.grid(&mut b, 0, 1);
+                let row = b.program_id(0);
+                let index = coordinates(&mut b, row, &shape[..shape.len() - 1]);
+                let bases: Vec<V> = strides.iter().map(|s| row_base(&mut b, &index, s)).collect();
+                let out_base = bases[r.operands.len()];
+                let out_step = if last == 1 { 0 } else { strides[r.operands.len()][shape.len() - 1] };
+                for_row(&mut b, last, 32, &[], |b, i, width, _| {
+                    let mut inputs = Vec::new();
+                    for ((t, base), s) in r.operands.iter().zip(&bases).zip(&strides) {
+                        let step = s[shape.len() - 1];
+                        let at = b.scale(i, step);
+                        let at = b.add(*base, at);
+                        let elem = elem_of(t.ty.dtype).unwrap_or(Elem::I8);
+                        inputs.push(b.load(params[inputs.len()], at, elem, &[width], &[step], None));
+                    }
+                    let value = value(b, &inputs, &[width]);
+                    if out.ty.dtype == DType::Q8A {
+                        let at = element_offset(b, DType::Q8A, i);
+                        let at = b.add(out_base, at);
+                        store_f32(b, out_param, at, DType::Q8A, value);
+                    } else {
+                        let at = b.scale(i, out_step);
+                        let at = b.add(out_base, at);
+                        b.store(out_param, at, &[out_step], value, None);
+                    }
+                    Vec::new()
+                });
+            }
+            Target::Gpu(_) => {
+                let tile = Tile::new(&mut b, &shape, &strides)?;
+                let inputs: Vec<V> = r
+                    .operands
+                    .iter()
+                    .enumerate()
+                    .map(|(i, t)| tile.load(&mut b, params[i], elem_of(t.ty.dtype).unwrap_or(Elem::I8), i))
+                    .collect();
+                let value = value(&mut b, &inputs, &tile.shape);
+                tile.store(&mut b, out_param, r.operands.len(), value);
+            }
+        }
+        if let Some(e) = failure.take() {
+            return Err(e);
+        }
+        let mut arguments: Vec<Argument> = (0..r.operands.len()).map(Argument::Operand).collect();
+        arguments.push(Argument::Result(0));
+        let summary = format!("{} -> {}", r.op.kind(), out.ty);
+        Ok(Built { kernel: b.finish(String::new()), arguments, summary, then: None })
     }
 }
 
@@ -151,90 +221,6 @@ fn broadcast_strides(t: &Tensor, shape: &[Dim], padded: bool) -> Vec<i64> {
             _ => 0,
         })
         .collect()
-}
-
-/// The kernel of a request that passed [`check`].
-///
-/// # Errors
-/// As [`check`].
-fn build(r: &Request<'_>) -> Result<Built, Refusal> {
-    check(r)?;
-    if let Some(bytes) = as_bytes(r) {
-        return build(&bytes);
-    }
-    let out = &r.results[0];
-    let shape = padded_shape(out);
-    let padded = shape.len() != out.ty.rank();
-    let copy = r.op.kind().info().category == weldment_ir::Category::View;
-    let mut b = Builder::new(if copy { "copy" } else { "pointwise" });
-    if copy {
-        b.moves_only();
-    }
-    let params: Vec<_> = (0..r.operands.len())
-        .map(|i| param(&mut b, r.target(), &format!("in{i}"), &r.operands[i], Access::Read))
-        .collect();
-    let out_param = param(&mut b, r.target(), "out", out, Access::Write);
-    super::schedule::round_coarsely(&mut b, r.target(), out);
-    let strides: Vec<Vec<i64>> = r.operands.iter().chain([out]).map(|t| broadcast_strides(t, &shape, padded)).collect();
-    let last = shape.last().and_then(Dim::constant).unwrap_or(1);
-    let failure = std::cell::Cell::new(None);
-    let value = |b: &mut Builder, inputs: &[V], shape: &[u32]| {
-        let from = r.operands.first().map(|t| t.ty.dtype);
-        let value = compute(b, r.op, inputs, from, out.ty.dtype).unwrap_or_else(|e| {
-            failure.set(Some(e));
-            inputs[0]
-        });
-        b.broadcast(value, shape)
-    };
-    match r.target() {
-        Target::Host(_) => {
-            RowSpace::of(&shape[..shape.len() - 1])?.grid(&mut b, 0, 1);
-            let row = b.program_id(0);
-            let index = coordinates(&mut b, row, &shape[..shape.len() - 1]);
-            let bases: Vec<V> = strides.iter().map(|s| row_base(&mut b, &index, s)).collect();
-            let out_base = bases[r.operands.len()];
-            let out_step = if last == 1 { 0 } else { strides[r.operands.len()][shape.len() - 1] };
-            for_row(&mut b, last, 32, &[], |b, i, width, _| {
-                let mut inputs = Vec::new();
-                for ((t, base), s) in r.operands.iter().zip(&bases).zip(&strides) {
-                    let step = s[shape.len() - 1];
-                    let at = b.scale(i, step);
-                    let at = b.add(*base, at);
-                    let elem = elem_of(t.ty.dtype).unwrap_or(Elem::I8);
-                    inputs.push(b.load(params[inputs.len()], at, elem, &[width], &[step], None));
-                }
-                let value = value(b, &inputs, &[width]);
-                if out.ty.dtype == DType::Q8A {
-                    let at = element_offset(b, DType::Q8A, i);
-                    let at = b.add(out_base, at);
-                    store_f32(b, out_param, at, DType::Q8A, value);
-                } else {
-                    let at = b.scale(i, out_step);
-                    let at = b.add(out_base, at);
-                    b.store(out_param, at, &[out_step], value, None);
-                }
-                Vec::new()
-            });
-        }
-        Target::Gpu(_) => {
-            let tile = Tile::new(&mut b, &shape, &strides)?;
-            let inputs: Vec<V> = r
-                .operands
-                .iter()
-                .enumerate()
-                .map(|(i, t)| tile.load(&mut b, params[i], elem_of(t.ty.dtype).unwrap_or(Elem::I8), i))
-                .collect();
-            let value = value(&mut b, &inputs, &tile.shape);
-            tile.store(&mut b, out_param, r.operands.len(), value);
-        }
-    }
-    if let Some(e) = failure.take() {
-        return Err(e);
-    }
-    let mut arguments: Vec<Argument> = (0..r.operands.len()).map(Argument::Operand).collect();
-    arguments.push(Argument::Result(0));
-    let summary = format!("{} -> {}", r.op.kind(), out.ty);
-    Ok(Built { kernel: b.finish(String::new()), arguments, summary, then: None })
 }
 
 /// A GPU program's tile [rows, width] of the result, with the start and strides of every tensor in it.

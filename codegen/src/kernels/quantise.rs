@@ -29,30 +29,62 @@ impl Family for Quantise {
         Addressing { operands: &[Strides::Contiguous], results: Strides::Contiguous, shares: Sharing::Never }
     }
 
-    fn check(&self, request: &Request<'_>) -> Result<(), Refusal> {
-        check(request)
+    /// Preconditions of the family.
+    fn check(&self, r: &Request<'_>) -> Result<(), Refusal> {
+        let Op::Quantise { dtype, .. } = r.op else { return refuse("op", r.op.kind(), "quantise") };
+        let x = &r.operands[0];
+        last_dim(x)?;
+        for t in std::iter::once(x).chain(&r.results) {
+            contiguous_last(t)?;
+        }
+        require(x.ty.dtype.is_compute_float(), "activation dtype", x.ty.dtype, "f32, f16 or bf16")?;
+        format(*dtype)?;
+        RowSpace::of(&x.ty.shape[..x.ty.rank() - 1])?;
+        Ok(())
     }
 
-    fn build(&self, request: &Request<'_>) -> Result<Built, Refusal> {
-        build(request)
+    fn build(&self, r: &Request<'_>) -> Result<Built, Refusal> {
+        self.check(r)?;
+        let Op::Quantise { dtype, group } = r.op else { return refuse("op", r.op.kind(), "quantise") };
+        let k = last_dim(&r.operands[0])?;
+        let group = group.unsigned_abs().max(1);
+        let groups = k / group;
+        let x = grouped(&r.operands[0], groups, group);
+        let codes = grouped(&r.results[0], groups, group);
+        let scales = grouped(&r.results[1], groups, 1);
+        let mut b = Builder::new("quantise");
+        let x_param = param(&mut b, r.target(), "x", &x, Access::Read);
+        let code_param = param(&mut b, r.target(), "codes", &codes, Access::Write);
+        let scale_param = param(&mut b, r.target(), "scales", &scales, Access::Write);
+        let lead = &x.ty.shape[..x.ty.rank() - 1];
+        let space = RowSpace::of(lead)?;
+        let folds = [&x, &codes, &scales].into_iter().all(|t| row_stride(t).is_ok());
+        let start_walk = if folds { Walk::new } else { Walk::single_rows };
+        let walk = start_walk(&mut b, r.target(), &space, group, WIDTH);
+        let index = if folds { Vec::new() } else { coordinates(&mut b, walk.first, lead) };
+        let mut place = |t: &Tensor| -> Result<(V, i64), Refusal> {
+            if !folds {
+                let strides: Vec<i64> = (0..lead.len()).map(|i| t.byte_stride(i)).collect();
+                return Ok((row_base(&mut b, &index, &strides), 0));
+            }
+            let stride = row_stride(t)?;
+            Ok((b.scale(walk.first, stride), stride))
+        };
+        let (from, to, scale_at) = (place(&x)?, place(&codes)?, place(&scales)?);
+        let sink = Sink {
+            n: group,
+            group,
+            dtype: *dtype,
+            format: format(*dtype)?,
+            params: [code_param, scale_param],
+            bases: [to.0, scale_at.0],
+            strides: [to.1, scale_at.1],
+        };
+        sink.store(&mut b, &walk, |b, piece| piece.load(b, x_param, from.0, x.ty.dtype, from.1));
+        let summary = format!("quantise {} in {group}s -> {dtype}", x.ty.dtype);
+        let arguments = vec![Argument::Operand(0), Argument::Result(0), Argument::Result(1)];
+        Ok(Built { kernel: b.finish(String::new()), arguments, summary, then: None })
     }
-}
-
-/// Preconditions of the family.
-///
-/// # Errors
-/// The first that fails.
-fn check(r: &Request<'_>) -> Result<(), Refusal> {
-    let Op::Quantise { dtype, .. } = r.op else { return refuse("op", r.op.kind(), "quantise") };
-    let x = &r.operands[0];
-    last_dim(x)?;
-    for t in std::iter::once(x).chain(&r.results) {
-        contiguous_last(t)?;
-    }
-    require(x.ty.dtype.is_compute_float(), "activation dtype", x.ty.dtype, "f32, f16 or bf16")?;
-    format(*dtype)?;
-    RowSpace::of(&x.ty.shape[..x.ty.rank() - 1])?;
-    Ok(())
 }
 
 /// The largest magnitude of a group as a scale, and what brings its values into the range of codes.
@@ -273,51 +305,4 @@ fn grouped(t: &Tensor, groups: u64, width: u64) -> Tensor {
     out.strides[last] = width * t.strides[last];
     out.strides.push(t.strides[last]);
     out
-}
-
-/// The kernel of a request that passed [`check`].
-///
-/// # Errors
-/// As [`check`].
-fn build(r: &Request<'_>) -> Result<Built, Refusal> {
-    check(r)?;
-    let Op::Quantise { dtype, group } = r.op else { return refuse("op", r.op.kind(), "quantise") };
-    let k = last_dim(&r.operands[0])?;
-    let group = group.unsigned_abs().max(1);
-    let groups = k / group;
-    let x = grouped(&r.operands[0], groups, group);
-    let codes = grouped(&r.results[0], groups, group);
-    let scales = grouped(&r.results[1], groups, 1);
-    let mut b = Builder::new("quantise");
-    let x_param = param(&mut b, r.target(), "x", &x, Access::Read);
-    let code_param = param(&mut b, r.target(), "codes", &codes, Access::Write);
-    let scale_param = param(&mut b, r.target(), "scales", &scales, Access::Write);
-    let lead = &x.ty.shape[..x.ty.rank() - 1];
-    let space = RowSpace::of(lead)?;
-    let folds = [&x, &codes, &scales].into_iter().all(|t| row_stride(t).is_ok());
-    let start_walk = if folds { Walk::new } else { Walk::single_rows };
-    let walk = start_walk(&mut b, r.target(), &space, group, WIDTH);
-    let index = if folds { Vec::new() } else { coordinates(&mut b, walk.first, lead) };
-    let mut place = |t: &Tensor| -> Result<(V, i64), Refusal> {
-        if !folds {
-            let strides: Vec<i64> = (0..lead.len()).map(|i| t.byte_stride(i)).collect();
-            return Ok((row_base(&mut b, &index, &strides), 0));
-        }
-        let stride = row_stride(t)?;
-        Ok((b.scale(walk.first, stride), stride))
-    };
-    let (from, to, scale_at) = (place(&x)?, place(&codes)?, place(&scales)?);
-    let sink = Sink {
-        n: group,
-        group,
-        dtype: *dtype,
-        format: format(*dtype)?,
-        params: [code_param, scale_param],
-        bases: [to.0, scale_at.0],
-        strides: [to.1, scale_at.1],
-    };
-    sink.store(&mut b, &walk, |b, piece| piece.load(b, x_param, from.0, x.ty.dtype, from.1));
-    let summary = format!("quantise {} in {group}s -> {dtype}", x.ty.dtype);
-    let arguments = vec![Argument::Operand(0), Argument::Result(0), Argument::Result(1)];
-    Ok(Built { kernel: b.finish(String::new()), arguments, summary, then: None })
 }

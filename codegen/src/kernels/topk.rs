@@ -43,37 +43,22 @@ impl Family for Topk {
         }
     }
 
-    fn check(&self, request: &Request<'_>) -> Result<(), Refusal> {
-        check(request)
+    /// Preconditions of the family.
+    fn check(&self, r: &Request<'_>) -> Result<(), Refusal> {
+        contiguous_last(&r.results[0])?;
+        if let Op::Topk { .. } = r.op {
+            contiguous_last(&r.operands[0])?;
+        }
+        require(r.results[0].ty.last_constant().is_some(), "k", &r.results[0].ty, "a constant")
     }
 
-    fn build(&self, request: &Request<'_>) -> Result<Built, Refusal> {
-        build(request)
-    }
-}
-
-/// Preconditions of the family.
-///
-/// # Errors
-/// The first that fails.
-fn check(r: &Request<'_>) -> Result<(), Refusal> {
-    contiguous_last(&r.results[0])?;
-    if let Op::Topk { .. } = r.op {
-        contiguous_last(&r.operands[0])?;
-    }
-    require(r.results[0].ty.last_constant().is_some(), "k", &r.results[0].ty, "a constant")
-}
-
-/// The kernel of a request that passed [`check`].
-///
-/// # Errors
-/// As [`check`].
-fn build(r: &Request<'_>) -> Result<Built, Refusal> {
-    check(r)?;
-    match (r.op, &r.operands[..]) {
-        (Op::Topk { k }, [scores, positions]) => topk(r, *k, scores, positions),
-        (Op::Window { k }, [positions]) => window(r, *k, positions),
-        (op, _) => refuse("op", op.kind(), "topk or window"),
+    fn build(&self, r: &Request<'_>) -> Result<Built, Refusal> {
+        self.check(r)?;
+        match (r.op, &r.operands[..]) {
+            (Op::Topk { k }, [scores, positions]) => topk(r, *k, scores, positions),
+            (Op::Window { k }, [positions]) => window(r, *k, positions),
+            (op, _) => refuse("op", op.kind(), "topk or window"),
+        }
     }
 }
 

@@ -88,7 +88,8 @@ fn of_directory(path: &Path, weights: WeightSource) -> Result<Checkpoint, Fronte
         let place = EntryPlace::File { file, offset: info.offset, size: info.size };
         (name, Entry { dtype: info.dtype, shape: info.shape, place })
     });
-    let tensors = stacked::named(found, &config, Format::HuggingFace, path)?;
+    let needed = crate::models::needed(&config, path)?;
+    let tensors = stacked::named(found, &config, &needed, Format::HuggingFace, path)?;
     let mut checkpoint = Checkpoint::from_parts(config, tokenizer, path, files, tensors);
     checkpoint.settle_output();
     Ok(checkpoint)
@@ -106,10 +107,12 @@ fn of_gguf(file: GgufFile) -> Result<Checkpoint, FrontendError> {
         let place = EntryPlace::File { file: 0, offset: info.offset, size: info.size };
         (name.clone(), Entry { dtype: info.dtype, shape: info.shape.clone(), place })
     });
-    let tensors = stacked::named(found, &config, Format::Gguf, &path)?;
+    let needed = crate::models::needed(&config, &path)?;
+    let tensors = stacked::named(found, &config, &needed, Format::Gguf, &path)?;
     // A GGUF file holds what its model computes with, so a tensor that nothing reads is a part that would be left out.
-    let needed: BTreeSet<String> = crate::models::needed(&config, &path)?.into_iter().map(|(n, _)| n.name).collect();
-    if let Some(name) = tensors.keys().find(|name| name.starts_with("model.layers.") && !needed.contains(*name)) {
+    let needed: BTreeSet<&str> = needed.iter().map(|(n, _)| n.name.as_str()).collect();
+    if let Some(name) = tensors.keys().find(|name| name.starts_with("model.layers.") && !needed.contains(name.as_str()))
+    {
         let message = format!("present; none is expected of {}", config.architecture());
         return Err(FrontendError::invalid(&path, Place::Tensor(shown(name)), message));
     }

@@ -5,24 +5,25 @@ use super::{Entry, EntryPlace};
 use crate::frontend::{FrontendError, Place, Quantization, WeightScales, shown};
 use crate::models::ModelConfig;
 use crate::models::family::Format;
+use crate::models::tensors::Needed;
 use indexmap::IndexMap;
 use std::collections::BTreeMap;
 use std::path::Path;
+use weldment_ir::DType;
 
-/// The tensors of a file by our names.
+/// The tensors of a file by our names; `needed` are those that the model asks for.
 ///
 /// # Errors
 /// If two have one name, or a tensor that holds several has other rows than those.
 pub(super) fn named(
     found: impl Iterator<Item = (String, Entry)>,
     config: &ModelConfig,
+    needed: &[(Needed, DType)],
     format: Format,
     path: &Path,
 ) -> Result<IndexMap<String, Entry>, FrontendError> {
-    let rows: BTreeMap<String, u64> = crate::models::needed(config, path)?
-        .into_iter()
-        .filter_map(|(needed, _)| Some((needed.name, *needed.shape.first()?)))
-        .collect();
+    let rows = needed.iter().filter_map(|(needed, _)| Some((needed.name.as_str(), *needed.shape.first()?)));
+    let rows: BTreeMap<&str, u64> = rows.collect();
     let mut tensors = IndexMap::new();
     for (theirs, entry) in found {
         let wrong = |message: String| FrontendError::invalid(path, Place::Tensor(theirs.clone()), message);
@@ -48,7 +49,7 @@ pub(super) fn named(
 fn parts(
     entry: &Entry,
     ours: &[String],
-    rows: &BTreeMap<String, u64>,
+    rows: &BTreeMap<&str, u64>,
     quantization: Option<&Quantization>,
 ) -> Result<Vec<Entry>, String> {
     let suffix = ours.first().and_then(|name| name.rsplit('.').next()).unwrap_or_default();
@@ -64,8 +65,9 @@ fn parts(
     let mut sizes = Vec::with_capacity(ours.len());
     for name in ours {
         let weight = if scales { name.replace(suffix, "weight") } else { name.clone() };
-        let size =
-            rows.get(&weight).ok_or_else(|| format!("rows of `{}`, which the model does not have", shown(&weight)))?;
+        let size = rows
+            .get(weight.as_str())
+            .ok_or_else(|| format!("rows of `{}`, which the model does not have", shown(&weight)))?;
         if !size.is_multiple_of(whole) {
             return Err(format!("{size} rows of `{weight}` end within a block of {whole}; whole blocks are accepted"));
         }

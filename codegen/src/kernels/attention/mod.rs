@@ -40,49 +40,105 @@ impl Family for Attention {
         }
     }
 
-    fn check(&self, request: &Request<'_>) -> Result<(), Refusal> {
-        check(request)
+    /// Preconditions of the family.
+    fn check(&self, r: &Request<'_>) -> Result<(), Refusal> {
+        let (q, out) = (&r.operands[0], &r.results[0]);
+        let d = last_dim(q)?;
+        if let (Op::Attention { scale, .. } | Op::SparseAttention { scale, .. }, true) =
+            (r.op, r.target().gpu().is_some())
+        {
+            // GPU programs look for the highest score before they scale.
+            require(scale.0 > 0.0, "attention scale on GPUs", scale.0, "more than 0")?;
+        }
+        for t in [q, out] {
+            contiguous_last(t)?;
+        }
+        require(d <= 1024 || r.target().gpu().is_none(), "head size on GPUs", d, "at most 1024")?;
+        // GPU programs address caches by any strides.
+        for t in r.operands[1..3].iter().filter(|_| r.target().gpu().is_none()) {
+            contiguous_last(t)?;
+        }
+        check_keys(&r.operands[1])?;
+        let values = r.operands[2].ty.dtype;
+        require(values.is_compute_float(), "cache dtype", values, "f32, f16 or bf16")?;
+        require(out.ty.dtype != DType::Q8A || d.is_multiple_of(32), "head size for q8a", d, "a multiple of 32")?;
+        require(q.ty.dtype.is_compute_float(), "query dtype", q.ty.dtype, "f32, f16 or bf16")?;
+        require(q.ty.shape[1].constant().is_some(), "heads", &q.ty, "a constant")
     }
 
-    fn heeds(&self, _: &Request<'_>) -> &'static [&'static str] {
+    fn heeds(&self) -> &'static [&'static str] {
         &["attention_sharing", "attention_threads", "attention_splits", "attention_tile_tokens"]
     }
 
-    fn build(&self, request: &Request<'_>) -> Result<Built, Refusal> {
-        build(request)
+    fn build(&self, r: &Request<'_>) -> Result<Built, Refusal> {
+        self.check(r)?;
+        let Op::Attention { scale, window, .. } = r.op else {
+            return crate::request::refuse("op", r.op.kind(), "attention");
+        };
+        let [q, keys, values, positions, ids, tables] = &r.operands[..] else {
+            return crate::request::refuse("operands", r.operands.len(), 6);
+        };
+        let mut b = Builder::new("attention");
+        let names = ["q", "k_cache", "v_cache", "positions", "sequence_ids", "block_tables"];
+        let params: Vec<Param> =
+            names.iter().zip(&r.operands).map(|(n, t)| param(&mut b, r.target(), n, t, Access::Read)).collect();
+        let all = [q, keys, values, positions, ids, tables];
+        let problem = Problem {
+            window: (*window > 0).then_some(*window),
+            ..Problem::new(&params, all, &r.results[0], scale.0, r.max_tokens)?
+        };
+        let products = [&q.ty, &keys.ty, &values.ty];
+        let mut arguments: Vec<Argument> = (0..6).map(Argument::Operand).collect();
+        let mut then = None;
+        let whole = |b: &mut Builder, arguments: &mut Vec<Argument>| {
+            arguments.push(Argument::Result(0));
+            param(b, r.target(), "out", &r.results[0], Access::Write)
+        };
+        let form = match r.target() {
+            Target::Host(_) => {
+                let out = whole(&mut b, &mut arguments);
+                lanes::build(&mut b, &problem, out, &r.choices)
+            }
+            Target::Gpu(arch) => match tiles::unit(products) {
+                Some(unit) if few_tokens(r.max_tokens, &r.choices) => {
+                    let outcome = match room(r) {
+                        Some(room) => {
+                            let partials = room.declare(&mut b, Access::Write);
+                            arguments.extend(partials.arguments());
+                            then = Some(Box::new(join::build(
+                                &r.results[0],
+                                &q.ty.shape[0],
+                                room,
+                                problem.scale,
+                                *arch,
+                                false,
+                            )));
+                            Outcome::Partials(partials)
+                        }
+                        None => Outcome::Whole(whole(&mut b, &mut arguments)),
+                    };
+                    tiles::build_few(&mut b, &problem, outcome, *arch, &r.choices, unit)
+                }
+                unit => {
+                    let out = whole(&mut b, &mut arguments);
+                    match unit {
+                        Some(unit) => tiles::build_many(&mut b, &problem, out, *arch, unit),
+                        None => split::build(&mut b, &problem, out, &r.choices),
+                    }
+                }
+            },
+        };
+        let window = problem.window.map_or(String::new(), |n| format!(" in a window of {n}"));
+        let summary = format!(
+            "attention {} heads over {} of {}{window}, {form}, {} -> {}",
+            problem.heads, problem.kv_heads, problem.d, q.ty.dtype, r.results[0].ty.dtype
+        );
+        Ok(Built { kernel: b.finish(String::new()), arguments, summary, then })
     }
 
     fn scratch(&self, request: &Request<'_>) -> u64 {
         room(request).map_or(0, |room| room.bytes())
     }
-}
-
-/// Preconditions of the family.
-///
-/// # Errors
-/// The first that fails.
-fn check(r: &Request<'_>) -> Result<(), Refusal> {
-    let (q, out) = (&r.operands[0], &r.results[0]);
-    let d = last_dim(q)?;
-    if let (Op::Attention { scale, .. } | Op::SparseAttention { scale, .. }, true) = (r.op, r.target().gpu().is_some())
-    {
-        // GPU programs look for the highest score before they scale.
-        require(scale.0 > 0.0, "attention scale on GPUs", scale.0, "more than 0")?;
-    }
-    for t in [q, out] {
-        contiguous_last(t)?;
-    }
-    require(d <= 1024 || r.target().gpu().is_none(), "head size on GPUs", d, "at most 1024")?;
-    // GPU programs address caches by any strides.
-    for t in r.operands[1..3].iter().filter(|_| r.target().gpu().is_none()) {
-        contiguous_last(t)?;
-    }
-    check_keys(&r.operands[1])?;
-    let values = r.operands[2].ty.dtype;
-    require(values.is_compute_float(), "cache dtype", values, "f32, f16 or bf16")?;
-    require(out.ty.dtype != DType::Q8A || d.is_multiple_of(32), "head size for q8a", d, "a multiple of 32")?;
-    require(q.ty.dtype.is_compute_float(), "query dtype", q.ty.dtype, "f32, f16 or bf16")?;
-    require(q.ty.shape[1].constant().is_some(), "heads", &q.ty, "a constant")
 }
 
 /// Preconditions of a paged cache of keys.
@@ -133,76 +189,6 @@ fn shared_room(r: &Request<'_>, programs: u64) -> Option<Room> {
     };
     let splits = join::splits(programs, tokens, &r.choices);
     (splits > 1).then(|| Room::new(splits, tokens, heads, d))
-}
-
-/// The kernel of a request that passed [`check`].
-///
-/// # Errors
-/// As [`check`].
-fn build(r: &Request<'_>) -> Result<Built, Refusal> {
-    check(r)?;
-    let Op::Attention { scale, window, .. } = r.op else {
-        return crate::request::refuse("op", r.op.kind(), "attention");
-    };
-    let [q, keys, values, positions, ids, tables] = &r.operands[..] else {
-        return crate::request::refuse("operands", r.operands.len(), 6);
-    };
-    let mut b = Builder::new("attention");
-    let names = ["q", "k_cache", "v_cache", "positions", "sequence_ids", "block_tables"];
-    let params: Vec<Param> =
-        names.iter().zip(&r.operands).map(|(n, t)| param(&mut b, r.target(), n, t, Access::Read)).collect();
-    let all = [q, keys, values, positions, ids, tables];
-    let problem = Problem {
-        window: (*window > 0).then_some(*window),
-        ..Problem::new(&params, all, &r.results[0], scale.0, r.max_tokens)?
-    };
-    let products = [&q.ty, &keys.ty, &values.ty];
-    let mut arguments: Vec<Argument> = (0..6).map(Argument::Operand).collect();
-    let mut then = None;
-    let whole = |b: &mut Builder, arguments: &mut Vec<Argument>| {
-        arguments.push(Argument::Result(0));
-        param(b, r.target(), "out", &r.results[0], Access::Write)
-    };
-    let form = match r.target() {
-        Target::Host(_) => {
-            let out = whole(&mut b, &mut arguments);
-            lanes::build(&mut b, &problem, out, &r.choices)
-        }
-        Target::Gpu(arch) => match tiles::unit(products) {
-            Some(unit) if few_tokens(r.max_tokens, &r.choices) => {
-                let outcome = match room(r) {
-                    Some(room) => {
-                        let partials = room.declare(&mut b, Access::Write);
-                        arguments.extend(partials.arguments());
-                        then = Some(Box::new(join::build(
-                            &r.results[0],
-                            &q.ty.shape[0],
-                            room,
-                            problem.scale,
-                            *arch,
-                            false,
-                        )));
-                        Outcome::Partials(partials)
-                    }
-                    None => Outcome::Whole(whole(&mut b, &mut arguments)),
-                };
-                tiles::build_few(&mut b, &problem, outcome, *arch, &r.choices, unit)
-            }
-            unit => {
-                let out = whole(&mut b, &mut arguments);
-                match unit {
-                    Some(unit) => tiles::build_many(&mut b, &problem, out, *arch, unit),
-                    None => split::build(&mut b, &problem, out, &r.choices),
-                }
-            }
-        },
-    };
-    let window = problem.window.map_or(String::new(), |n| format!(" in a window of {n}"));
-    let summary = format!(
-        "attention {} heads over {} of {}{window}, {form}, {} -> {}",
-        problem.heads, problem.kv_heads, problem.d, q.ty.dtype, r.results[0].ty.dtype
-    );
-    Ok(Built { kernel: b.finish(String::new()), arguments, summary, then })
 }
 
 /// Where a program leaves its softmax.

@@ -47,16 +47,69 @@ impl Family for SparseAttention {
         }
     }
 
-    fn check(&self, request: &Request<'_>) -> Result<(), Refusal> {
-        check(request)
+    /// Preconditions of the family: those of attention, and rows of a constant length.
+    fn check(&self, r: &Request<'_>) -> Result<(), Refusal> {
+        super::Attention.check(r)?;
+        contiguous_last(&r.operands[3])?;
+        last_dim(&r.operands[3]).map(|_| ())
     }
 
-    fn heeds(&self, _: &Request<'_>) -> &'static [&'static str] {
+    fn heeds(&self) -> &'static [&'static str] {
         &["attention_threads", "attention_splits", "attention_tile_tokens"]
     }
 
-    fn build(&self, request: &Request<'_>) -> Result<Built, Refusal> {
-        build(request)
+    fn build(&self, r: &Request<'_>) -> Result<Built, Refusal> {
+        self.check(r)?;
+        let Op::SparseAttention { scale, .. } = r.op else { return refuse("op", r.op.kind(), "sparse_attention") };
+        let [q, keys, values, indices, positions, ids, tables] = &r.operands[..] else {
+            return refuse("operands", r.operands.len(), 7);
+        };
+        let mut b = Builder::new("sparse_attention");
+        // Indices last: the others are numbered as attention's.
+        let order = [0, 1, 2, 4, 5, 6, 3];
+        let names = ["q", "k_cache", "v_cache", "positions", "sequence_ids", "block_tables", "indices"];
+        let params: Vec<Param> = order
+            .iter()
+            .zip(names)
+            .map(|(i, name)| param(&mut b, r.target(), name, &r.operands[*i], Access::Read))
+            .collect();
+        let operands = [q, keys, values, positions, ids, tables];
+        let problem = Problem::new(&params, operands, &r.results[0], scale.0, r.max_tokens)?;
+        let rows = Rows { p: &problem, indices, param: params[6], length: last_dim(indices)? };
+        let products = [&q.ty, &keys.ty, &values.ty];
+        let mut arguments: Vec<Argument> = order.map(Argument::Operand).into();
+        let mut then = None;
+        let form = match (r.target(), tiles::unit(products)) {
+            (Target::Gpu(arch), Some(unit)) => {
+                let outcome = match room(r) {
+                    Some(room) => {
+                        let partials = room.declare(&mut b, Access::Write);
+                        arguments.extend(partials.arguments());
+                        let join = join::build(&r.results[0], &q.ty.shape[0], room, problem.scale, *arch, true);
+                        then = Some(Box::new(join));
+                        Outcome::Partials(partials)
+                    }
+                    None => {
+                        arguments.push(Argument::Result(0));
+                        Outcome::Whole(param(&mut b, r.target(), "out", &r.results[0], Access::Write))
+                    }
+                };
+                matrix(&mut b, &rows, outcome, *arch, &r.choices, unit)
+            }
+            (target, _) => {
+                arguments.push(Argument::Result(0));
+                let out = param(&mut b, r.target(), "out", &r.results[0], Access::Write);
+                match target {
+                    Target::Host(_) => host(&mut b, &rows, out),
+                    Target::Gpu(_) => wide(&mut b, &rows, out),
+                }
+            }
+        };
+        let summary = format!(
+            "attention to {} of {} heads over {} of {}, {form}, {} -> {}",
+            rows.length, problem.heads, problem.kv_heads, problem.d, q.ty.dtype, r.results[0].ty.dtype
+        );
+        Ok(Built { kernel: b.finish(String::new()), arguments, summary, then })
     }
 
     fn scratch(&self, request: &Request<'_>) -> u64 {
@@ -64,79 +117,11 @@ impl Family for SparseAttention {
     }
 }
 
-/// Preconditions of the family: those of attention, and rows of a constant length.
-///
-/// # Errors
-/// The first that fails.
-fn check(r: &Request<'_>) -> Result<(), Refusal> {
-    super::check(r)?;
-    contiguous_last(&r.operands[3])?;
-    last_dim(&r.operands[3]).map(|_| ())
-}
-
 /// Partial softmaxes of the programs that share a row, where they do.
 fn room(r: &Request<'_>) -> Option<Room> {
     let heads = |operand: usize| r.operands.get(operand)?.ty.shape.get(1)?.constant();
     let kv_heads = heads(1)?;
     shared_room(r, tiles::programs(kv_heads, heads(0)?.checked_div(kv_heads)?))
-}
-
-/// The kernel of a request that passed [`check`].
-///
-/// # Errors
-/// As [`check`].
-fn build(r: &Request<'_>) -> Result<Built, Refusal> {
-    check(r)?;
-    let Op::SparseAttention { scale, .. } = r.op else { return refuse("op", r.op.kind(), "sparse_attention") };
-    let [q, keys, values, indices, positions, ids, tables] = &r.operands[..] else {
-        return refuse("operands", r.operands.len(), 7);
-    };
-    let mut b = Builder::new("sparse_attention");
-    // Indices last: the others are numbered as attention's.
-    let order = [0, 1, 2, 4, 5, 6, 3];
-    let names = ["q", "k_cache", "v_cache", "positions", "sequence_ids", "block_tables", "indices"];
-    let params: Vec<Param> = order
-        .iter()
-        .zip(names)
-        .map(|(i, name)| param(&mut b, r.target(), name, &r.operands[*i], Access::Read))
-        .collect();
-    let operands = [q, keys, values, positions, ids, tables];
-    let problem = Problem::new(&params, operands, &r.results[0], scale.0, r.max_tokens)?;
-    let rows = Rows { p: &problem, indices, param: params[6], length: last_dim(indices)? };
-    let products = [&q.ty, &keys.ty, &values.ty];
-    let mut arguments: Vec<Argument> = order.map(Argument::Operand).into();
-    let mut then = None;
-    let form = match (r.target(), tiles::unit(products)) {
-        (Target::Gpu(arch), Some(unit)) => {
-            let outcome = match room(r) {
-                Some(room) => {
-                    let partials = room.declare(&mut b, Access::Write);
-                    arguments.extend(partials.arguments());
-                    let join = join::build(&r.results[0], &q.ty.shape[0], room, problem.scale, *arch, true);
-                    then = Some(Box::new(join));
-                    Outcome::Partials(partials)
-                }
-                None => {
-                    arguments.push(Argument::Result(0));
-                    Outcome::Whole(param(&mut b, r.target(), "out", &r.results[0], Access::Write))
-                }
-            };
-            matrix(&mut b, &rows, outcome, *arch, &r.choices, unit)
-        }
-        (target, _) => {
-            arguments.push(Argument::Result(0));
-            let out = param(&mut b, r.target(), "out", &r.results[0], Access::Write);
-            match target {
-                Target::Host(_) => host(&mut b, &rows, out),
-                Target::Gpu(_) => wide(&mut b, &rows, out),
-            }
-        }
-    };
-    let summary = format!(
-        "attention to {} of {} heads over {} of {}, {form}, {} -> {}",
-        rows.length, problem.heads, problem.kv_heads, problem.d, q.ty.dtype, r.results[0].ty.dtype
-    );
-    Ok(Built { kernel: b.finish(String::new()), arguments, summary, then })
 }
 
 /// Rows of listed positions.

@@ -49,86 +49,71 @@ impl Family for AllGather {
         Addressing { operands: &[Strides::Rows], results: Strides::Rows, shares: Sharing::Never }
     }
 
-    fn check(&self, request: &Request<'_>) -> Result<(), Refusal> {
-        check(request)
+    /// Preconditions of the family.
+    fn check(&self, r: &Request<'_>) -> Result<(), Refusal> {
+        world(r)?;
+        elements(&parts(r)?.x)?;
+        Ok(())
     }
 
-    fn build(&self, request: &Request<'_>) -> Result<Built, Refusal> {
-        build(request)
+    fn build(&self, r: &Request<'_>) -> Result<Built, Refusal> {
+        let Parts { x, out, step, bytes } = &parts(r)?;
+        let (n, world) = (elements(x)?, world(r)?);
+        // Bits of floats move as they are.
+        let stored = match x.ty.dtype.block_bytes() {
+            1 => Elem::I8,
+            2 => Elem::I16,
+            _ => Elem::I32,
+        };
+        let elem = if *bytes { Elem::I32 } else { stored };
+        let rows = RowSpace::every(&x.ty.shape[..x.ty.rank() - 1]);
+        let mut b = Builder::new("all_gather");
+        let mut arguments = vec![Argument::Operand(0), Argument::Result(0)];
+        let x_param = param(&mut b, r.target(), "x", x, Access::Read);
+        let out_param = param(&mut b, r.target(), "out", out, Access::Write);
+        let columns = Columns::new(&mut b, r, world, &rows, (n, elem), NAN);
+        let size = stored.bytes() as i64;
+        let own = |b: &mut Builder, row: V, piece: &Piece| -> V {
+            let v = load(b, x_param, x, piece, row, stored);
+            if *bytes {
+                return b.convert(Conversion::Unsigned, v, Elem::I32);
+            }
+            // The NaN that stands for nothing travels as its neighbour; every other value keeps its bits, -0.0 too.
+            let empty = b.int_of(elem, &[], -1);
+            let other = b.int_of(elem, &[], -2);
+            let is_empty = b.compare(Compare::Equal, v, empty);
+            b.select(is_empty, other, v)
+        };
+        columns.exchange(
+            &mut b,
+            r,
+            &rows,
+            &mut arguments,
+            |b, exchange, row, piece| {
+                let v = own(b, row, piece);
+                exchange.push(b, piece, |_, _| v);
+            },
+            |b, exchange, row, piece| {
+                let v = own(b, row, piece);
+                let base = row_at(b, out, row);
+                let at = b.scale(piece.at, size);
+                let base = b.add(base, at);
+                exchange.gather(
+                    b,
+                    piece,
+                    v,
+                    |_, v| v,
+                    |b, source, v| {
+                        let at = b.offset(base, i64::from(source) * step);
+                        let v = b.convert(Conversion::Signed, v, stored);
+                        piece.store_elements(b, out_param, at, [0, size], v);
+                    },
+                );
+            },
+        );
+        let summary = format!("all_gather of {n} {} over {world} ranks", r.operands[0].ty.dtype);
+        Ok(Built { kernel: b.finish(String::new()), arguments, summary, then: None })
     }
-}
-
-/// Preconditions of the family.
-///
-/// # Errors
-/// The first that fails.
-fn check(r: &Request<'_>) -> Result<(), Refusal> {
-    world(r)?;
-    elements(&parts(r)?.x)?;
-    Ok(())
-}
-
-/// The kernel of a request that passed [`check`].
-///
-/// # Errors
-/// As [`check`].
-fn build(r: &Request<'_>) -> Result<Built, Refusal> {
-    let Parts { x, out, step, bytes } = &parts(r)?;
-    let (n, world) = (elements(x)?, world(r)?);
-    // Bits of floats move as they are.
-    let stored = match x.ty.dtype.block_bytes() {
-        1 => Elem::I8,
-        2 => Elem::I16,
-        _ => Elem::I32,
-    };
-    let elem = if *bytes { Elem::I32 } else { stored };
-    let rows = RowSpace::every(&x.ty.shape[..x.ty.rank() - 1]);
-    let mut b = Builder::new("all_gather");
-    let mut arguments = vec![Argument::Operand(0), Argument::Result(0)];
-    let x_param = param(&mut b, r.target(), "x", x, Access::Read);
-    let out_param = param(&mut b, r.target(), "out", out, Access::Write);
-    let columns = Columns::new(&mut b, r, world, &rows, (n, elem), NAN);
-    let size = stored.bytes() as i64;
-    let own = |b: &mut Builder, row: V, piece: &Piece| -> V {
-        let v = load(b, x_param, x, piece, row, stored);
-        if *bytes {
-            return b.convert(Conversion::Unsigned, v, Elem::I32);
-        }
-        // The NaN that stands for nothing travels as its neighbour; every other value keeps its bits, -0.0 too.
-        let empty = b.int_of(elem, &[], -1);
-        let other = b.int_of(elem, &[], -2);
-        let is_empty = b.compare(Compare::Equal, v, empty);
-        b.select(is_empty, other, v)
-    };
-    columns.exchange(
-        &mut b,
-        r,
-        &rows,
-        &mut arguments,
-        |b, exchange, row, piece| {
-            let v = own(b, row, piece);
-            exchange.push(b, piece, |_, _| v);
-        },
-        |b, exchange, row, piece| {
-            let v = own(b, row, piece);
-            let base = row_at(b, out, row);
-            let at = b.scale(piece.at, size);
-            let base = b.add(base, at);
-            exchange.gather(
-                b,
-                piece,
-                v,
-                |_, v| v,
-                |b, source, v| {
-                    let at = b.offset(base, i64::from(source) * step);
-                    let v = b.convert(Conversion::Signed, v, stored);
-                    piece.store_elements(b, out_param, at, [0, size], v);
-                },
-            );
-        },
-    );
-    let summary = format!("all_gather of {n} {} over {world} ranks", r.operands[0].ty.dtype);
-    Ok(Built { kernel: b.finish(String::new()), arguments, summary, then: None })
 }
 
 fn load(b: &mut Builder, param: Param, x: &Tensor, piece: &Piece, row: V, elem: Elem) -> V {

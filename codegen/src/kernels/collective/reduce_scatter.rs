@@ -36,71 +36,56 @@ impl Family for ReduceScatter {
         Addressing { operands: &[Strides::Rows], results: Strides::Rows, shares: Sharing::Never }
     }
 
-    fn check(&self, request: &Request<'_>) -> Result<(), Refusal> {
-        check(request)
+    /// Preconditions of the family.
+    fn check(&self, r: &Request<'_>) -> Result<(), Refusal> {
+        let (x, out, _) = parts(r)?;
+        world(r)?;
+        elements(&out)?;
+        require(x.ty.dtype.is_compute_float(), "activation dtype", x.ty.dtype, "f32, f16 or bf16")
     }
 
-    fn build(&self, request: &Request<'_>) -> Result<Built, Refusal> {
-        build(request)
+    fn build(&self, r: &Request<'_>) -> Result<Built, Refusal> {
+        self.check(r)?;
+        let (x, out, step) = &parts(r)?;
+        let (n, world) = (elements(out)?, world(r)?);
+        let (dtype, elem) = (x.ty.dtype, elem_of(x.ty.dtype).unwrap_or(Elem::F32));
+        let rows = RowSpace::every(&out.ty.shape[..out.ty.rank() - 1]);
+        let mut b = Builder::new("reduce_scatter");
+        let mut arguments = vec![Argument::Operand(0), Argument::Result(0)];
+        let x_param = param(&mut b, r.target(), "x", x, Access::Read);
+        let out_param = param(&mut b, r.target(), "out", out, Access::Write);
+        let columns = Columns::new(&mut b, r, world, &rows, (n, elem), negative_zero(dtype));
+        // A piece of the part of rank `of`, without negative zeros.
+        let part = |b: &mut Builder, row: V, piece: &Piece, of: V| -> V {
+            let base = row_at(b, x, row);
+            let start = b.scale(of, *step);
+            let base = b.add(base, start);
+            let v = piece.load(b, x_param, base, dtype, 0);
+            let zero = b.float(0.0);
+            b.add(v, zero)
+        };
+        columns.exchange(
+            &mut b,
+            r,
+            &rows,
+            &mut arguments,
+            |b, exchange, row, piece| {
+                exchange.push(b, piece, |b, peer| {
+                    let v = part(b, row, piece, peer);
+                    b.convert(Conversion::Float, v, elem)
+                });
+            },
+            |b, exchange, row, piece| {
+                let own = part(b, row, piece, exchange.mail.peers.rank);
+                let mut total = None;
+                exchange.gather(b, piece, own, Builder::to_f32, |b, _, v| {
+                    total = Some(total.map_or(v, |t| b.add(t, v)));
+                });
+                let base = row_at(b, out, row);
+                piece.store(b, out_param, base, dtype, 0, total.unwrap_or(own));
+            },
+        );
+        let summary = format!("reduce_scatter of {world} x {n} {dtype}");
+        Ok(Built { kernel: b.finish(String::new()), arguments, summary, then: None })
     }
-}
-
-/// Preconditions of the family.
-///
-/// # Errors
-/// The first that fails.
-fn check(r: &Request<'_>) -> Result<(), Refusal> {
-    let (x, out, _) = parts(r)?;
-    world(r)?;
-    elements(&out)?;
-    require(x.ty.dtype.is_compute_float(), "activation dtype", x.ty.dtype, "f32, f16 or bf16")
-}
-
-/// The kernel of a request that passed [`check`].
-///
-/// # Errors
-/// As [`check`].
-fn build(r: &Request<'_>) -> Result<Built, Refusal> {
-    check(r)?;
-    let (x, out, step) = &parts(r)?;
-    let (n, world) = (elements(out)?, world(r)?);
-    let (dtype, elem) = (x.ty.dtype, elem_of(x.ty.dtype).unwrap_or(Elem::F32));
-    let rows = RowSpace::every(&out.ty.shape[..out.ty.rank() - 1]);
-    let mut b = Builder::new("reduce_scatter");
-    let mut arguments = vec![Argument::Operand(0), Argument::Result(0)];
-    let x_param = param(&mut b, r.target(), "x", x, Access::Read);
-    let out_param = param(&mut b, r.target(), "out", out, Access::Write);
-    let columns = Columns::new(&mut b, r, world, &rows, (n, elem), negative_zero(dtype));
-    // A piece of the part of rank `of`, without negative zeros.
-    let part = |b: &mut Builder, row: V, piece: &Piece, of: V| -> V {
-        let base = row_at(b, x, row);
-        let start = b.scale(of, *step);
-        let base = b.add(base, start);
-        let v = piece.load(b, x_param, base, dtype, 0);
-        let zero = b.float(0.0);
-        b.add(v, zero)
-    };
-    columns.exchange(
-        &mut b,
-        r,
-        &rows,
-        &mut arguments,
-        |b, exchange, row, piece| {
-            exchange.push(b, piece, |b, peer| {
-                let v = part(b, row, piece, peer);
-                b.convert(Conversion::Float, v, elem)
-            });
-        },
-        |b, exchange, row, piece| {
-            let own = part(b, row, piece, exchange.mail.peers.rank);
-            let mut total = None;
-            exchange.gather(b, piece, own, Builder::to_f32, |b, _, v| {
-                total = Some(total.map_or(v, |t| b.add(t, v)));
-            });
-            let base = row_at(b, out, row);
-            piece.store(b, out_param, base, dtype, 0, total.unwrap_or(own));
-        },
-    );
-    let summary = format!("reduce_scatter of {world} x {n} {dtype}");
-    Ok(Built { kernel: b.finish(String::new()), arguments, summary, then: None })
 }

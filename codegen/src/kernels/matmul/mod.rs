@@ -42,63 +42,60 @@ impl Family for Matmul {
         }
     }
 
-    fn check(&self, request: &Request<'_>) -> Result<(), Refusal> {
-        check(request)
+    /// Preconditions of the family.
+    fn check(&self, r: &Request<'_>) -> Result<(), Refusal> {
+        let (x, w) = (&r.operands[0], &r.operands[1]);
+        let k = last_dim(x)?;
+        require(w.ty.constant_shape().is_some(), "weight shape", &w.ty, "constant dims")?;
+        require(r.results[0].ty.dtype.is_compute_float(), "result dtype", r.results[0].ty.dtype, "f32, f16 or bf16")?;
+        require(
+            x.ty.dtype.is_compute_float() || x.ty.dtype == DType::Q8A,
+            "activation dtype",
+            x.ty.dtype,
+            "f32, f16, bf16 or q8a",
+        )?;
+        require(
+            x.ty.dtype != DType::Q8A || w.ty.dtype.is_block(),
+            "weight dtype for q8a activations",
+            w.ty.dtype,
+            "a block-quantised format",
+        )?;
+        contiguous_last(x)?;
+        contiguous_last(&r.results[0])?;
+        row_stride(x)?;
+        row_stride(&r.results[0])?;
+        RowSpace::of(&x.ty.shape[..x.ty.rank() - 1])?;
+        if let Op::MatmulSiluMul { .. } = r.op {
+            require(r.operands[1..].iter().all(|w| w.is_static), "weights", "one computed in the step", "static ones")?;
+        }
+        if w.is_static {
+            matrix_layout(w.ty.dtype, k, r.target(), false)?;
+        } else {
+            require(
+                w.ty.dtype.is_compute_float() && x.ty.dtype.is_compute_float(),
+                "weight dtype computed in the step",
+                w.ty.dtype,
+                "f32, f16 or bf16",
+            )?;
+        }
+        if let Op::MatmulAdd { .. } = r.op {
+            contiguous_last(&r.operands[2])?;
+            addend_stride(r)?;
+        }
+        Ok(())
     }
 
-    fn heeds(&self, _: &Request<'_>) -> &'static [&'static str] {
+    fn heeds(&self) -> &'static [&'static str] {
         &["gemm_rows", "gemv_tokens", "gemv_rows", "gemm_tile_rows", "gemm_tile_columns", "gemm_wide_columns"]
     }
 
-    fn build(&self, request: &Request<'_>) -> Result<Built, Refusal> {
-        build(request)
+    fn build(&self, r: &Request<'_>) -> Result<Built, Refusal> {
+        self.check(r)?;
+        match r.target() {
+            Target::Host(_) => lanes::build(r),
+            Target::Gpu(arch) => build_gpu(r, *arch),
+        }
     }
-}
-
-/// Preconditions of the family.
-///
-/// # Errors
-/// The first that fails.
-fn check(r: &Request<'_>) -> Result<(), Refusal> {
-    let (x, w) = (&r.operands[0], &r.operands[1]);
-    let k = last_dim(x)?;
-    require(w.ty.constant_shape().is_some(), "weight shape", &w.ty, "constant dims")?;
-    require(r.results[0].ty.dtype.is_compute_float(), "result dtype", r.results[0].ty.dtype, "f32, f16 or bf16")?;
-    require(
-        x.ty.dtype.is_compute_float() || x.ty.dtype == DType::Q8A,
-        "activation dtype",
-        x.ty.dtype,
-        "f32, f16, bf16 or q8a",
-    )?;
-    require(
-        x.ty.dtype != DType::Q8A || w.ty.dtype.is_block(),
-        "weight dtype for q8a activations",
-        w.ty.dtype,
-        "a block-quantised format",
-    )?;
-    contiguous_last(x)?;
-    contiguous_last(&r.results[0])?;
-    row_stride(x)?;
-    row_stride(&r.results[0])?;
-    RowSpace::of(&x.ty.shape[..x.ty.rank() - 1])?;
-    if let Op::MatmulSiluMul { .. } = r.op {
-        require(r.operands[1..].iter().all(|w| w.is_static), "weights", "one computed in the step", "static ones")?;
-    }
-    if w.is_static {
-        matrix_layout(w.ty.dtype, k, r.target(), false)?;
-    } else {
-        require(
-            w.ty.dtype.is_compute_float() && x.ty.dtype.is_compute_float(),
-            "weight dtype computed in the step",
-            w.ty.dtype,
-            "f32, f16 or bf16",
-        )?;
-    }
-    if let Op::MatmulAdd { .. } = r.op {
-        contiguous_last(&r.operands[2])?;
-        addend_stride(r)?;
-    }
-    Ok(())
 }
 
 /// Byte stride of the addend per row: 0 for a bias.
@@ -197,18 +194,6 @@ fn joined(b: &mut Builder, products: &[V]) -> V {
             b.mul(gate, *up)
         }
         _ => products[0],
-    }
-}
-
-/// The kernel of a request that passed [`check`].
-///
-/// # Errors
-/// As [`check`].
-fn build(r: &Request<'_>) -> Result<Built, Refusal> {
-    check(r)?;
-    match r.target() {
-        Target::Host(_) => lanes::build(r),
-        Target::Gpu(arch) => build_gpu(r, *arch),
     }
 }
 
@@ -365,7 +350,7 @@ impl Right {
 
 #[cfg(test)]
 mod tests {
-    use super::{DType, Op, Request, TensorType, build};
+    use super::{DType, Family, Matmul, Op, Request, TensorType};
     use crate::choices::Choices;
     use crate::request::Tensor;
     use crate::setup::{Setup, Symbols};
@@ -388,7 +373,7 @@ mod tests {
             setup: &setup,
             choices: Choices::default(),
         };
-        build(&request).expect("a matmul the family takes").kernel.to_string()
+        Matmul.build(&request).expect("a matmul the family takes").kernel.to_string()
     }
 
     #[test]

@@ -31,36 +31,33 @@ impl Family for ScaledMatmul {
         }
     }
 
-    fn check(&self, request: &Request<'_>) -> Result<(), Refusal> {
-        check(request)
+    /// Preconditions of the family.
+    fn check(&self, r: &Request<'_>) -> Result<(), Refusal> {
+        let shape = Shape::of(r)?;
+        let (codes, scales, w, w_scales) = (&r.operands[0], &r.operands[1], &r.operands[2], &r.operands[3]);
+        for t in [codes, scales, &r.results[0]] {
+            contiguous_last(t)?;
+            row_stride(t)?;
+        }
+        require(r.results[0].ty.dtype.is_compute_float(), "result dtype", r.results[0].ty.dtype, "f32, f16 or bf16")?;
+        require(w.is_static, "weight", "one computed in the step", "a static one")?;
+        require(w_scales.is_static, "weight scales", "computed in the step", "static ones")?;
+        RowSpace::of(&codes.ty.shape[..codes.ty.rank() - 1])?;
+        if let Target::Host(_) = r.target() {
+            let lanes = u64::from(r.target().lanes());
+            let whole = shape.rows == 1 || shape.rows >= shape.n || shape.rows.is_multiple_of(lanes);
+            require(whole, "rows of a weight block", shape.rows, format!("1, all, or a multiple of {lanes}"))?;
+        }
+        Ok(())
     }
 
-    fn build(&self, request: &Request<'_>) -> Result<Built, Refusal> {
-        build(request)
+    fn build(&self, r: &Request<'_>) -> Result<Built, Refusal> {
+        self.check(r)?;
+        match r.target() {
+            Target::Host(_) => host::build(r),
+            Target::Gpu(arch) => gpu::build(r, *arch),
+        }
     }
-}
-
-/// Preconditions of the family.
-///
-/// # Errors
-/// The first that fails.
-fn check(r: &Request<'_>) -> Result<(), Refusal> {
-    let shape = Shape::of(r)?;
-    let (codes, scales, w, w_scales) = (&r.operands[0], &r.operands[1], &r.operands[2], &r.operands[3]);
-    for t in [codes, scales, &r.results[0]] {
-        contiguous_last(t)?;
-        row_stride(t)?;
-    }
-    require(r.results[0].ty.dtype.is_compute_float(), "result dtype", r.results[0].ty.dtype, "f32, f16 or bf16")?;
-    require(w.is_static, "weight", "one computed in the step", "a static one")?;
-    require(w_scales.is_static, "weight scales", "computed in the step", "static ones")?;
-    RowSpace::of(&codes.ty.shape[..codes.ty.rank() - 1])?;
-    if let Target::Host(_) = r.target() {
-        let lanes = u64::from(r.target().lanes());
-        let whole = shape.rows == 1 || shape.rows >= shape.n || shape.rows.is_multiple_of(lanes);
-        require(whole, "rows of a weight block", shape.rows, format!("1, all, or a multiple of {lanes}"))?;
-    }
-    Ok(())
 }
 
 /// Sizes of a product, all constant.
@@ -208,16 +205,4 @@ fn runs(b: &mut Builder, shape: &Shape, init: V, mut body: impl FnMut(&mut Build
     }
     let (zero, end) = (b.int(0), b.int(shape.k as i64));
     b.for_loop(zero, end, shape.run as i64, &[init], |b, at, carried| vec![body(b, at, carried[0])])[0]
-}
-
-/// The kernel of a request that passed [`check`].
-///
-/// # Errors
-/// As [`check`].
-fn build(r: &Request<'_>) -> Result<Built, Refusal> {
-    check(r)?;
-    match r.target() {
-        Target::Host(_) => host::build(r),
-        Target::Gpu(arch) => gpu::build(r, *arch),
-    }
 }

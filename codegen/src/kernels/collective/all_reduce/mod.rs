@@ -82,29 +82,32 @@ impl Family for AllReduce {
         }
     }
 
-    fn check(&self, request: &Request<'_>) -> Result<(), Refusal> {
-        check(request)
-    }
-
-    fn build(&self, request: &Request<'_>) -> Result<Built, Refusal> {
-        build(request)
-    }
-}
-
-/// What a rule asks before it fuses: what [`build`] asks, and whole packs, without which nothing is gained.
-///
-/// # Errors
-/// The first that fails.
-fn check(r: &Request<'_>) -> Result<(), Refusal> {
-    let p = parts(r);
-    match form::fixed(&r.choices) {
-        Some(Stages::Unfused | Stages::Library) if p.norm.is_some() => {
-            require(false, "all_reduce", "0 or 3", "1 or 2: --set all_reduce=0 or 3 keeps norms apart")?;
+    /// What a rule asks before it fuses: what [`build`] asks, and whole packs, without which nothing is gained.
+    fn check(&self, r: &Request<'_>) -> Result<(), Refusal> {
+        let p = parts(r);
+        match form::fixed(&r.choices) {
+            Some(Stages::Unfused | Stages::Library) if p.norm.is_some() => {
+                require(false, "all_reduce", "0 or 3", "1 or 2: --set all_reduce=0 or 3 keeps norms apart")?;
+            }
+            _ if p.norm.is_some() => whole_packs(p.x)?,
+            _ => {}
         }
-        _ if p.norm.is_some() => whole_packs(p.x)?,
-        _ => {}
+        admit(&rowed(r))
     }
-    admit(&rowed(r))
+
+    fn build(&self, r: &Request<'_>) -> Result<Built, Refusal> {
+        let r = &rowed(r);
+        admit(r)?;
+        let x = parts(r).x;
+        let (d, world) = (elements(x)?, world(r)?);
+        let rows = RowSpace::every(&x.ty.shape[..x.ty.rank() - 1]);
+        let tokens = if rows.symbol.is_some() { rows.mul.saturating_mul(r.max_tokens) } else { rows.mul };
+        let bytes = (d * x.ty.dtype.block_bytes() as u64).saturating_mul(tokens);
+        match form::choose(r.setup, world, d, bytes) {
+            Stages::Two => two_stage::build(r),
+            _ => one_stage::build(r),
+        }
+    }
 }
 
 /// The request by rows: where there is no norm any tensor is as good as rows of one element.
@@ -147,24 +150,6 @@ fn admit(r: &Request<'_>) -> Result<(), Refusal> {
     let addend = p.residual.map_or(p.x.ty.dtype, |t| t.ty.dtype);
     require(sum == addend, "sum dtype", sum, format!("{addend}, to which the sum is rounded"))?;
     if form::fixed(&r.choices) == Some(Stages::Two) { form::check_two(d, world) } else { Ok(()) }
-}
-
-/// The kernel of a request.
-///
-/// # Errors
-/// The first precondition that fails.
-fn build(r: &Request<'_>) -> Result<Built, Refusal> {
-    let r = &rowed(r);
-    admit(r)?;
-    let x = parts(r).x;
-    let (d, world) = (elements(x)?, world(r)?);
-    let rows = RowSpace::every(&x.ty.shape[..x.ty.rank() - 1]);
-    let tokens = if rows.symbol.is_some() { rows.mul.saturating_mul(r.max_tokens) } else { rows.mul };
-    let bytes = (d * x.ty.dtype.block_bytes() as u64).saturating_mul(tokens);
-    match form::choose(r.setup, world, d, bytes) {
-        Stages::Two => two_stage::build(r),
-        _ => one_stage::build(r),
-    }
 }
 
 /// A tensor, its parameter and dtype. A program has a row at a time, so that no stride from row to row matters.
